@@ -1,0 +1,1 @@
+"""The maths of deformations; knows only tensors."""

@@ -1,0 +1,283 @@
+"""Operations on deformations: shape checks, gradients, and the choice of the backend.
+
+Fields are ``(B, 3, X, Y, Z)``, voxels, channel = array axis; a field ``u`` stands for the map ``x + u(x)``.
+Look-ups are trilinear with the look-up coordinate clamped to the volume, while positions may leave it.
+The autograd Functions here are the only ones; they keep their inputs and recompute the rest. Half precision
+is computed in float32 and given back in the input's dtype.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from importlib import import_module
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sitreg_lumir.deform import torch_backend
+
+BACKENDS = ("auto", "torch", "cpu")
+_forced = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Forces a backend (``torch``, ``cpu``) within the block; ``auto`` follows device and dtype.
+
+    The environment variable ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _backend(tensor: Tensor) -> Any:
+    """The module whose functions compute on this tensor."""
+    if _forced not in BACKENDS:
+        raise ValueError(f"SITREG_LUMIR_BACKEND must be one of {', '.join(BACKENDS)}, got {_forced!r}")
+    if _forced != "torch" and tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
+        return import_module("sitreg_lumir.deform.cpu_backend")
+    return torch_backend
+
+
+def _in_float(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Outside autocast, half precision tensors in float32, the result in the first tensor's dtype."""
+
+    @wraps(operation)
+    def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+        first = next(arg for arg in args if isinstance(arg, Tensor))
+        half = any(isinstance(arg, Tensor) and arg.dtype in (torch.float16, torch.bfloat16) for arg in args)
+        if half:
+            args = tuple(arg.float() if isinstance(arg, Tensor) else arg for arg in args)
+        with torch.autocast(first.device.type, enabled=False):
+            result = operation(*args, **kwargs)
+        return result.to(first.dtype) if half else result
+
+    return wrapped
+
+
+@_in_float
+def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence[int]) -> Tensor:
+    """The field of cubic B-spline control points, at full resolution (no prefilter: it also smooths).
+
+    Args:
+        control_points: ``(B, 3, ceil(X / factor), ...)``, voxels of their level.
+        factor: spacing of the level in full-resolution voxels.
+        shape: ``(X, Y, Z)`` of the full-resolution grid.
+
+    Returns:
+        ``(B, 3, X, Y, Z)``, full-resolution voxels.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    _check_field(control_points, "control_points")
+    expected = tuple(ceil(size / factor) for size in shape)
+    if tuple(control_points.shape[2:]) != expected:
+        raise ValueError(
+            f"control_points of factor {factor} on {tuple(shape)} must be {expected}, got {tuple(control_points.shape[2:])}"
+        )
+    result: Tensor = _Upsample.apply(control_points, factor, tuple(shape))
+    return result
+
+
+@_in_float
+def invert(disp: Tensor, tolerance: float = 1e-2, max_iterations: int = 50) -> Tensor:
+    """The inverse of ``x + disp(x)`` by fixed-point iteration, with the exact implicit gradient.
+
+    Args:
+        disp: ``(B, 3, X, Y, Z)``, voxels; must be a contraction (control points within their bound).
+        tolerance: the iteration ends when no voxel's inverse moves further than this, voxels.
+        max_iterations: upper limit of look-ups.
+
+    Returns:
+        ``(B, 3, X, Y, Z)``, voxels.
+
+    Source: Honkamaa & Marttinen, SITReg, Machine Learning for Biomedical Imaging 2024.
+    """
+    _check_field(disp, "disp")
+    result: Tensor = _Invert.apply(disp, tolerance, max_iterations)
+    return result
+
+
+@_in_float
+def compose(*disps: Tensor) -> Tensor:
+    """The field of ``disps[0] o disps[1] o ...``, the last one applied first, resampled once at the end.
+
+    Args:
+        disps: two or more fields ``(B, 3, X, Y, Z)``, voxels, on one grid.
+
+    Returns:
+        ``(B, 3, X, Y, Z)``, voxels, on the same grid.
+    """
+    if len(disps) < 2:
+        raise ValueError(f"compose needs two fields or more, got {len(disps)}")
+    for disp in disps:
+        _check_field(disp, "disp")
+        if disp.shape != disps[0].shape:
+            raise ValueError(f"fields differ in shape: {tuple(disps[0].shape)} and {tuple(disp.shape)}")
+    result: Tensor = _Compose.apply(*disps)
+    return result
+
+
+@_in_float
+def warp(values: Tensor, disp: Tensor, factor: int = 1) -> Tensor:
+    """``values`` pulled through a field: ``warped(x) = values(x + disp(x))``, border values outside.
+
+    Args:
+        values: ``(B, C, ...)`` on the grid of ``disp`` (images), or on the level grid with spacing ``factor``
+            (features), whose voxel ``k`` lies at ``factor * (k + 1/2) - 1/2``.
+        disp: ``(B, 3, X, Y, Z)``, full-resolution voxels.
+        factor: spacing of the level in full-resolution voxels.
+
+    Returns:
+        ``(B, C, ...)``, on the grid of ``values``.
+    """
+    _check_field(disp, "disp")
+    expected = tuple(ceil(size / factor) for size in disp.shape[2:])
+    if values.ndim != 5 or tuple(values.shape[2:]) != expected or len(values) != len(disp):
+        raise ValueError(
+            f"values must be ({len(disp)}, C, {', '.join(map(str, expected))}) for factor {factor}, got {tuple(values.shape)}"
+        )
+    result: Tensor = _Warp.apply(values, disp, factor)
+    return result
+
+
+def warp_mask(mask: Tensor, disp: Tensor) -> Tensor:
+    """Where a warped mask still holds: trilinear with zeros outside, kept from 1 - 1e-3 on; no gradient.
+
+    Args:
+        mask: ``(B, 1, X, Y, Z)``, bool or 0/1.
+        disp: ``(B, 3, X, Y, Z)``, voxels.
+
+    Returns:
+        bool ``(B, 1, X, Y, Z)``.
+    """
+    _check_field(disp, "disp")
+    return mask_at(mask, (torch_backend.grid_points(disp) + disp).detach())
+
+
+@torch.no_grad()
+def mask_at(mask: Tensor, points: Tensor) -> Tensor:
+    """:func:`warp_mask` at ``points`` ``(B, 3, X, Y, Z)``, voxels, instead of through a field."""
+    dtype = torch.float32 if points.dtype in (torch.float16, torch.bfloat16) else points.dtype
+    points = points.to(dtype)
+    last = torch.tensor([size - 1 for size in mask.shape[2:]]).to(points)[:, None, None, None]
+    outside = torch.maximum(-points, points - last).clamp(0, 1)  # how far the look-up leaves, per axis
+    weight = (1 - outside).prod(dim=1, keepdim=True)  # what is left of a mask of ones
+    inside = _backend(points).interpolate(mask.to(dtype), points)
+    return inside * weight >= 1 - 1e-3
+
+
+@torch.no_grad()
+def warp_labels(labels: Tensor, disp: Tensor) -> Tensor:
+    """Labels pulled through a field by nearest neighbour; 0 where the position leaves the volume at all.
+
+    Args:
+        labels: ``(B, C, X, Y, Z)``, any dtype.
+        disp: ``(B, 3, X, Y, Z)``, voxels.
+
+    Returns:
+        the same shape and dtype as ``labels``.
+    """
+    _check_field(disp, "disp")
+    points = torch_backend.grid_points(disp) + disp
+    last = torch.tensor([size - 1 for size in labels.shape[2:]], device=disp.device)[:, None, None, None]
+    inside = ((points >= 0) & (points <= last)).all(dim=1, keepdim=True)
+    nearest = torch.floor(points + 0.5).long().clamp(min=torch.zeros_like(last), max=last)
+    _, size_y, size_z = labels.shape[2:]
+    index = (nearest[:, 0] * size_y + nearest[:, 1]) * size_z + nearest[:, 2]
+    picked = labels.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, labels.shape[1], -1))
+    return torch.where(inside, picked.view_as(labels), torch.zeros((), dtype=labels.dtype, device=labels.device))
+
+
+@_in_float
+def box_sum(values: Tensor, window: int) -> Tensor:
+    """Sum over a cube of ``window`` voxels (odd) around each voxel, zeros outside.
+
+    Args:
+        values: ``(B, C, X, Y, Z)``.
+        window: width in voxels.
+
+    Returns:
+        the same shape.
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window must be odd and positive, got {window}")
+    result: Tensor = _BoxSum.apply(values, window)
+    return result
+
+
+def _check_field(disp: Tensor, name: str) -> None:
+    if disp.ndim != 5 or disp.shape[1] != 3:
+        raise ValueError(f"{name} must be (B, 3, X, Y, Z), got {tuple(disp.shape)}")
+
+
+class _Upsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, control_points: Tensor, factor: int, shape: tuple[int, ...]) -> Any:
+        ctx.factor = factor
+        return _backend(control_points).upsample_control_points(control_points, factor, shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _backend(grads[0]).upsample_control_points_adjoint(grads[0], ctx.factor), None, None
+
+
+class _Invert(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, disp: Tensor, tolerance: float, max_iterations: int) -> Any:
+        inverse = _backend(disp).invert(disp, tolerance, max_iterations)
+        ctx.save_for_backward(disp, inverse)
+        return inverse
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        disp, inverse = ctx.saved_tensors
+        return _backend(disp).invert_adjoint(grads[0], disp, inverse), None, None
+
+
+class _Compose(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *disps: Tensor) -> Any:
+        ctx.save_for_backward(*disps)
+        return _backend(disps[0]).compose(disps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        disps = ctx.saved_tensors
+        return tuple(_backend(disps[0]).compose_adjoint(grads[0], disps, ctx.needs_input_grad))
+
+
+class _Warp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, disp: Tensor, factor: int) -> Any:
+        ctx.save_for_backward(values, disp)
+        ctx.factor = factor
+        return _backend(values).warp(values, disp, factor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        values, disp = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        adjoint = _backend(values).warp_adjoint(grads[0], values, disp, ctx.factor, needed[0], needed[1])
+        return (*adjoint, None)
+
+
+class _BoxSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, window: int) -> Any:
+        ctx.window = window
+        return torch_backend.box_sum(values, window)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return torch_backend.box_sum(grads[0], ctx.window), None

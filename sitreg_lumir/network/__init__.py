@@ -1,0 +1,1 @@
+"""The network: MIND, encoder, stages, weights."""

@@ -1,0 +1,158 @@
+"""SITReg: symmetric, inverse consistent, diffeomorphic registration from coarse to fine.
+
+One loop over the stages serves a single network and an ensemble: a single network is a list of one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sitreg_lumir.deform.bspline import control_point_bound
+from sitreg_lumir.deform.ops import warp
+from sitreg_lumir.deform.state import SymmetricState
+from sitreg_lumir.network.encoder import ControlPointHead, Encoder
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is known after one stage.
+
+    Attributes:
+        level: 0 is full resolution, the last stage.
+        disp: ``(B, 3, X, Y, Z)``, voxels, fixed grid: ``warp(moving, disp)`` matches the fixed image.
+        disp_inv: the same with the roles swapped, on the moving grid.
+        control_points: of this stage's update on the moving side, ``(B, 3, ...)``, voxels of the level.
+        control_points_reverse: of the update on the fixed side.
+    """
+
+    level: int
+    disp: Tensor
+    disp_inv: Tensor
+    control_points: Tensor
+    control_points_reverse: Tensor
+
+
+class SITReg(nn.Module):
+    """One registration network, by default with the sizes of the published LUMIR configuration.
+
+    ``forward``: keyword arguments ``fixed`` and ``moving`` ``(B, in_channels, X, Y, Z)`` -> ``disp`` on the fixed
+    grid and ``disp_inv`` on the moving grid, ``(B, 3, X, Y, Z)``, voxels. Any volume shape.
+
+    Args:
+        in_channels: 6 for MIND features, 1 for raw intensities.
+        features: channels of the encoder, finest level first.
+        head_features: channels of the control point heads, finest level first.
+        convolutions: 3x3x3 convolutions in each block.
+        groups: of the group normalisations.
+        bound_multiplier: share of the control point bound that is used.
+        inversion_tolerance: voxels, of full resolution.
+
+    Source: Honkamaa & Marttinen, SITReg, Machine Learning for Biomedical Imaging 2024; Strategies for Robust
+    Deep Learning Based Deformable Registration, 2025.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 6,
+        features: Sequence[int] = (12, 32, 64, 128, 128, 128),
+        head_features: Sequence[int] = (12, 64, 128, 256, 256, 256),
+        convolutions: int = 2,
+        groups: int = 4,
+        bound_multiplier: float = 0.99,
+        inversion_tolerance: float = 1e-2,
+    ) -> None:
+        super().__init__()
+        if len(features) != len(head_features) or not features:
+            raise ValueError(f"features and head_features need one entry per level, got {features} and {head_features}")
+        if not 0 < bound_multiplier < 1:
+            raise ValueError(f"bound_multiplier must lie between 0 and 1, got {bound_multiplier}")
+        self.architecture = {
+            "in_channels": in_channels,
+            "features": list(features),
+            "head_features": list(head_features),
+            "convolutions": convolutions,
+            "groups": groups,
+            "bound_multiplier": bound_multiplier,
+        }
+        self.inversion_tolerance = inversion_tolerance
+        self.encoder = Encoder(in_channels, features, convolutions, groups)
+        self.heads = nn.ModuleList(
+            ControlPointHead(
+                channels, head_channels, bound_multiplier * control_point_bound((2**level,) * 3), convolutions, groups
+            )
+            for level, (channels, head_channels) in enumerate(zip(features, head_features, strict=True))
+        )
+
+    @property
+    def levels(self) -> int:
+        """Number of stages."""
+        return len(self.heads)
+
+    def features(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per level, finest first, the features of ``(moving, fixed)``."""
+        moving_levels, fixed_levels = self.encoder(moving), self.encoder(fixed)
+        return list(zip(moving_levels, fixed_levels, strict=True))
+
+    def control_points(
+        self, level: int, features: tuple[Tensor, Tensor], state: SymmetricState
+    ) -> tuple[Tensor, Tensor]:
+        """This network's update at ``level``, given what the state knows; ``(B, 3, ...)``, level voxels."""
+        moving, fixed = features
+        if state.left_fwd is not None and state.right_fwd is not None:
+            moving = warp(moving, state.left_fwd, 2**level)
+            fixed = warp(fixed, state.right_fwd, 2**level)
+        first: Tensor
+        second: Tensor
+        first, second = self.heads[level](moving, fixed)
+        return first, second
+
+    def forward(self, *, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+        stage = run_stages([self], fixed=fixed, moving=moving)[-1]
+        return stage.disp, stage.disp_inv
+
+
+def run_stages(
+    members: Sequence[SITReg], *, fixed: Tensor, moving: Tensor, levels: Sequence[int] = (0,)
+) -> list[Stage]:
+    """Runs all stages, averaging the members' control points at each, and gives the wanted stages' results.
+
+    Args:
+        members: networks of one architecture; each warps its own features by the common state.
+        fixed: ``(B, C, X, Y, Z)``, the members' input (MIND features or intensities).
+        moving: the same shape.
+        levels: after which stages fields are wanted; 0 is the last.
+
+    Returns:
+        one :class:`Stage` per wanted level, coarsest first.
+
+    Raises:
+        ValueError: shapes or architectures differ, or a level does not exist.
+    """
+    if not members:
+        raise ValueError("no member given")
+    first = members[0]
+    if any(member.architecture != first.architecture for member in members):
+        raise ValueError("the members differ in architecture")
+    channels = first.architecture["in_channels"]
+    if fixed.ndim != 5 or fixed.shape[1] != channels or fixed.shape != moving.shape:
+        raise ValueError(
+            f"fixed and moving must be (B, {channels}, X, Y, Z), got {tuple(fixed.shape)} and {tuple(moving.shape)}"
+        )
+    if not set(levels) <= set(range(first.levels)):
+        raise ValueError(f"levels must lie in 0..{first.levels - 1}, got {list(levels)}")
+    features = [member.features(fixed=fixed, moving=moving) for member in members]
+    state = SymmetricState(fixed.shape[2:], first.inversion_tolerance)
+    stages = []
+    for level in reversed(range(first.levels)):
+        updates = [
+            member.control_points(level, pyramid.pop(), state)
+            for member, pyramid in zip(members, features, strict=True)
+        ]
+        control_points = torch.stack([update[0] for update in updates]).mean(dim=0)
+        reverse = torch.stack([update[1] for update in updates]).mean(dim=0)
+        state.update(control_points, reverse, 2**level)
+        if level in levels:
+            stages.append(Stage(level, *state.fields(), control_points, reverse))
+    return stages
