@@ -76,7 +76,7 @@ def test_control_point_bounds_match_the_oracle(oracles: Path, backend: str):
     for table in ("lookup", "computed"):
         for key, expected in stored[table].items():
             factors = tuple(map(int, key.split("x")))
-            if max(factors) <= 128 or len(factors) == 2 and max(factors) <= 1024:
+            if max(factors) <= 128 or (len(factors) == 2 and max(factors) <= 1024):
                 assert control_point_bound(factors) == pytest.approx(expected, rel=1e-9)
                 checked += 1
     assert checked

@@ -55,9 +55,7 @@ def test_similarity_with_warping_matches_the_oracle(losses, dtype, relative):
     total.backward()
     assert relative_l2(disp.grad, stored["grad_forward_displacement"]) <= relative
     assert relative_l2(disp_inv.grad, stored["grad_inverse_displacement"]) <= relative
-    torch.testing.assert_close(
-        warp(image_1, disp).detach(), stored["warped_image_1"].to(dtype), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(warp(image_1, disp).detach(), stored["warped_image_1"].to(dtype), atol=1e-4, rtol=0)
     assert float((warp_mask(mask_1, disp) != stored["warped_mask_1"].bool()).double().mean()) <= 1e-3
 
 

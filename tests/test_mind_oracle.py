@@ -20,7 +20,9 @@ def test_mind_matches_the_oracle(oracles: Path, dtype, tolerance, from_variance)
         image = torch.from_numpy(stored[f"{volume}/image"]).to(dtype)[None, None]
         mind = Mind()
         distance, variance = mind.distances(image)
-        expected = {key: torch.from_numpy(stored[f"{volume}/{key}"]) for key in ("distance", "variance", "mind", "valid")}
+        expected = {
+            key: torch.from_numpy(stored[f"{volume}/{key}"]) for key in ("distance", "variance", "mind", "valid")
+        }
         torch.testing.assert_close(distance[0], expected["distance"].to(dtype), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(variance[0, 0], expected["variance"].to(dtype), atol=1e-6, rtol=1e-5)
         where = (expected["variance"] > from_variance) | (expected["valid"] == 0)

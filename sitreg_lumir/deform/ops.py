@@ -83,7 +83,8 @@ def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence
     expected = tuple(ceil(size / factor) for size in shape)
     if tuple(control_points.shape[2:]) != expected:
         raise ValueError(
-            f"control_points of factor {factor} on {tuple(shape)} must be {expected}, got {tuple(control_points.shape[2:])}"
+            f"control_points of factor {factor} on {tuple(shape)} must be {expected}, "
+            f"got {tuple(control_points.shape[2:])}"
         )
     result: Tensor = _Upsample.apply(control_points, factor, tuple(shape))
     return result
@@ -145,7 +146,8 @@ def warp(values: Tensor, disp: Tensor, factor: int = 1) -> Tensor:
     expected = tuple(ceil(size / factor) for size in disp.shape[2:])
     if values.ndim != 5 or tuple(values.shape[2:]) != expected or len(values) != len(disp):
         raise ValueError(
-            f"values must be ({len(disp)}, C, {', '.join(map(str, expected))}) for factor {factor}, got {tuple(values.shape)}"
+            f"values must be ({len(disp)}, C, {', '.join(map(str, expected))}) for factor {factor}, "
+            f"got {tuple(values.shape)}"
         )
     result: Tensor = _Warp.apply(values, disp, factor)
     return result
@@ -173,7 +175,7 @@ def mask_at(mask: Tensor, points: Tensor) -> Tensor:
     last = torch.tensor([size - 1 for size in mask.shape[2:]]).to(points)[:, None, None, None]
     outside = torch.maximum(-points, points - last).clamp(0, 1)  # how far the look-up leaves, per axis
     weight = (1 - outside).prod(dim=1, keepdim=True)  # what is left of a mask of ones
-    inside = _backend(points).interpolate(mask.to(dtype), points)
+    inside: Tensor = _backend(points).interpolate(mask.to(dtype), points)
     return inside * weight >= 1 - 1e-3
 
 

@@ -32,7 +32,8 @@ def _to_grid_sample(points: Tensor, shape: Sequence[int]) -> Tensor:
 def interpolate(values: Tensor, points: Tensor) -> Tensor:
     """``values`` at ``points``: ``(B, C, X, Y, Z)``, ``(B, 3, I, J, K)`` in voxels -> ``(B, C, I, J, K)``."""
     grid = _to_grid_sample(points, values.shape[2:]).expand(values.shape[0], *(-1,) * 4)
-    return torch.ops.aten.grid_sampler_3d(values, grid, _BILINEAR, _BORDER, True)
+    looked_up: Tensor = torch.ops.aten.grid_sampler_3d(values, grid, _BILINEAR, _BORDER, True)
+    return looked_up
 
 
 def interpolate_adjoint(

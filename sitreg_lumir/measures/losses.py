@@ -15,7 +15,11 @@ from sitreg_lumir.deform.torch_backend import grid_points
 
 
 def lncc(
-    image_1: Tensor, image_2: Tensor, mask_1: Tensor | None = None, mask_2: Tensor | None = None, window: int = 11
+    image_1: Tensor,
+    image_2: Tensor,
+    mask_1: Tensor | None = None,
+    mask_2: Tensor | None = None,
+    window: int = 11,
 ) -> Tensor:
     """Minus the mean squared local correlation of two images, in [-1, 0]; lower is better.
 
@@ -45,7 +49,8 @@ def lncc(
     cross = sum_12 - sum_1 * sum_2 / count
     variance_1 = sum_11 - sum_1.square() / count
     variance_2 = sum_22 - sum_2.square() / count
-    return -(cross.square() / (variance_1 * variance_2 + 1e-5)).mean()
+    correlation: Tensor = cross.square() / (variance_1 * variance_2 + 1e-5)
+    return -correlation.mean()
 
 
 def similarity(

@@ -34,7 +34,8 @@ class Downsampling(nn.Module):
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         pooled = F.avg_pool3d(_pad_to_even(skip), kernel_size=2)  # padded zeros count in the average
         main: Tensor = self.convolution(_pad_to_even(features))
-        return main + self.projection(pooled)
+        projected: Tensor = self.projection(pooled)
+        return main + projected
 
 
 def _pad_to_even(features: Tensor) -> Tensor:
@@ -79,9 +80,7 @@ class ControlPointHead(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         difference, total = first - second, first + second
-        both_orders = torch.cat(
-            [torch.cat([difference, total], dim=1), torch.cat([-difference, total], dim=1)], dim=0
-        )
+        both_orders = torch.cat([torch.cat([difference, total], dim=1), torch.cat([-difference, total], dim=1)], dim=0)
         raw = self.final(self.block(both_orders))
         with torch.autocast(raw.device.type, enabled=False):
             raw = raw if raw.dtype == torch.float64 else raw.float()

@@ -50,10 +50,7 @@ class Mind(nn.Module):
         centre = padded[:, :, 1:-1, 1:-1, 1:-1]
         distances = []
         for shift in NEIGHBOURS:
-            slices = [
-                slice(1 + step, size - 1 + step)
-                for step, size in zip(shift, padded.shape[2:], strict=True)
-            ]
+            slices = [slice(1 + step, size - 1 + step) for step, size in zip(shift, padded.shape[2:], strict=True)]
             distances.append(self._smooth((centre - padded[:, :, *slices]).square()))
         distance = torch.cat(distances, dim=1)
         return distance, distance.mean(dim=1, keepdim=True)

@@ -80,7 +80,11 @@ class SITReg(nn.Module):
         self.encoder = Encoder(in_channels, features, convolutions, groups)
         self.heads = nn.ModuleList(
             ControlPointHead(
-                channels, head_channels, bound_multiplier * control_point_bound((2**level,) * 3), convolutions, groups
+                channels,
+                head_channels,
+                bound_multiplier * control_point_bound((2**level,) * 3),
+                convolutions,
+                groups,
             )
             for level, (channels, head_channels) in enumerate(zip(features, head_features, strict=True))
         )

@@ -134,9 +134,7 @@ def network_from_official(state: Mapping[str, Tensor], groups: int = 4, bound_mu
         first = state["_feature_extractor.initial_projection.weight"]
         levels = 1 + max(int(key.split(".")[1]) for key in state if key.startswith(heads))
         convolutions = 1 + max(
-            int(key.split(".")[3])
-            for key in state
-            if key.startswith("_feature_extractor.initial_convs.convolutions.")
+            int(key.split(".")[3]) for key in state if key.startswith("_feature_extractor.initial_convs.convolutions.")
         )
         features = [first.shape[0]] + [
             state[f"_feature_extractor.downsampling_blocks.{level}.projection.conv.weight"].shape[0]

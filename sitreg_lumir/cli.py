@@ -1,0 +1,249 @@
+"""The one command, `sitreg-lumir`. Heavy imports happen only in the verb that needs them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from sitreg_lumir import __version__
+from sitreg_lumir.errors import InputError
+
+DESCRIPTION = """\
+SITReg on MIND features: symmetric, inverse consistent, diffeomorphic brain MRI registration.
+
+verbs, each with an example:
+  fit        train a network
+             sitreg-lumir fit --config ens_seed3 --data.root LUMIR
+  validate   score a checkpoint on the validation pairs
+             sitreg-lumir validate --config runs/mind/config.yaml --ckpt_path runs/mind/checkpoints/last.ckpt
+  test       the same, by Lightning's test loop
+             sitreg-lumir test --config runs/mind/config.yaml --ckpt_path runs/mind/checkpoints/last.ckpt
+  predict    write displacement fields for the pairs of a data set, by one network or an ensemble
+             sitreg-lumir predict --members A.ckpt B.ckpt --data.root LUMIR -o predictions
+  evaluate   score a folder of fields by the challenge's definitions
+             sitreg-lumir evaluate predictions --dataset LUMIR/LUMIR_dataset.json
+  export     turn a checkpoint into safetensors + JSON
+             sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors
+  demo       make small data, train, predict, evaluate, draw: all in minutes on a CPU
+             sitreg-lumir demo -o demo
+
+`sitreg-lumir VERB --help` tells a verb's options. Configs by name: see `sitreg-lumir fit --list`.
+"""
+
+FIT_MORE = """\
+Every setting of the data, the model and Lightning's Trainer is an option, too:
+  --data.root FOLDER|JSON      the LUMIR data set (needed)
+  --data.validation JSON ...   more lists of validation pairs, e.g. LUMIR_dataset_multimodal.json
+  --data.batch_size 4          pairs in one step, over all devices
+  --model.augmentation Augmentation    augmented views for the network
+  --trainer.max_epochs 30      --trainer.devices 3      --trainer.precision 32-true
+`sitreg-lumir fit --options` lists all of them; `--print_config` shows the resolved config.
+
+example: sitreg-lumir fit --config minilumir/mind_small --data.root ../shared/minilumir/2mm
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; 0 when it worked, 2 for a user's mistake (told in one line)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        "sitreg-lumir",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sitreg-lumir {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="sitreg-lumir")
+    for add in (_add_fit, _add_validate, _add_test, _add_predict, _add_evaluate, _add_export, _add_demo):
+        add(verbs)
+    options, rest = parser.parse_known_args(arguments)
+    run: Callable[[argparse.Namespace, list[str]], None] = options.run
+    try:
+        run(options, rest)
+    except InputError as error:
+        print(f"sitreg-lumir: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("\nsitreg-lumir: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _verb(verbs: Verbs, name: str, summary: str, more: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(
+        name,
+        description=summary,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _refuse(rest: Sequence[str], parser_of: str) -> None:
+    if rest:
+        raise InputError(f"unknown argument {rest[0]!r}; see `sitreg-lumir {parser_of} --help`")
+
+
+def _add_fit(verbs: Verbs) -> None:
+    parser = _verb(verbs, "fit", "Train a network into runs/<name>/.", FIT_MORE)
+    parser.add_argument("--config", "-c", action="append", default=[], help="name of a shipped config, or a YAML file")
+    parser.add_argument("--name", help="name of the run (default: the config's name)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument("--wandb", choices=("offline", "online", "off"), default="offline", help="default: offline")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="last",
+        metavar="CKPT",
+        help="go on from the run's last.ckpt, or from CKPT",
+    )
+    parser.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS", help="default: 50")
+    parser.add_argument(
+        "--keep-every", type=int, default=5, metavar="EPOCHS", help="checkpoints that stay (default: 5)"
+    )
+    parser.add_argument("--list", action="store_true", help="list the shipped configs and stop")
+    parser.add_argument("--options", action="store_true", help="list every option and stop")
+    parser.set_defaults(run=_fit)
+
+
+def _fit(options: argparse.Namespace, rest: list[str]) -> None:
+    from sitreg_lumir.train.configs import config_names
+
+    if options.list:
+        print("\n".join(config_names()))
+        return
+    passed = [argument for config in options.config for argument in ("--config", config)] + rest
+    if options.options or any(argument.startswith("--print_config") for argument in rest):
+        from sitreg_lumir.train.run import build
+
+        build([*passed, "--help"] if options.options else passed)
+        return
+    name = options.name or (Path(options.config[-1]).stem if options.config else "mind")
+    from sitreg_lumir.train.run import RunOptions, fit
+
+    folder = options.runs / name
+    resume = None
+    if options.resume is not None:
+        resume = folder / "checkpoints" / "last.ckpt" if options.resume == "last" else Path(options.resume)
+    fit(passed, RunOptions(folder, options.wandb, resume, options.checkpoint_every, options.keep_every))
+
+
+def _add_validate(verbs: Verbs) -> None:
+    _add_scoring(verbs, "validate")
+
+
+def _add_test(verbs: Verbs) -> None:
+    _add_scoring(verbs, "test")
+
+
+def _add_scoring(verbs: Verbs, name: str) -> None:
+    more = (
+        f"example: sitreg-lumir {name} --config runs/mind/config.yaml --ckpt_path runs/mind/checkpoints/last.ckpt\n"
+        "Settings of data and Trainer are options as in `fit`: --data.root, --data.validation, --trainer.devices ..."
+    )
+    parser = _verb(verbs, name, "Score a checkpoint on the validation pairs.", more)
+    parser.add_argument("--config", "-c", action="append", default=[], help="the run's config.yaml")
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint to score")
+    parser.set_defaults(run=_validate)
+
+
+def _validate(options: argparse.Namespace, rest: list[str]) -> None:
+    from sitreg_lumir.train.run import validate
+
+    passed = [argument for config in options.config for argument in ("--config", config)] + rest
+    validate(passed, options.ckpt_path, options.verb)
+
+
+def _add_predict(verbs: Verbs) -> None:
+    more = (
+        "A field is in voxels on the fixed grid, float32, (X, Y, Z, 3): warped(x) = moving(x + disp(x)).\n"
+        "A pair is skipped when its field was made from the same images by the same members and options.\n"
+        "Settings of the data are options, too: --data.validation JSON adds lists of pairs.\n\n"
+        "example: sitreg-lumir predict --members runs/mind/checkpoints/last.ckpt --data.root LUMIR -o predictions"
+    )
+    parser = _verb(verbs, "predict", "Write a displacement field for each validation pair of a data set.", more)
+    parser.add_argument("--members", nargs="+", required=True, metavar="PATH", help=".ckpt or .safetensors, or folders")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the fields go")
+    parser.add_argument("--inverse", action="store_true", help="also write inverse_<pair>.nii.gz, on the moving grid")
+    parser.add_argument("--warped", action="store_true", help="also write warped_<pair>.nii.gz, the moved image")
+    parser.add_argument("--overwrite", action="store_true", help="write fields again that were made otherwise")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: auto")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace, rest: list[str]) -> None:
+    from sitreg_lumir.train.predict import predict
+
+    predict(
+        options.members, options.output, rest, inverse=options.inverse, warped=options.warped,
+        overwrite=options.overwrite, device=options.device,
+    )  # fmt: skip
+
+
+def _add_evaluate(verbs: Verbs) -> None:
+    more = "example: sitreg-lumir evaluate predictions --dataset LUMIR/LUMIR_dataset.json"
+    parser = _verb(verbs, "evaluate", "Score a folder of fields by the challenge's definitions.", more)
+    parser.add_argument(
+        "folder", type=Path, nargs="?", metavar="FOLDER", help="with disp_<fixed>_<moving>.nii.gz files"
+    )
+    parser.add_argument("--dataset", type=Path, nargs="+", required=True, metavar="JSON", help="list(s) of pairs")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="for evaluation.csv/.json (default: FOLDER)"
+    )
+    parser.add_argument("--identity", action="store_true", help="score no deformation at all (affine only)")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest, "evaluate")
+    if options.folder is None and not options.identity:
+        raise InputError("name the folder of fields, or --identity to score the images as they are")
+    from sitreg_lumir.data.lumir import read_dataset
+    from sitreg_lumir.files.evaluate import evaluate
+
+    datasets = [read_dataset(path, validation=True) for path in options.dataset]
+    evaluate(options.folder, datasets, options.output, identity=options.identity)
+
+
+def _add_export(verbs: Verbs) -> None:
+    more = "example: sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors"
+    parser = _verb(verbs, "export", "Turn a checkpoint into safetensors + JSON that hold all that predict needs.", more)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="ends in .safetensors")
+    parser.add_argument("--half", action="store_true", help="store half precision")
+    parser.add_argument("--licence", default=None, help="of the weights, for the card")
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest, "export")
+    from sitreg_lumir.train.predict import export
+
+    export(options.checkpoint, options.output, half=options.half, licence=options.licence)
+
+
+def _add_demo(verbs: Verbs) -> None:
+    more = "example: sitreg-lumir demo -o demo"
+    parser = _verb(verbs, "demo", "Make small data, train, predict, evaluate and draw, in minutes on a CPU.", more)
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="default: demo")
+    parser.add_argument("--steps", type=int, default=None, help="training steps (default: the demo config's)")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest, "demo")
+    from sitreg_lumir.train.demo import demo
+
+    demo(options.output, options.steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From the files of a LUMIR dataset to batches and views."""

@@ -1,0 +1,189 @@
+"""One memory-mapped file that holds all volumes of a data set, shared by all workers and processes."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from sitreg_lumir.data.lumir import raise_problems
+from sitreg_lumir.data.volumes import read_volume
+from sitreg_lumir.errors import InputError
+
+_VERSION = 1
+_SHOW_PROGRESS_FROM = 20
+_AT_ONCE = 16  # volumes read between two writes of the index: what an interruption loses at most
+
+
+def default_folder() -> Path:
+    """``$XDG_CACHE_HOME/sitreg_lumir``, by default ``~/.cache/sitreg_lumir``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sitreg_lumir"
+
+
+class VolumeCache:
+    """The stored intensities of a list of images, read once from NIfTI and then from a raw file.
+
+    ``<key>-<number>.raw`` holds the volumes one after the other, uint8 where all values are integers 0..255,
+    else float32; ``<key>.json`` says where each is and which size and modification time its file had.
+    The key stands for the list of paths and the shape. ``build`` in one process, then ``open`` and ``read``
+    in any.
+
+    Args:
+        paths: the images.
+        shape: their common grid, ``(X, Y, Z)``.
+        folder: where the two files live; made if need be.
+    """
+
+    def __init__(self, paths: Sequence[Path], shape: tuple[int, ...], folder: Path) -> None:
+        self.paths = list(dict.fromkeys(paths))
+        self.shape = tuple(shape)
+        self.folder = folder
+        text = "\n".join([str(_VERSION), str(self.shape), *map(str, self.paths)])
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.raw = folder / f"{self.key}-0.raw"
+        self.index = folder / f"{self.key}.json"
+        self._volumes: dict[str, dict[str, Any]] = {}
+        self._map: np.memmap[Any, np.dtype[np.uint8]] | None = None
+
+    def build(self) -> None:
+        """Reads what is not in the cache yet or was changed since, with a progress bar if it takes long.
+
+        An interrupted call is continued by the next one, and of two processes the second waits for the first.
+
+        Raises:
+            InputError: volumes cannot be used (all are named), the disk is full, or the folder cannot be
+                written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / f"{self.key}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._fill()
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: the cache cannot be written ({error}); choose a folder with --data.cache"
+            ) from None
+
+    def open(self) -> None:
+        """Reads the index that ``build`` wrote, in this process or another.
+
+        Raises:
+            InputError: a volume is not in the cache.
+        """
+        self._volumes = self._stored()
+        missing = [str(path) for path in self.paths if str(path) not in self._volumes]
+        raise_problems(self.index, [f"{path} is not in the cache, start again to build it" for path in missing])
+
+    def read(self, path: Path) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """A copy of one volume, ``(X, Y, Z)``, stored intensities."""
+        entry = self._volumes[str(path)]
+        if self._map is None:
+            try:
+                self._map = np.memmap(self.raw, dtype=np.uint8, mode="r")
+            except FileNotFoundError:
+                raise InputError(f"{self.raw}: the cache was made anew by another run; start again") from None
+        end = entry["offset"] + self._bytes(entry["dtype"])
+        volume: NDArray[Any] = self._map[entry["offset"] : end].view(entry["dtype"]).reshape(self.shape)
+        return np.array(volume)
+
+    def affine(self, path: Path) -> NDArray[np.float64]:
+        """The ``(4, 4)`` voxel-to-world matrix of one image, RAS, mm."""
+        return np.array(self._volumes[str(path)]["affine"], dtype=np.float64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the map: each process opens its own."""
+        return {**self.__dict__, "_map": None}
+
+    def _bytes(self, dtype: str) -> int:
+        return int(np.prod(self.shape)) * np.dtype(dtype).itemsize
+
+    def _stored(self) -> dict[str, dict[str, Any]]:
+        """The index on disk, without what the raw file does not reach to; sets the name of the raw file."""
+        try:
+            content = json.loads(self.index.read_text())
+            self.raw = self.folder / content["raw"]
+            size = self.raw.stat().st_size
+        except (OSError, ValueError, KeyError):
+            return {}
+        return {
+            path: entry
+            for path, entry in content["volumes"].items()
+            if entry["offset"] + self._bytes(entry["dtype"]) <= size
+        }
+
+    def _fill(self) -> None:
+        self._map = None
+        stored = self._stored()
+        volumes = {
+            str(path): stored[str(path)]
+            for path in self.paths
+            if str(path) in stored and stored[str(path)]["made_from"] == _made_from(path)
+        }
+        todo = [path for path in self.paths if str(path) not in volumes]
+        if not todo:
+            return
+        if not volumes:  # all is new: another file, so that nobody who reads the old one sees other content
+            self.raw.unlink(missing_ok=True)
+            self.raw = self.folder / f"{self.key}-{time.time_ns()}.raw"
+        problems: list[str] = []
+        with (
+            open(self.raw, "ab") as raw,
+            ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+            tqdm(total=len(todo), desc="caching volumes", disable=len(todo) <= _SHOW_PROGRESS_FROM) as progress,
+        ):
+            raw.seek(0, os.SEEK_END)  # what was replaced stays, since other processes may read it
+            for start in range(0, len(todo), _AT_ONCE):
+                chunk = todo[start : start + _AT_ONCE]
+                for done, (path, result) in enumerate(zip(chunk, pool.map(self._try, chunk), strict=True), start):
+                    if isinstance(result, str):
+                        problems.append(result)
+                    else:
+                        volumes[str(path)] = self._append(raw, result, left=len(todo) - done)
+                    progress.update()
+                raw.flush()
+                os.fsync(raw.fileno())
+                part = self.index.with_suffix(".json.part")
+                part.write_text(json.dumps({"raw": self.raw.name, "volumes": volumes}))
+                os.replace(part, self.index)
+        raise_problems(os.path.commonpath(self.paths), problems)
+
+    def _try(self, path: Path) -> tuple[NDArray[Any], NDArray[np.float64], list[int]] | str:
+        """Volume, affine and stamp of a file, or what is wrong with it."""
+        try:
+            stamp = _made_from(path)  # before reading: a change meanwhile is noticed next time
+            return *read_volume(path, shape=self.shape), stamp
+        except InputError as error:
+            return str(error)
+
+    def _append(
+        self, raw: BinaryIO, volume: tuple[NDArray[Any], NDArray[np.float64], list[int]], left: int
+    ) -> dict[str, Any]:
+        """Writes one volume; its index entry. ``left`` volumes, this included, must find room on the disk."""
+        values, affine, stamp = volume
+        needed, free = left * values.nbytes, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise InputError(
+                f"{self.folder}: the cache needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free; "
+                "make room or choose another folder with --data.cache"
+            )
+        offset = raw.tell()
+        raw.write(values.tobytes())
+        return {"offset": offset, "dtype": values.dtype.str, "affine": affine.tolist(), "made_from": stamp}
+
+
+def _made_from(path: Path) -> list[int]:
+    """Size and modification time of a file; changed when the file is."""
+    try:
+        stat = path.stat()
+    except OSError:
+        raise InputError(f"{path}: no such file") from None
+    return [stat.st_size, stat.st_mtime_ns]

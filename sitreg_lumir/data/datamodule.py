@@ -1,0 +1,227 @@
+"""LightningDataModule: groups of training images and validation pairs of a LUMIR dataset."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sitreg_lumir.data.cache import VolumeCache, default_folder
+from sitreg_lumir.data.lumir import Image, LumirDataset, Pair, raise_problems, read_dataset
+from sitreg_lumir.data.sampler import (
+    EpochLoader,
+    GroupBatches,
+    GroupDataset,
+    OneLineLoader,
+    draw_groups,
+    split_batch,
+)
+from sitreg_lumir.data.volumes import read_labels
+from sitreg_lumir.errors import InputError
+
+_PAIR = 2
+
+
+class LumirDataModule(LightningDataModule):
+    """Ordered pairs of different subjects for training, and the dataset's own pairs for all else.
+
+    What an epoch holds is a pure function of the seed and the epoch, on any number of processes. The Trainer
+    must have ``use_distributed_sampler=False`` and ``reload_dataloaders_every_n_epochs=1``.
+
+    Args:
+        root: the folder of a LUMIR dataset, or its JSON.
+        validation: further dataset JSONs, relative to that folder, whose validation pairs are added.
+        seed: decides which pairs are drawn, in which order, and the seeds of the augmented views.
+        pairs_per_epoch: pairs drawn per epoch; those that do not fill a last batch are dropped.
+        batch_size: pairs per optimiser step over all processes.
+        micro_batch: pairs per device and backward pass, ``accumulate`` of which make a step; by default the
+            device's whole share.
+        num_workers: processes that load volumes, per device.
+        cache: folder of the volume cache, by default ``~/.cache/sitreg_lumir`` (or in ``$XDG_CACHE_HOME``).
+
+    After ``setup``: ``shape`` and ``affine`` (``(4, 4)``, RAS, mm) are the grid of the first training image
+    (of the first fixed image where nothing is trained), ``pairs`` all validation pairs, ``evaluation_labels``
+    and ``label_names`` what the JSON says.
+
+    Raises:
+        InputError: from ``prepare_data``, which looks at all files and volumes before anything runs.
+    """
+
+    dataset: LumirDataset
+    pairs: tuple[Pair, ...]
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    evaluation_labels: tuple[int, ...] | None
+    label_names: dict[int, str]
+
+    def __init__(
+        self,
+        root: str,
+        validation: list[str] | None = None,
+        seed: int = 0,
+        pairs_per_epoch: int = 2000,
+        batch_size: int = 4,
+        micro_batch: int | None = None,
+        num_workers: int = 2,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        if seed < 0 or num_workers < 0:
+            raise InputError(f"data.seed and data.num_workers must not be negative, got {seed} and {num_workers}")
+        self.root = root
+        self.validation = validation or []
+        self.seed = seed
+        self.pairs_per_epoch = pairs_per_epoch
+        self.batch_size = batch_size
+        self.micro_batch = micro_batch
+        self.num_workers = num_workers
+        self.cache = Path(cache).expanduser() if cache else default_folder()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer pairs than processes
+
+    @property
+    def accumulate(self) -> int:
+        """Micro batches per optimiser step, for ``Trainer.accumulate_grad_batches``."""
+        return split_batch(self.batch_size, self._processes()[1], self.micro_batch)[1]
+
+    def prepare_data(self) -> None:
+        """Checks all files and fills the cache; on one process."""
+        self._read(check_files=True)
+        for cache in self._caches():
+            if cache.paths:
+                cache.build()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens what ``prepare_data`` made; on every process."""
+        if self._training():
+            split_batch(self.batch_size, self._processes()[1], self.micro_batch)
+        self._read(check_files=False)
+        self._training_cache, self._pair_cache = self._caches()
+        self._training_cache.open()
+        self._pair_cache.open()
+        if self._training():
+            self.affine = self._training_cache.affine(self.dataset.training[0].path)
+        else:
+            self.affine = self._pair_cache.affine(self.pairs[0].fixed.path)
+
+    def train_dataloader(self) -> EpochLoader:
+        """The batches of the Trainer's current epoch, for this process."""
+        trainer = self.trainer
+        if trainer is None or getattr(trainer, "reload_dataloaders_every_n_epochs", 0) != 1:
+            raise ValueError("train on this data with Trainer(reload_dataloaders_every_n_epochs=1)")
+        rank, world_size = self._processes()
+        epoch, images = trainer.current_epoch, self.dataset.training
+        micro_batch, _ = split_batch(self.batch_size, world_size, self.micro_batch)
+        groups = draw_groups(self.seed, epoch, len(images), _PAIR, self.pairs_per_epoch)
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+        return EpochLoader(
+            GroupDataset(images, self._training_cache, groups, self.seed, epoch),
+            GroupBatches(len(groups), self.batch_size, micro_batch, rank, world_size),
+            settings={
+                "seed": self.seed,
+                "groups": len(groups),
+                "group_size": _PAIR,
+                "batch_size": self.batch_size,
+                "micro_batch": micro_batch,
+                "world_size": world_size,
+                "images": _key(images),
+            },
+            processed=lambda: progress.current.processed,
+            **self._loading(),
+        )
+
+    def val_dataloader(self) -> OneLineLoader | list[Any]:
+        """Validation pairs one by one; process r of W takes each W-th from r on, none comes twice."""
+        if not self.pairs:
+            return []
+        rank, world_size = self._processes()
+        pairs = PairDataset(self.pairs[rank::world_size], self._pair_cache, self.shape)
+        return OneLineLoader(pairs, batch_size=1, collate_fn=collate_pairs, **self._loading())
+
+    def test_dataloader(self) -> OneLineLoader | list[Any]:
+        """As ``val_dataloader``."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> OneLineLoader | list[Any]:
+        """As ``val_dataloader``."""
+        return self.val_dataloader()
+
+    def _processes(self) -> tuple[int, int]:
+        """This process's rank and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _training(self) -> bool:
+        return self.trainer is None or self.trainer.state.fn in (None, "fit")
+
+    def _loading(self) -> dict[str, Any]:
+        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+
+    def _read(self, *, check_files: bool) -> None:
+        training = self._training()
+        self.dataset = read_dataset(self.root, training=training, validation=not training, check_files=check_files)
+        self.shape = self.dataset.shape
+        self.evaluation_labels, self.label_names = (
+            self.dataset.evaluation_labels,
+            dict(self.dataset.label_names),
+        )
+        pairs = list(self.dataset.validation)
+        for name in self.validation:
+            further = read_dataset(self.dataset.root / name, validation=True, check_files=check_files)
+            if further.shape != self.shape:
+                raise InputError(f"{further.path}: its shape is {further.shape}, that of {self.root} is {self.shape}")
+            if further.evaluation_labels != (self.evaluation_labels or further.evaluation_labels):
+                raise InputError(f"{further.path}: its evaluation_labels differ from those of {self.root}")
+            self.evaluation_labels = further.evaluation_labels
+            self.label_names |= further.label_names
+            pairs += further.validation
+        twice = sorted({pair.long_name for pair in pairs if pairs.count(pair) > 1})
+        raise_problems(self.dataset.path, [f"validation pair {name} comes from several JSONs" for name in twice])
+        self.pairs = tuple(pairs)
+
+    def _caches(self) -> tuple[VolumeCache, VolumeCache]:
+        """Of the training images (none where nothing is trained) and of the pairs' images."""
+        training = [image.path for image in self.dataset.training] if self._training() else []
+        paired = [image.path for pair in self.pairs for image in (pair.fixed, pair.moving)]
+        return VolumeCache(training, self.shape, self.cache), VolumeCache(paired, self.shape, self.cache)
+
+
+class PairDataset(Dataset[dict[str, Any]]):
+    """Validation pairs with their volumes, and their label maps and landmarks where both images have them."""
+
+    def __init__(self, pairs: Sequence[Pair], cache: VolumeCache, shape: tuple[int, ...]) -> None:
+        self.pairs = pairs
+        self.cache = cache
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self.pairs[index]
+        item: dict[str, Any] = {
+            "fixed": torch.from_numpy(self.cache.read(pair.fixed.path)),
+            "moving": torch.from_numpy(self.cache.read(pair.moving.path)),
+            "pair": pair,
+        }
+        for kind in ("labels", "landmarks"):
+            fixed, moving = (getattr(image, kind) for image in (pair.fixed, pair.moving))
+            if fixed is not None and moving is not None:
+                item[f"fixed_{kind}"] = torch.from_numpy(read_labels(fixed, shape=self.shape))
+                item[f"moving_{kind}"] = torch.from_numpy(read_labels(moving, shape=self.shape))
+        return item
+
+
+def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """One item -> a batch: volumes ``(1, 1, X, Y, Z)``, ``pair`` a list of one ``Pair``."""
+    (item,) = items
+    return {key: value[None, None] if isinstance(value, Tensor) else [value] for key, value in item.items()}
+
+
+def _key(images: Sequence[Image]) -> str:
+    """Which images in which order, without the folder they lie in."""
+    return hashlib.sha256(" ".join(image.name for image in images).encode()).hexdigest()[:16]

@@ -1,0 +1,233 @@
+"""A LUMIR dataset JSON (2024 and 2025 layout) -> its images and pairs."""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sitreg_lumir.data.volumes import read_shape
+from sitreg_lumir.errors import InputError
+
+_PREFERRED = ("LUMIR_dataset.json", "LUMIR25_dataset.json")
+_FILE_NAME = re.compile(r"[^_]+_(?P<subject>[^_]+)_(?P<modality>\d+)\.nii(\.gz)?")
+_USUAL_MODALITIES = {0: "T1", 1: "T2"}  # LUMIR's codes; its 2025 JSON has T2 images without naming them
+_SHOWN = 20
+
+
+class Image(NamedTuple):
+    """One image file ``LUMIRMRI_<subject>_<modality>.nii.gz``.
+
+    A named tuple, since Lightning refuses frozen dataclasses in a batch.
+    """
+
+    path: Path
+    subject: str
+    modality: str
+
+    @property
+    def name(self) -> str:
+        """For example ``0100_0000``."""
+        return f"{self.subject}_{self.modality}"
+
+    @property
+    def labels(self) -> Path | None:
+        """Its label map in ``labelsXx`` beside ``imagesXx``, if that file exists."""
+        return self._beside("labels")
+
+    @property
+    def landmarks(self) -> Path | None:
+        """Its landmark volume in ``landmarksXx`` beside ``imagesXx``, if that file exists."""
+        return self._beside("landmarks")
+
+    def _beside(self, kind: str) -> Path | None:
+        folder = self.path.parent
+        if not folder.name.startswith("images"):
+            return None
+        path = folder.with_name(folder.name.replace("images", kind, 1)) / self.path.name
+        return path if path.is_file() else None
+
+
+class Pair(NamedTuple):
+    """A fixed and a moving image; ``group`` is their contrasts, fixed first, for example ``T1-T2``."""
+
+    fixed: Image
+    moving: Image
+    group: str
+
+    @property
+    def name(self) -> str:
+        """LUMIR's name of the pair, ``<fixed>_<moving>``, for example ``0100_0101``."""
+        return f"{self.fixed.subject}_{self.moving.subject}"
+
+    @property
+    def long_name(self) -> str:
+        """The name with modalities, for example ``0100_0000_0101_0001``."""
+        return f"{self.fixed.name}_{self.moving.name}"
+
+
+@dataclass(frozen=True)
+class LumirDataset:
+    """What a dataset JSON says; ``shape`` is the grid of all its images, ``(X, Y, Z)``."""
+
+    path: Path
+    root: Path
+    name: str
+    shape: tuple[int, int, int]
+    training: tuple[Image, ...]
+    validation: tuple[Pair, ...]
+    evaluation_labels: tuple[int, ...] | None
+    label_names: dict[int, str]
+
+
+def read_dataset(
+    path: str | Path, *, training: bool = False, validation: bool = False, check_files: bool = True
+) -> LumirDataset:
+    """Reads a dataset JSON and checks all that it names.
+
+    Args:
+        path: the JSON, or the folder that holds it (``LUMIR_dataset.json``, then ``LUMIR25_dataset.json``,
+            then the only JSON there).
+        training: training images are needed: read ``training`` and refuse less than two.
+        validation: validation pairs are needed: refuse a JSON without.
+        check_files: look whether each file exists and its header has the JSON's shape. Training files are
+            looked at only with ``training``.
+
+    Raises:
+        InputError: the JSON or a needed part of it is missing, or entries are wrong: paths that leave the
+            root, unknown file names, duplicates, missing files, other shapes, all of them named in one line.
+    """
+    file = _find_json(Path(path).expanduser().absolute())
+    content = _load_json(file)
+    shape = _read_shape(file, content)
+    problems: list[str] = []
+    images = tuple(_image(file.parent, _entry(item, "image"), problems) for item in _list(file, content, "training"))
+    pairs = tuple(
+        _pair(file.parent, item, content.get("modality"), problems) for item in _list(file, content, "validation")
+    )
+    for needed, key in ((training, "training"), (validation, "validation")):
+        if needed and not content.get(key):
+            raise InputError(f"{file}: has no `{key}` list; add it or give another dataset JSON")
+    if training:
+        problems += _repeated("training subject", (image.subject for image in images))
+        if len(images) < 2:
+            raise InputError(f"{file}: training needs at least 2 images of different subjects, `training` lists 1")
+    problems += _repeated("validation pair", (pair.long_name for pair in pairs))
+    if check_files and not problems:
+        checked = [image for pair in pairs for image in (pair.fixed, pair.moving)]
+        problems += _check_files([*(images if training else ()), *checked], shape)
+    raise_problems(file, problems)
+    labels = content.get("evaluation_labels")
+    names = {int(key): str(name) for key, name in labels.items()} if isinstance(labels, dict) else {}
+    return LumirDataset(
+        path=file,
+        root=file.parent,
+        name=str(content.get("name", file.stem)),
+        shape=shape,
+        training=images,
+        validation=pairs,
+        evaluation_labels=tuple(int(label) for label in labels) if labels else None,
+        label_names=names,
+    )
+
+
+def raise_problems(source: str | Path, problems: list[str]) -> None:
+    """Raises one ``InputError`` with the first 20 problems and the number of the rest, if there are any."""
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        count = f"{len(problems)} problems: " if len(problems) > 1 else ""
+        raise InputError(f"{source}: {count}{'; '.join(problems[:_SHOWN])}{more}")
+
+
+def _find_json(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder; give a LUMIR dataset JSON or the folder that holds it")
+    for name in _PREFERRED:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(path.glob("*.json"))
+    if len(found) != 1:
+        what = f"several JSON files ({', '.join(f.name for f in found[:5])})" if found else "no JSON file"
+        raise InputError(f"{path}: holds {what}; give the path of the dataset JSON itself")
+    return found[0]
+
+
+def _load_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file}: not a readable JSON file ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: not a dataset JSON, it must hold one object with `tensorImageShape`")
+    return content
+
+
+def _read_shape(file: Path, content: dict[str, Any]) -> tuple[int, int, int]:
+    shape = content.get("tensorImageShape")
+    shape = next(iter(shape.values()), None) if isinstance(shape, dict) else shape
+    if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise InputError(f'{file}: `tensorImageShape` must be {{"0": [X, Y, Z]}}, it is {shape}')
+    return shape[0], shape[1], shape[2]
+
+
+def _list(file: Path, content: dict[str, Any], key: str) -> list[Any]:
+    entries = content.get(key) or []
+    if not isinstance(entries, list):
+        raise InputError(f"{file}: `{key}` must be a list")
+    return entries
+
+
+def _entry(item: object, key: str) -> object:
+    return item.get(key) if isinstance(item, dict) else item
+
+
+def _image(root: Path, entry: object, problems: list[str]) -> Image:
+    """The image an entry names; what is wrong with it is appended to ``problems``."""
+    path = Path(os.path.normpath(root / str(entry)))  # links may lead elsewhere, the written path may not
+    match = _FILE_NAME.fullmatch(path.name)
+    if not isinstance(entry, str):
+        problems.append(f"the entry {entry!r} is not a path")
+    elif not path.is_relative_to(root):
+        problems.append(f"{entry} leaves the folder of the JSON")
+    elif match is None:
+        problems.append(f"{entry} is not named like LUMIRMRI_<subject>_<modality>.nii.gz")
+    return Image(path, match["subject"] if match else "", match["modality"] if match else "")
+
+
+def _pair(root: Path, item: object, modalities: object, problems: list[str]) -> Pair:
+    if not isinstance(item, dict) or "fixed" not in item or "moving" not in item:
+        item = {"fixed": item, "moving": item}
+    fixed, moving = (_image(root, item[role], problems) for role in ("fixed", "moving"))
+    return Pair(fixed, moving, "-".join(_contrast(image.modality, modalities) for image in (fixed, moving)))
+
+
+def _contrast(code: str, modalities: object) -> str:
+    """``0000`` -> ``T1``, by the JSON's ``modality`` map ("T1w Brain MRI"), else LUMIR's usual codes."""
+    if not code:
+        return ""
+    named = modalities.get(str(int(code))) if isinstance(modalities, dict) else None
+    words = str(named or _USUAL_MODALITIES.get(int(code), code)).split()
+    return re.sub(r"^(T\d)w$", r"\1", words[0])
+
+
+def _repeated(what: str, names: Iterable[str]) -> list[str]:
+    return [f"{what} {name} is listed {count} times" for name, count in Counter(names).items() if name and count > 1]
+
+
+def _check_files(images: list[Image], shape: tuple[int, ...]) -> list[str]:
+    problems = []
+    files = [path for image in images for path in (image.path, image.labels, image.landmarks) if path is not None]
+    for path in dict.fromkeys(files):
+        try:
+            found = read_shape(path)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if found != shape:
+            problems.append(f"{path}: the shape is {found}, the JSON says {shape}")
+    return problems

@@ -1,0 +1,225 @@
+"""Which group of subjects is trained on when, and on which process: decided by (seed, epoch, index)."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sitreg_lumir.data.cache import VolumeCache
+from sitreg_lumir.data.lumir import Image
+from sitreg_lumir.errors import InputError
+
+# the first word of every seed sequence, so that the kinds of draws are independent
+_GROUPS, _VIEWS = 1, 2
+
+
+def draw_groups(seed: int, epoch: int, subjects: int, size: int, count: int) -> NDArray[np.int64]:
+    """The ordered groups of one epoch: ``(count, size)``, distinct subjects 0..subjects-1 in each row.
+
+    No group comes twice as long as there are ``count`` ordered groups; after all were drawn, all are drawn
+    anew in another order. A row depends on all arguments, ``count`` included.
+
+    Raises:
+        ValueError: fewer subjects than a group has members, or a negative seed.
+    """
+    if subjects < size or seed < 0 or count < 1:
+        raise ValueError(f"cannot draw {count} groups of {size} from {subjects} subjects with seed {seed}")
+    generator = np.random.default_rng(np.random.SeedSequence((_GROUPS, seed, epoch, size)))
+    groups = math.perm(subjects, size)
+    rounds = [min(groups, count - start) for start in range(0, count, groups)]
+    rest = np.concatenate([generator.choice(groups, drawn, replace=False) for drawn in rounds])
+    # the number of a group, written in the mixed base (subjects, subjects - 1, ...), says which of the
+    # subjects that are left comes next
+    columns: list[NDArray[np.int64]] = []
+    for left in range(subjects, subjects - size, -1):
+        rest, column = np.divmod(rest, left)
+        for taken in np.sort(np.stack(columns), axis=0) if columns else ():
+            column = column + (column >= taken)
+        columns.append(column)
+    return np.stack(columns, axis=1)
+
+
+def view_seed(seed: int, epoch: int, index: int, position: int) -> int:
+    """The seed (63 bits) of the augmented view of the image at ``position`` in an epoch's group ``index``."""
+    words = np.random.SeedSequence((_VIEWS, seed, epoch, index, position)).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def split_batch(batch_size: int, world_size: int, micro_batch: int | None) -> tuple[int, int]:
+    """Divides the global batch: groups per process and backward pass, and the passes to accumulate.
+
+    Raises:
+        InputError: it does not divide.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        nearest = max(1, round(batch_size / world_size)) * world_size
+        raise InputError(
+            f"batch_size {batch_size} (global) does not divide by {world_size} processes; "
+            f"choose a multiple of {world_size}, for example {nearest}"
+        )
+    share = batch_size // world_size
+    micro = share if micro_batch is None else micro_batch
+    if micro < 1 or share % micro:
+        choices = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        raise InputError(f"micro_batch {micro} does not divide the {share} groups of each process; choose {choices}")
+    return micro, share // micro
+
+
+class GroupDataset(Dataset[dict[str, Any]]):
+    """The groups of one epoch; item ``index`` holds the stored volumes of that group's images.
+
+    A pure lookup: the groups are drawn before, and nothing random happens in a worker.
+    """
+
+    def __init__(
+        self, images: Sequence[Image], cache: VolumeCache, groups: NDArray[np.int64], seed: int, epoch: int
+    ) -> None:
+        self.images = images
+        self.cache = cache
+        self.groups = groups
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        members = [self.images[member] for member in self.groups[index]]
+        return {
+            "images": [torch.from_numpy(self.cache.read(image.path)) for image in members],
+            "index": index,
+            "epoch": self.epoch,
+            "view_seed": [view_seed(self.seed, self.epoch, index, position) for position in range(len(members))],
+            "names": tuple(image.name for image in members),
+        }
+
+
+def collate_groups(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Items -> a batch: ``images`` ``(B, N, 1, X, Y, Z)``, uint8 if all are, else float32."""
+    stored = [volume for item in items for volume in item["images"]]
+    if any(volume.dtype != torch.uint8 for volume in stored):
+        stored = [volume.float() for volume in stored]
+    images = torch.stack(stored)
+    return {
+        "images": images.view(len(items), -1, 1, *images.shape[1:]),
+        "index": torch.tensor([item["index"] for item in items]),
+        "epoch": torch.tensor([item["epoch"] for item in items]),
+        "view_seed": torch.tensor([item["view_seed"] for item in items]),
+        "names": [item["names"] for item in items],
+    }
+
+
+class GroupBatches(Sampler[list[int]]):
+    """The epoch's indices of one process, in micro batches.
+
+    Global step ``s`` takes the groups ``s * batch_size`` up to ``(s + 1) * batch_size``, and each process a
+    contiguous share of them. Groups that do not fill a last global batch are dropped. ``start`` is the batch
+    to begin with; the length is that of the whole epoch.
+    """
+
+    def __init__(self, count: int, batch_size: int, micro_batch: int, rank: int, world_size: int) -> None:
+        if count < batch_size:
+            raise InputError(
+                f"an epoch of {count} groups does not fill one batch of {batch_size}; "
+                "lower batch_size or raise the number of groups per epoch"
+            )
+        self.steps = count // batch_size
+        self.batch_size = batch_size
+        self.micro_batch = micro_batch
+        self.share = batch_size // world_size
+        self.accumulate = self.share // micro_batch
+        self.rank = rank
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.start, len(self)):
+            step, part = divmod(batch, self.accumulate)
+            first = step * self.batch_size + self.rank * self.share + part * self.micro_batch
+            yield list(range(first, first + self.micro_batch))
+
+
+class OneLineLoader(DataLoader[Any]):
+    """Keeps an ``InputError`` of a worker in one line, and starts the workers at the first batch only.
+
+    Lightning calls ``iter`` twice before each epoch but the first.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except InputError as error:
+            # what a worker raises arrives as its whole traceback, the message last
+            message = str(error).strip().splitlines()[-1]
+            raise InputError(message.rpartition(f"{InputError.__name__}: ")[2]) from None
+
+
+class EpochLoader(OneLineLoader):
+    """One epoch's batches, with a state that counts those trained on, not those prefetched.
+
+    Lightning stores ``state_dict`` in each checkpoint and, when it resumes in mid-epoch, loads it into the
+    new loader before it iterates. Lightning counts the same batches itself, so a state fits only the same
+    division of the epoch.
+
+    Args:
+        dataset: the epoch's groups.
+        batches: the division of the epoch; its ``start`` is moved on resume.
+        settings: plain values that decide which batch is which.
+        processed: how many batches of the running epoch were trained on to the end; a batch in flight when a
+            checkpoint is written on an exception is thereby taken again.
+    """
+
+    def __init__(
+        self,
+        dataset: GroupDataset,
+        batches: GroupBatches,
+        settings: dict[str, int | str],
+        processed: Callable[[], int],
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, batch_sampler=batches, collate_fn=collate_groups, **options)
+        self.epoch = dataset.epoch
+        self.batches = batches
+        self.settings = settings
+        self.processed = processed
+        self.handed_out = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.handed_out = self.batches.start
+        for batch in super().__iter__():
+            self.handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values: the epoch, the batches consumed of it, and the settings."""
+        consumed = min(self.handed_out, self.processed())
+        return {"epoch": self.epoch, "consumed": consumed, "settings": dict(self.settings)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues after the consumed batches.
+
+        Raises:
+            InputError: the checkpoint stands within an epoch that is divided in another way now, or
+                within a step.
+        """
+        if state["epoch"] != self.epoch and state["consumed"] == len(self):
+            return  # a finished epoch
+        changed = [key for key, value in self.settings.items() if state["settings"].get(key) != value]
+        if changed or state["epoch"] != self.epoch:
+            what = ", ".join(f"{key} {state['settings'].get(key)} -> {self.settings[key]}" for key in changed)
+            raise InputError(
+                f"the checkpoint stands within epoch {state['epoch']} and cannot be continued with other "
+                f"settings ({what or f'epoch {self.epoch}'}); keep them or resume from the end of an epoch"
+            )
+        if state["consumed"] % self.batches.accumulate:
+            raise InputError(
+                "the checkpoint stands between the micro batches of a step and lacks their gradients; "
+                "resume from another checkpoint"
+            )
+        self.batches.start = self.handed_out = int(state["consumed"])

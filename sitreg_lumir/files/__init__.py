@@ -1,0 +1,1 @@
+"""Volumes and fields on disk, what they were made from, and their scores."""

@@ -1,0 +1,1 @@
+"""Training: LightningModules, callbacks, and the run folder."""

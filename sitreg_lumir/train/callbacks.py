@@ -1,0 +1,112 @@
+"""What Lightning needs to write: metrics that survive a resume, atomic checkpoints, predicted fields."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from sitreg_lumir.files.predictions import PairPlan, write_prediction
+
+
+class _AppendingWriter(ExperimentWriter):
+    """Lightning's CSV writer, but rows of an earlier run in the folder stay."""
+
+    def _check_log_dir_exists(self) -> None:
+        file = Path(self.metrics_file_path)
+        if file.is_file():
+            with file.open(newline="") as rows:
+                self.metrics_keys = next(csv.reader(rows), [])
+
+
+class RunMetrics(CSVLogger):
+    """``metrics.csv`` in the run folder; resuming appends."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=20)
+
+    @property
+    def experiment(self) -> _ExperimentWriter:
+        if self._experiment is None:
+            os.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = _AppendingWriter(log_dir=self.log_dir)
+        return self._experiment
+
+
+def drop_rows_from(file: Path, step: int) -> None:
+    """Removes the rows of ``metrics.csv`` that a resumed run will write again.
+
+    Args:
+        file: the CSV.
+        step: the first step that comes again.
+    """
+    if not file.is_file():
+        return
+    with file.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        names = list(reader.fieldnames or [])
+        rows = [row for row in reader if int(float(row.get("step") or 0)) < step]
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    with partial.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, file)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints appear whole or not at all: written beside their name, flushed, then renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def checkpoint_callbacks(folder: Path, every_n_steps: int, keep_every_n_epochs: int) -> list[ModelCheckpoint]:
+    """``last.ckpt`` every few steps and at each epoch's end, and one that stays every few epochs."""
+    checkpoints = folder / "checkpoints"
+    common: dict[str, Any] = {
+        "dirpath": checkpoints,
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
+    return [
+        ModelCheckpoint(filename="last", every_n_train_steps=every_n_steps, **common),
+        ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
+        ModelCheckpoint(
+            filename="epoch-{epoch:03d}",
+            every_n_epochs=keep_every_n_epochs,
+            save_top_k=-1,
+            save_on_train_epoch_end=True,
+            **common,
+        ),
+    ]
+
+
+class FieldWriter(BasePredictionWriter):
+    """Writes each predicted field as soon as it exists, so that memory stays flat."""
+
+    def __init__(self, plans: dict[str, PairPlan]) -> None:
+        super().__init__(write_interval="batch")
+        self.plans = plans
+
+    def write_on_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any,
+        batch_idx: int, dataloader_idx: int,
+    ) -> None:  # fmt: skip
+        for index, pair in enumerate(batch["pair"]):
+            arrays = {name: tensor[index].cpu().numpy() for name, tensor in prediction.items()}
+            write_prediction(self.plans[pair.long_name], arrays)

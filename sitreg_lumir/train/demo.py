@@ -1,0 +1,92 @@
+"""`demo`: the whole method on data made from the MNI152 template, in minutes on a CPU."""
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from sitreg_lumir.data.demo import make_demo_data
+from sitreg_lumir.data.lumir import read_dataset
+from sitreg_lumir.data.volumes import read_volume
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.files.evaluate import evaluate
+from sitreg_lumir.files.nifti import load_disp
+from sitreg_lumir.files.predictions import find_field
+from sitreg_lumir.report.plots import plot_pair
+from sitreg_lumir.train.predict import predict
+from sitreg_lumir.train.run import RunOptions, fit
+
+
+def demo(folder: Path, steps: int | None = None) -> None:
+    """Makes data, trains a small MIND model on T1 pairs, and registers T1-T1 and T1-T2 pairs with it.
+
+    Each part is skipped when its result is there, so that a demo that was stopped goes on.
+
+    Args:
+        folder: gets ``data/``, ``runs/demo/``, ``predictions/``, ``demo.png``.
+        steps: of training, instead of the demo config's.
+
+    Raises:
+        InputError: the folder cannot be used.
+    """
+    print(f"1/4  data made from the MNI152 template: {folder / 'data'}", flush=True)
+    dataset = make_demo_data(folder / "data")
+    both = [dataset, dataset.with_name("LUMIR_dataset_multimodal.json")]
+    run = folder / "runs" / "demo"
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    print(f"2/4  training a small network on T1 pairs: {run}", flush=True)
+    finished = run / "finished"
+    if finished.is_file():
+        print("     trained already")
+    else:
+        arguments = ["--config", "demo", "--data.root", str(dataset), "--data.cache", str(folder / "cache")]
+        if steps is not None:
+            if steps < 1:
+                raise InputError(f"--steps must be positive, got {steps}")
+            arguments += ["--data.pairs_per_epoch", str(steps), "--trainer.max_epochs", "1"]
+        resume = checkpoint if checkpoint.is_file() else None
+        fit(arguments, RunOptions(run, wandb="off", resume=resume))
+        finished.touch()
+    print("3/4  fields for the validation pairs", flush=True)
+    predictions = folder / "predictions"
+    for each in both:
+        predict(
+            [str(checkpoint)], predictions, ["--data.root", str(each), "--data.cache", str(folder / "cache")],
+            overwrite=True,
+        )  # fmt: skip
+    print("4/4  scores before (affine only) and after", flush=True)
+    datasets = [read_dataset(each, validation=True) for each in both]
+    before = evaluate(None, datasets, folder / "before", identity=True)
+    after = evaluate(predictions, datasets)
+    picture = folder / "demo.png"
+    _draw(predictions, both[1], picture)
+    print()
+    for group in ("T1-T1", "T1-T2"):
+        print(f"Dice {group}: {before[f'dsc/{group}']:.3f} before, {after[f'dsc/{group}']:.3f} after")
+    print(f"picture: {picture}")
+    print(f"next:    sitreg-lumir fit --config minilumir/mind_small --data.root {dataset}")
+
+
+def _draw(predictions: Path, dataset: Path, picture: Path) -> None:
+    """The first T1-T2 pair: what the network never saw in training."""
+    pair = read_dataset(dataset, validation=True).validation[0]
+    fixed, _ = read_volume(pair.fixed.path)
+    moving, _ = read_volume(pair.moving.path)
+    field = find_field(predictions, pair)
+    if field is None:
+        raise InputError(f"{predictions}: the field of {pair.name} is gone; run the demo again")
+    disp, _ = load_disp(field)
+    warped = warp_image(moving.astype(np.float32), disp)
+    plot_pair(fixed, moving, warped, disp, picture, f"{pair.long_name}: fixed T1, moving T2", spacing=3)
+
+
+def warp_image(moving: np.ndarray, disp: np.ndarray) -> np.ndarray:
+    """``moving`` ``(X, Y, Z)`` pulled through ``disp`` ``(3, X, Y, Z)``, voxels, trilinear."""
+    import torch
+
+    from sitreg_lumir.deform.ops import warp
+
+    warped = warp(torch.from_numpy(moving)[None, None], torch.from_numpy(disp)[None])
+    return warped[0, 0].numpy()

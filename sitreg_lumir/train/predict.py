@@ -1,0 +1,169 @@
+"""`predict`: one network or an ensemble over the pairs of a data set, each field on disk as soon as it exists."""
+
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from sitreg_lumir import __version__
+from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.views import clean_view
+from sitreg_lumir.deform.ops import warp
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.files.predictions import plan_predictions
+from sitreg_lumir.files.provenance import sha256_file
+from sitreg_lumir.network.sitreg import run_stages
+from sitreg_lumir.network.weights import (
+    Member,
+    ModelCard,
+    load_member,
+    load_members,
+    member_files,
+    save_member,
+)
+from sitreg_lumir.train.callbacks import FieldWriter
+from sitreg_lumir.train.configs import nearest
+
+
+class Predictor(LightningModule):
+    """Registers the pairs of a data set by the members' averaged control points."""
+
+    def __init__(self, members: Sequence[Member], inverse: bool = False, warped: bool = False) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.inverse = inverse
+        self.warped = warped
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """``disp`` (fixed grid) and, when asked for, ``inverse`` (moving grid) and ``warped`` (0..255)."""
+        fixed, moving = clean_view(batch["fixed"])[0], clean_view(batch["moving"])[0]
+        members = [member for member in self.members if isinstance(member, Member)]
+        member, networks = members[0], [member.network for member in members]  # one input transform for all
+        stage = run_stages(networks, fixed=member.inputs(fixed), moving=member.inputs(moving))[-1]
+        found = {"disp": stage.disp}
+        if self.inverse:
+            found["inverse"] = stage.disp_inv
+        if self.warped:
+            stored = batch["moving"]
+            moved = warp(stored.float(), stage.disp)[:, 0]
+            found["warped"] = moved.round().to(stored.dtype) if stored.dtype == torch.uint8 else moved
+        return found
+
+
+def predict(
+    member_paths: Sequence[str],
+    folder: Path,
+    data_args: Sequence[str],
+    *,
+    inverse: bool = False,
+    warped: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> None:
+    """Writes ``disp_<fixed>_<moving>.nii.gz`` for each pair that is not there already.
+
+    Args:
+        member_paths: checkpoints, safetensors files or folders of them.
+        folder: where the fields go.
+        data_args: ``--data.*`` arguments of :class:`LumirDataModule`.
+        inverse: also write the inverse fields.
+        warped: also write the moved images.
+        overwrite: replace fields that were made otherwise.
+        device: ``auto``, ``cpu`` or ``gpu``.
+
+    Raises:
+        InputError: members or data are wrong, or a field in the folder has another provenance.
+    """
+    files = member_files(member_paths)
+    members = load_members(files)
+    data = data_module(data_args)
+    trainer = Trainer(
+        accelerator=device,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=True,
+    )
+    data.trainer = trainer
+    trainer.state.fn = "predict"  # type: ignore[assignment]
+    data.prepare_data()
+    data.setup("predict")
+    check_geometry(members[0].card, data)
+    plans = plan_predictions(
+        folder,
+        data.pairs,
+        members=[{"name": file.name, "sha256": sha256_file(file)} for file in files],
+        options={"members": len(files)},
+        also=[name for name, asked in (("inverse", inverse), ("warped", warped)) if asked],
+        overwrite=overwrite,
+    )
+    todo = {plan.pair.long_name: plan for plan in plans if not plan.skip}
+    print(f"{folder}: {len(plans) - len(todo)} fields are there already, {len(todo)} to predict")
+    if todo:
+        data.pairs = tuple(plan.pair for plan in todo.values())
+        trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            trainer.predict(Predictor(members, inverse, warped), datamodule=data, return_predictions=False)
+    print(f"next: sitreg-lumir evaluate {folder} --dataset {data.dataset.path}")
+
+
+def data_module(args: Sequence[str]) -> LumirDataModule:
+    """The data module that ``--data.*`` arguments describe.
+
+    Raises:
+        InputError: an unknown or invalid argument.
+    """
+    parser = ArgumentParser(prog="sitreg-lumir predict", exit_on_error=False)
+    parser.add_class_arguments(LumirDataModule, "data")
+    known = [action.dest for action in parser._actions]
+    for argument in args:
+        if argument.startswith("-") and argument.lstrip("-").split("=")[0] not in known:
+            wrong = argument.lstrip("-").split("=")[0]
+            raise InputError(f"unknown argument {argument.split('=')[0]!r}{nearest(wrong, known)}")
+    try:
+        data = parser.instantiate_classes(parser.parse_args(list(args))).data
+    except (ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(" ".join(str(error).split())[:300]) from None
+    if not isinstance(data, LumirDataModule):
+        raise InputError("--data.root is missing: name the folder of the data set, or its JSON")
+    return data
+
+
+def check_geometry(card: ModelCard, data: LumirDataModule) -> None:
+    """The data must lie on the grid that the members know.
+
+    Raises:
+        InputError: shape or voxel size differ.
+    """
+    size = [float(np.linalg.norm(np.asarray(matrix)[:3, :3], axis=0).mean()) for matrix in (card.affine, data.affine)]
+    if list(data.shape) != card.shape or abs(size[0] - size[1]) > 0.01 * size[0]:
+        raise InputError(
+            f"{data.dataset.path}: its grid is {tuple(data.shape)} at {size[1]:g} mm, but the members know "
+            f"{tuple(card.shape)} at {size[0]:g} mm; use members trained on this grid"
+        )
+
+
+def export(checkpoint: Path, file: Path, *, half: bool = False, licence: str | None = None) -> None:
+    """Writes a checkpoint's network as safetensors + JSON.
+
+    Raises:
+        InputError: the checkpoint is missing or damaged, or the file cannot be written.
+    """
+    member = load_member(checkpoint)
+    values = {**vars(member.card), "version": __version__}
+    if licence is not None:
+        values["licence"] = licence
+    save_member(file, member.network, ModelCard(**values), torch.float16 if half else torch.float32)
+    print(f"written: {file} and {file.with_suffix('.json').name}")

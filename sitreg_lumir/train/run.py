@@ -1,0 +1,219 @@
+"""`fit`, `validate` and `test`: LightningCLI over the modules and the data, and the run folder.
+
+``runs/<name>/`` holds config.yaml, metrics.csv, checkpoints/ and wandb/.
+"""
+
+import os
+import re
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.network.weights import read_checkpoint
+from sitreg_lumir.train.callbacks import AtomicCheckpointIO, RunMetrics, checkpoint_callbacks, drop_rows_from
+from sitreg_lumir.train.configs import nearest, resolve_config
+from sitreg_lumir.train.module import RegistrationModule
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": 30,
+    "precision": "32-true",  # the inversion's stop threshold is below what half precision resolves
+    "use_distributed_sampler": False,
+    "reload_dataloaders_every_n_epochs": 1,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of `fit` that are not Lightning's.
+
+    Attributes:
+        folder: the run folder.
+        wandb: ``offline``, ``online`` or ``off``.
+        resume: a checkpoint to go on from, or None.
+        checkpoint_every: steps between two writings of last.ckpt.
+        keep_every: epochs between two checkpoints that stay.
+    """
+
+    folder: Path
+    wandb: str = "offline"
+    resume: Path | None = None
+    checkpoint_every: int = 50
+    keep_every: int = 5
+
+
+class RunCLI(LightningCLI):
+    """LightningCLI that puts loggers, checkpoints and the resolved config into the run folder."""
+
+    def __init__(self, args: Sequence[str], options: RunOptions | None = None) -> None:
+        self.options = options
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().__init__(
+                RegistrationModule,
+                LumirDataModule,
+                subclass_mode_model=True,
+                args=list(args),
+                run=False,
+                seed_everything_default=0,
+                trainer_defaults=dict(TRAINER_DEFAULTS),
+                parser_kwargs={"exit_on_error": False, "prog": "sitreg-lumir"},
+                save_config_kwargs={"overwrite": options is not None and options.resume is not None},
+                load_from_checkpoint_support=False,
+                auto_configure_optimizers=False,
+            )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"model": {"class_path": "sitreg_lumir.train.module.MindRegistration"}})
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if self.options is None:
+            return self.trainer_class(**{**config, "logger": False, "enable_checkpointing": False})
+        folder = self.options.folder
+        callbacks = [
+            *callbacks,
+            *checkpoint_callbacks(folder, self.options.checkpoint_every, self.options.keep_every),
+        ]
+        config["default_root_dir"] = str(folder)
+        config["logger"] = [RunMetrics(folder), *self._configured_loggers(config)]
+        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _configured_loggers(self, config: dict[str, Any]) -> list[Logger]:
+        """Loggers that the config asks for, and W&B as ``--wandb`` says."""
+        assert self.options is not None
+        asked = config.get("logger")
+        loggers = [] if isinstance(asked, bool) else _as_list(asked)
+        if self.options.wandb == "off":
+            return loggers
+        from lightning.pytorch.loggers import WandbLogger
+
+        name = self.options.folder.name
+        wandb = WandbLogger(
+            project="sitreg-lumir",
+            name=name,
+            id=re.sub(r"\W+", "-", name),
+            save_dir=self.options.folder,
+            offline=self.options.wandb == "offline",
+            resume="allow",
+        )
+        return [*loggers, wandb]
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def build(args: Sequence[str], options: RunOptions | None = None) -> RunCLI:
+    """Module, data and trainer from configs and command line; mistakes become one line.
+
+    Raises:
+        InputError: unknown or invalid keys; the nearest known key is suggested.
+    """
+    try:
+        return RunCLI(_with_config_paths(args), options)
+    except (ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(_explain(str(error))) from None
+
+
+def fit(args: Sequence[str], options: RunOptions) -> None:
+    """Trains, from scratch or from ``options.resume``, and says what to do next."""
+    prepare_folder(options)
+    cli = build(args, options)
+    if options.resume is not None:
+        drop_rows_from(options.folder / "metrics.csv", int(read_checkpoint(options.resume)["global_step"]))
+    cli.trainer.fit(
+        cli.model,
+        datamodule=cli.datamodule,
+        ckpt_path=options.resume and str(options.resume),
+        weights_only=True,
+    )
+    if cli.trainer.is_global_zero:
+        print(f"\nwritten: {options.folder}/ (config.yaml, metrics.csv, checkpoints/)")
+        print(
+            f"next:    sitreg-lumir predict --members {options.folder}/checkpoints/last.ckpt "
+            f"--data.root {cli.datamodule.root} -o predictions/{options.folder.name}"
+        )
+
+
+def validate(args: Sequence[str], checkpoint: Path, stage: str = "validate") -> None:
+    """Scores one checkpoint on the validation pairs and prints the numbers."""
+    read_checkpoint(checkpoint)
+    cli = build(args)
+    run = cli.trainer.validate if stage == "validate" else cli.trainer.test
+    run(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
+
+
+def prepare_folder(options: RunOptions) -> None:
+    """Refuses to write a second run into a folder, and checks the checkpoint to resume from.
+
+    Raises:
+        InputError: the folder holds a run and ``resume`` was not asked for, or there is nothing to resume.
+    """
+    if any(int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
+        return  # rank 0 looks, the others follow
+    held = [name for name in ("config.yaml", "metrics.csv", "checkpoints") if (options.folder / name).exists()]
+    if options.resume is None and held:
+        raise InputError(
+            f"{options.folder}: holds a run already; go on with it (--resume), choose another --name, or remove it"
+        )
+    if options.resume is not None:
+        read_checkpoint(options.resume)
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{options.folder}: cannot be made ({error.strerror}); choose another --runs") from None
+
+
+def _with_config_paths(args: Sequence[str]) -> list[str]:
+    """Replaces the names after ``--config`` by files."""
+    resolved = list(args)
+    for index, argument in enumerate(resolved):
+        if argument in ("--config", "-c") and index + 1 < len(resolved):
+            resolved[index + 1] = str(resolve_config(resolved[index + 1]))
+        elif argument.startswith("--config="):
+            resolved[index] = f"--config={resolve_config(argument.removeprefix('--config='))}"
+    return resolved
+
+
+def _explain(message: str) -> str:
+    """One line out of jsonargparse's message, with the nearest known key for an unknown one."""
+    text = " ".join(message.split())
+    unknown = re.search(r"[Kk]ey '([\w.]+)' is not expected|[Uu]nrecognized arguments?: --([\w.]+)", text)
+    if unknown is None:
+        return text[:400]
+    wrong = unknown.group(1) or unknown.group(2)
+    return f"unknown key {wrong!r}{nearest(wrong, _known_keys())}"
+
+
+def _known_keys() -> list[str]:
+    """All keys that configs and the command line may have."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(LumirDataModule, "data")
+    keys = [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
+    for module in _subclasses(RegistrationModule):
+        model = LightningArgumentParser()
+        model.add_lightning_class_args(module, "model.init_args")
+        keys += [action.dest for action in model._actions if action.dest.startswith("model.")]
+    return [*keys, "model.class_path", "seed_everything"]
+
+
+def _subclasses(base: type) -> list[type]:
+    direct: list[type] = base.__subclasses__()
+    return [each for child in direct for each in (child, *_subclasses(child))]

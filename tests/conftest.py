@@ -1,0 +1,40 @@
+"""What all tests share: where stored data lies, two threads, and fixed seeds."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Each test starts from the same global random states, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (libraries draw from the global state)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with miniLUMIR and LUMIR's lists, beside the clone."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there (miniLUMIR and LUMIR's lists)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Path:
+    """The folder with the reference implementation's stored values; ``SITREG_ORACLES`` names another one."""
+    folder = Path(os.environ.get("SITREG_ORACLES") or SHARED / "oracles")
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there (stored reference values; SITREG_ORACLES chooses the folder)")
+    return folder
