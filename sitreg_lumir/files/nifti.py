@@ -7,7 +7,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,8 @@ def writing(path: Path) -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise InputError(f"{path}: cannot be written ({reason}); choose a folder with space and access") from None
     finally:
-        try:
+        with suppress(OSError):  # an unusable folder is what the error above says
             temporary.unlink(missing_ok=True)
-        except OSError:  # the folder itself is unusable, which the error above says
-            pass
 
 
 def save_disp(path: Path, disp: NDArray[Any], affine: NDArray[Any], *, compresslevel: int = FIELD_LEVEL) -> None:

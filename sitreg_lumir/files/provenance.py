@@ -174,7 +174,7 @@ def plan_fields(
     Raises:
         InputError: without ``overwrite``, a field is there that was made otherwise; it says what differs.
     """
-    shared = _shared_names(pairs)
+    shared = shared_names(pairs)
     planned, refused = [], []
     for pair in pairs:
         wanted = provenance_of(pair)
@@ -229,10 +229,6 @@ def find_field(folder: Path, pair: Pair, *, shared: bool = False) -> FoundField 
 
 def shared_names(pairs: Sequence[Pair]) -> set[str]:
     """Short names that several pairs of a list have in common."""
-    return _shared_names(pairs)
-
-
-def _shared_names(pairs: Sequence[Pair]) -> set[str]:
     return {name for name, count in Counter(pair.name for pair in pairs).items() if count > 1}
 
 

@@ -183,10 +183,8 @@ def score_pair(
             labels = sorted(_counts(a).keys() & _counts(b).keys())
         warped = warp_nearest(b, disp)
         overlap, distance = dsc(a, b, warped, labels), hd95(a, b, warped, labels)
-        if (size == size[0]).all():
-            distance_mm = distance * size[0]
-        else:
-            distance_mm = hd95(a, b, warped, labels, tuple(size))
+        even = bool((size == size[0]).all())
+        distance_mm = distance * size[0] if even else hd95(a, b, warped, labels, tuple(size))
         scores |= {"dsc": _mean(overlap), "hd95": _mean(distance), "hd95_mm": _mean(distance_mm)}
         scores |= {f"dsc/{label}": float(value) for label, value in zip(labels, overlap, strict=True)}
         scores |= {f"hd95/{label}": float(value) for label, value in zip(labels, distance, strict=True)}

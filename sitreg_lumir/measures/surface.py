@@ -68,13 +68,15 @@ def _directed(codes: Codes, others: Codes, spacing: Floats, fraction: float) -> 
 def _codes(mask: NDArray[np.bool_]) -> Codes:
     """Code of each 2x2x2 neighbourhood, ``(X+1, Y+1, Z+1)``, zeros around the volume."""
     bits: Codes = np.pad(mask, 1).astype(np.uint8)
-    bits = (bits[:, :, :-1] << 1) | bits[:, :, 1:]
-    bits = (bits[:, :-1] << 2) | bits[:, 1:]
-    return (bits[:-1] << 4) | bits[1:]
+    lines: Codes = 2 * bits[:, :, :-1] + bits[:, :, 1:]
+    planes: Codes = 4 * lines[:, :-1] + lines[:, 1:]
+    codes: Codes = 16 * planes[:-1] + planes[1:]
+    return codes
 
 
 def _is_surface(codes: Codes) -> NDArray[np.bool_]:
-    return (codes != 0) & (codes != 255)
+    surface: NDArray[np.bool_] = (codes != 0) & (codes != 255)
+    return surface
 
 
 @lru_cache(maxsize=16)

@@ -18,9 +18,17 @@ class ConvBlock(nn.Module):
         self.normalizers = nn.ModuleList(nn.GroupNorm(groups, channels) for _ in inputs)
 
     def forward(self, features: Tensor) -> Tensor:
+        features = fastest_layout(features)
         for convolution, normalizer in zip(self.convolutions, self.normalizers, strict=True):
             features = F.relu(normalizer(convolution(features)), inplace=True)
         return features
+
+
+def fastest_layout(features: Tensor) -> Tensor:
+    """The same values with channels innermost on a CPU, where convolutions run 2 to 4 times as fast that way."""
+    if features.device.type != "cpu" or features.dtype == torch.float64:
+        return features
+    return features.contiguous(memory_format=torch.channels_last_3d)
 
 
 class Downsampling(nn.Module):
@@ -57,7 +65,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(ConvBlock(c, c, convolutions, groups) for c in channels)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        skip = self.projection(image)
+        skip = self.projection(fastest_layout(image))
         levels = [self.blocks[0](skip)]
         for downsampling, block in zip(self.downsamplings, self.blocks[1:], strict=True):
             skip = downsampling(levels[-1], skip)

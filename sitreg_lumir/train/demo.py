@@ -1,19 +1,19 @@
 """`demo`: the whole method on data made from the MNI152 template, in minutes on a CPU."""
 
-import json
-import os
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from sitreg_lumir.data.demo import make_demo_data
 from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.data.volumes import read_volume
+from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.evaluate import evaluate
 from sitreg_lumir.files.nifti import load_disp
-from sitreg_lumir.files.predictions import find_field
+from sitreg_lumir.files.provenance import find_field
 from sitreg_lumir.report.plots import plot_pair
 from sitreg_lumir.train.predict import predict
 from sitreg_lumir.train.run import RunOptions, fit
@@ -64,7 +64,8 @@ def demo(folder: Path, steps: int | None = None) -> None:
     _draw(predictions, both[1], picture)
     print()
     for group in ("T1-T1", "T1-T2"):
-        print(f"Dice {group}: {before[f'dsc/{group}']:.3f} before, {after[f'dsc/{group}']:.3f} after")
+        was, is_ = (each.summary["groups"][group]["dsc"]["mean"] for each in (before, after))
+        print(f"Dice {group}: {was:.3f} before, {is_:.3f} after")
     print(f"picture: {picture}")
     print(f"next:    sitreg-lumir fit --config minilumir/mind_small --data.root {dataset}")
 
@@ -77,16 +78,13 @@ def _draw(predictions: Path, dataset: Path, picture: Path) -> None:
     field = find_field(predictions, pair)
     if field is None:
         raise InputError(f"{predictions}: the field of {pair.name} is gone; run the demo again")
-    disp, _ = load_disp(field)
+    disp, _ = load_disp(field.path)
     warped = warp_image(moving.astype(np.float32), disp)
     plot_pair(fixed, moving, warped, disp, picture, f"{pair.long_name}: fixed T1, moving T2", spacing=3)
 
 
-def warp_image(moving: np.ndarray, disp: np.ndarray) -> np.ndarray:
+def warp_image(moving: NDArray[np.float32], disp: NDArray[np.float32]) -> NDArray[np.float32]:
     """``moving`` ``(X, Y, Z)`` pulled through ``disp`` ``(3, X, Y, Z)``, voxels, trilinear."""
-    import torch
-
-    from sitreg_lumir.deform.ops import warp
-
     warped = warp(torch.from_numpy(moving)[None, None], torch.from_numpy(disp)[None])
-    return warped[0, 0].numpy()
+    result: NDArray[np.float32] = warped[0, 0].numpy()
+    return result

@@ -34,8 +34,6 @@ class RegistrationModule(LightningModule):
         augmentation: of the views that the network sees in training; the loss always compares clean ones.
     """
 
-    mind: Mind | None = None
-
     def __init__(
         self,
         in_channels: int,
@@ -48,6 +46,7 @@ class RegistrationModule(LightningModule):
         augmentation: Augmentation | None,
     ) -> None:
         super().__init__()
+        self.mind: Mind | None = None
         self.network = SITReg(in_channels=in_channels, features=features, head_features=head_features)
         self.learning_rate = learning_rate
         self.augmentation = augmentation

@@ -18,7 +18,6 @@ from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.predictions import plan_predictions
-from sitreg_lumir.files.provenance import sha256_file
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.network.weights import (
     Member,
@@ -101,8 +100,8 @@ def predict(
     plans = plan_predictions(
         folder,
         data.pairs,
-        members=[{"name": file.name, "sha256": sha256_file(file)} for file in files],
-        options={"members": len(files)},
+        members=files,
+        options={"precision": "float32"},
         also=[name for name, asked in (("inverse", inverse), ("warped", warped)) if asked],
         overwrite=overwrite,
     )

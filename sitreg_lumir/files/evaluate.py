@@ -1,0 +1,272 @@
+"""Scores a folder of fields by the challenge's definitions: a table, a CSV of cases, a JSON of means."""
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from sitreg_lumir import __version__
+from sitreg_lumir.data.lumir import LumirDataset, Pair, raise_problems
+from sitreg_lumir.data.views import clean_view
+from sitreg_lumir.data.volumes import read_labels, read_volume
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.files.nifti import load_disp, writing
+from sitreg_lumir.files.provenance import find_field, shared_names
+from sitreg_lumir.measures.losses import similarity
+from sitreg_lumir.measures.metrics import GROUPS, METRICS, score_pair
+
+COLUMNS = {  # score -> heading in the table and digits
+    "dsc": ("Dice", 3),
+    "hd95": ("HD95 vox", 2),
+    "hd95_mm": ("HD95 mm", 2),
+    "tre": ("TRE vox", 2),
+    "tre_mm": ("TRE mm", 2),
+    "ndv": ("NDV %", 4),
+    "lncc": ("LNCC", 3),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of each pair (``pair``, ``group``, ``field`` and numbers) and the summary that the JSON holds."""
+
+    cases: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def evaluate(
+    folder: Path | None, datasets: Sequence[LumirDataset], out: Path | None = None, *, identity: bool = False
+) -> Evaluation:
+    """Scores the field of each validation pair, prints the table and writes ``evaluation.csv`` and ``.json``.
+
+    Args:
+        folder: with ``disp_<pair>.nii.gz`` files; not used with ``identity``.
+        datasets: one or more lists of pairs. Their ``evaluation_labels`` are scored, exactly those; without such
+            a list the labels that are in both maps of a pair, 0 included. A pair without label maps gets LNCC
+            (clean images, within their masks) instead.
+        out: folder of the results; by default ``folder``, and none with ``identity``.
+        identity: score the images as they are, as if each field were zero.
+
+    Raises:
+        InputError: fields are missing, were made from other images, or cannot be read; or the results cannot be
+            written. Missing and unfit fields are all named before anything is scored.
+    """
+    pairs: dict[Pair, LumirDataset] = {}
+    for dataset in datasets:
+        for pair in dataset.validation:
+            pairs.setdefault(pair, dataset)
+    notes: list[str] = []
+    if identity:
+        fields: dict[Pair, Path | None] = dict.fromkeys(pairs)
+    elif folder is None:
+        raise InputError("no folder of fields given; name it, or ask for identity")
+    else:
+        fields = dict(_find_fields(folder, list(pairs), notes))
+    cases = []
+    for pair, dataset in tqdm(pairs.items(), desc="scoring", unit="pair", disable=None):
+        field = fields[pair]
+        cases.append(
+            {"pair": pair.long_name, "group": pair.group, "field": field.name if field else "identity"}
+            | _score(pair, dataset, field)
+        )
+    summary = summarise(cases) | {
+        "version": __version__,
+        "fields": "identity" if folder is None or identity else folder.resolve().name,
+    }
+    names = {label: name for dataset in datasets for label, name in dataset.label_names.items()}
+    summary["labels"] = _label_means(cases, names)
+    notes += _notes(cases)
+    print(table(summary))
+    for note in notes:
+        print(f"note: {note}")
+    target = out or (None if identity else folder)
+    if target is not None:
+        _write_csv(target / "evaluation.csv", cases)
+        _write_text(target / "evaluation.json", json.dumps(_plain(summary | {"notes": notes}), indent=1) + "\n")
+        print(f"written: {target / 'evaluation.csv'}, {target / 'evaluation.json'}")
+    return Evaluation(cases, summary)
+
+
+def summarise(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means and standard deviations over pairs, by group and over all.
+
+    Returns:
+        ``groups``: for each group and ``all`` the number of ``pairs`` and for each score that a pair has
+        ``mean``, ``sd`` (n-1; nan for a single pair), ``pairs`` and ``infinite``; a pair whose score is nan does
+        not count. ``gap``: Dice of T1-T1 minus that of T1-T2, if there are both.
+    """
+    groups: dict[str, Any] = {}
+    for group in [*sorted({case["group"] for case in cases}), "all"]:
+        members = [case for case in cases if group in (case["group"], "all")]
+        groups[group] = {"pairs": len(members)}
+        for name in COLUMNS:
+            values = np.array([case[name] for case in members if not math.isnan(case.get(name, math.nan))])
+            if len(values):
+                finite = bool(np.isfinite(values).all())
+                groups[group][name] = {
+                    "mean": float(values.mean()),
+                    "sd": float(values.std(ddof=1)) if finite and len(values) > 1 else math.nan,
+                    "pairs": len(values),
+                    "infinite": int(np.isinf(values).sum()),
+                }
+    summary: dict[str, Any] = {"groups": groups}
+    if all("dsc" in groups.get(group, {}) for group in GROUPS):
+        summary["gap"] = groups[GROUPS[0]]["dsc"]["mean"] - groups[GROUPS[1]]["dsc"]["mean"]
+    return summary
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as text: one line per group, mean (standard deviation) of each score."""
+    groups = summary["groups"]
+    names = [name for name in COLUMNS if any(name in group for group in groups.values())]
+    rows = [["", "pairs", *(COLUMNS[name][0] for name in names)]]
+    for label, group in groups.items():
+        if label == "all" and len(groups) == 2:
+            continue
+        rows.append([label, str(group["pairs"]), *(_cell(group.get(name), COLUMNS[name][1]) for name in names)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    if "gap" in summary:
+        lines.append(f"difference of Dice, {GROUPS[0]} minus {GROUPS[1]}: {summary['gap']:.3f}")
+    return "\n".join(lines)
+
+
+def _find_fields(folder: Path, pairs: list[Pair], notes: list[str]) -> dict[Pair, Path]:
+    """The field of each pair; an error that names all that are missing or made from other images."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the one that `predict -o` wrote to")
+    shared = shared_names(pairs)
+    fields, missing, refused, foreign = {}, [], [], []
+    for pair in tqdm(pairs, desc="checking", unit="pair", disable=None, leave=False):
+        try:
+            found = find_field(folder, pair, shared=pair.name in shared)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        if found is None:
+            missing.append(f"disp_{pair.long_name if pair.name in shared else pair.name}.nii.gz")
+        else:
+            fields[pair] = found.path
+            if found.provenance is None:
+                foreign.append(found.path.name)
+    problems = [f"{len(missing)} of {len(pairs)} fields are missing: {', '.join(missing)}"] if missing else []
+    raise_problems(folder, problems + refused)
+    if foreign:
+        notes.append(f"{len(foreign)} fields have no provenance, their images are taken on trust: {_some(foreign)}")
+    extra = sorted(path.name for path in folder.glob("disp_*.nii.gz") if path not in fields.values())
+    if extra:
+        text = f"{len(extra)} fields in {folder} belong to no pair of the data set and are left out: {_some(extra)}"
+        print(f"warning: {text}", file=sys.stderr)
+        notes.append(text)
+    return fields
+
+
+def _score(pair: Pair, dataset: LumirDataset, field: Path | None) -> dict[str, float]:
+    shape = dataset.shape
+    fixed, affine = read_volume(pair.fixed.path, shape=shape)
+    disp = np.zeros((3, *shape), dtype=np.float32) if field is None else load_disp(field, shape=shape)[0]
+    scores = score_pair(
+        disp,
+        **_both("labels", pair.fixed.labels, pair.moving.labels, shape),
+        **_both("landmarks", pair.fixed.landmarks, pair.moving.landmarks, shape),
+        fixed_mask=fixed > 0,
+        labels=dataset.evaluation_labels,
+        voxel_size=[float(size) for size in np.linalg.norm(affine[:3, :3], axis=0)],
+    )
+    if "dsc" not in scores:
+        moving, _ = read_volume(pair.moving.path, shape=shape)
+        scores["lncc"] = _lncc(torch.from_numpy(disp)[None], _stored(fixed), _stored(moving))
+    return scores
+
+
+def _both(kind: str, fixed: Path | None, moving: Path | None, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The keyword arguments of :func:`score_pair` for two label files, none unless both exist."""
+    if fixed is None or moving is None:
+        return {}
+    return {f"fixed_{kind}": read_labels(fixed, shape=shape), f"moving_{kind}": read_labels(moving, shape=shape)}
+
+
+def _stored(volume: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(volume)[None, None]
+
+
+def _lncc(disp: Tensor, fixed: Tensor, moving: Tensor) -> float:
+    fixed, fixed_mask = clean_view(fixed)
+    moving, moving_mask = clean_view(moving)
+    with torch.no_grad():
+        return float(similarity(disp, fixed, moving, fixed_mask, moving_mask))
+
+
+def _label_means(cases: Sequence[dict[str, Any]], names: dict[int, str]) -> dict[str, Any]:
+    """Dice of each label, mean over the pairs that have it."""
+    labels = sorted({int(key.removeprefix("dsc/")) for case in cases for key in case if key.startswith("dsc/")})
+    means = {}
+    for label in labels:
+        values = [case[f"dsc/{label}"] for case in cases if not math.isnan(case.get(f"dsc/{label}", math.nan))]
+        means[str(label)] = {"name": names.get(label, ""), "dsc": float(np.mean(values)) if values else math.nan}
+    return means
+
+
+def _notes(cases: Sequence[dict[str, Any]]) -> list[str]:
+    notes = []
+    infinite = [case["pair"] for case in cases if math.isinf(case.get("hd95", 0.0))]
+    if infinite:
+        notes.append(f"HD95 is infinite, a label is lost in warping: {len(infinite)} pairs: {_some(infinite)}")
+    lost = [case["pair"] for case in cases if math.isnan(case.get("tre", 0.0))]
+    if lost:
+        notes.append(f"TRE leaves out pairs that lose a landmark in warping: {len(lost)} pairs: {_some(lost)}")
+    bare = [case["pair"] for case in cases if "dsc" not in case]
+    if bare:
+        notes.append(f"no label maps beside the images, LNCC instead of Dice: {len(bare)} pairs: {_some(bare)}")
+    return notes
+
+
+def _write_csv(path: Path, cases: Sequence[dict[str, Any]]) -> None:
+    per_label = {key for case in cases for key in case if "/" in key}
+    columns = [name for name in (*METRICS, "lncc") if any(name in case for case in cases)]
+    columns += sorted(per_label, key=lambda key: (key.split("/")[0], int(key.split("/")[1])))
+    with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, ["pair", "group", "field", *columns], lineterminator="\n")
+        writer.writeheader()
+        for case in cases:
+            writer.writerow({key: "" if value != value else value for key, value in case.items()})
+
+
+def _write_text(path: Path, text: str) -> None:
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """The same with None for nan and inf, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(score: dict[str, float] | None, digits: int) -> str:
+    if score is None:
+        return "-"
+    spread = "" if math.isnan(score["sd"]) else f" ({score['sd']:.{digits}f})"
+    return f"{score['mean']:.{digits}f}{spread}"
+
+
+def _some(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f", and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,97 @@
+"""What `predict` leaves in a folder: fields with their provenance, and on request inverse fields and moved images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from sitreg_lumir.data.lumir import Image, Pair
+from sitreg_lumir.files.nifti import save_disp, save_volume
+from sitreg_lumir.files.provenance import Provenance, file_entry, make_provenance, plan_fields, save_field
+
+ALSO = ("inverse", "warped")  # what may lie beside a field, as <kind>_<pair>.nii.gz
+
+
+class PairPlan(NamedTuple):
+    """What is to be written for one pair, and where.
+
+    Attributes:
+        pair: the images.
+        path: of the field.
+        provenance: of the field.
+        skip: all that is wanted is there already.
+    """
+
+    pair: Pair
+    path: Path
+    provenance: Provenance
+    skip: bool
+
+    def beside(self, kind: str) -> Path:
+        """The file of the inverse field or of the moved image."""
+        return self.path.with_name(f"{kind}_{self.path.name.removeprefix('disp_')}")
+
+
+def plan_predictions(
+    folder: Path,
+    pairs: Sequence[Pair],
+    members: Sequence[Path],
+    options: Mapping[str, Any],
+    also: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+) -> list[PairPlan]:
+    """Decides for each pair where its field goes and whether it is there already.
+
+    Args:
+        folder: need not exist.
+        pairs: to be registered.
+        members: files of the weights.
+        options: plain values that change the field.
+        also: which of :data:`ALSO` are wanted, too.
+        overwrite: make fields again whose provenance differs.
+
+    Raises:
+        InputError: without ``overwrite``, a field is there that was made otherwise.
+    """
+    entries = [file_entry(member) for member in members]
+    provenances = {pair: make_provenance(pair, entries, options) for pair in pairs}
+    plans = []
+    for pair, path, skip in plan_fields(folder, pairs, provenances.__getitem__, overwrite=overwrite):
+        plan = PairPlan(pair, path, provenances[pair], skip)
+        complete = skip and all(plan.beside(kind).is_file() for kind in also)
+        plans.append(plan._replace(skip=complete))
+    return plans
+
+
+def write_prediction(plan: PairPlan, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes one pair's results; the field with its provenance comes last, so that a crash leaves the pair undone.
+
+    Args:
+        plan: where.
+        arrays: ``disp`` ``(3, X, Y, Z)``, voxels, fixed grid; perhaps ``inverse`` (the same on the moving grid)
+            and ``warped`` ``(X, Y, Z)``. What is not given is removed if an earlier run left it.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    plan.path.parent.mkdir(parents=True, exist_ok=True)
+    fixed, moving = _affine(plan.pair.fixed), _affine(plan.pair.moving)
+    if "inverse" in arrays:
+        save_disp(plan.beside("inverse"), arrays["inverse"], moving)
+    if "warped" in arrays:
+        save_volume(plan.beside("warped"), arrays["warped"], fixed, compresslevel=1)
+    for kind in ALSO:
+        if kind not in arrays:
+            plan.beside(kind).unlink(missing_ok=True)
+    save_field(plan.path, arrays["disp"], fixed, plan.provenance)
+
+
+def _affine(image: Image) -> NDArray[np.float64]:
+    """``(4, 4)`` voxel-to-world matrix of an image file, RAS, mm."""
+    header = nib.load(image.path)
+    affine: NDArray[np.float64] = np.asarray(header.affine, dtype=np.float64)  # type: ignore[attr-defined]
+    return affine
