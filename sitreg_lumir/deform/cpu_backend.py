@@ -88,7 +88,7 @@ def invert(disp: Tensor, tolerance: float, max_iterations: int) -> Tensor:
     if max_iterations < 1:
         return -disp
     shape, inverse = tuple(disp.shape[2:]), _empty(disp)
-    run(cpu_kernels.invert, _rows(disp), shape, _flat(disp), tolerance, max_iterations, _flat(inverse))
+    run(cpu_kernels.invert, len(disp) * shape[0], shape, _flat(disp), tolerance, max_iterations, _flat(inverse))
     return inverse
 
 

@@ -14,6 +14,7 @@ from sitreg_lumir.deform.cpu_kernels import (
     locate_row,
     slopes,
     slopes_at,
+    solve,
     strides_of,
     trilinear,
 )
@@ -146,50 +147,68 @@ def scatter_compose(
     first: Any, last: Any, tiles: Any, shape: Any, grad: Any, disps: Any, grads: Any, needed: Any
 ) -> None:
     """Tiles of the composition's gradient: goes back through the chain and adds to each field's gradient."""
-    real = grad.dtype.type
     strides = strides_of(shape)
     size = np.uintp(shape[0] * shape[1] * shape[2])
     lookups = len(disps) - 1
-    inner = disps[lookups]
-    at = np.empty((lookups, 3), grad.dtype)
+    at, pulled = np.empty((lookups, 3, shape[2]), grad.dtype), np.empty((3, shape[2]), grad.dtype)
     for task in range(first, last):
         batch, x0, x1, y0, y1 = tile_range(tiles[task], shape)
         start = np.uintp(batch * 3) * size
         for x in range(x0, x1):
             for y in range(y0, y1):
-                i = start + np.uintp((x * shape[1] + y) * shape[2])
-                for z in range(shape[2]):
-                    px, py, pz = (
-                        real(x) + inner[i],
-                        real(y) + inner[i + size],
-                        real(z) + inner[i + size + size],
-                    )
-                    for outer in range(lookups - 1, 0, -1):
-                        at[outer] = px, py, pz
-                        disp = disps[outer]
+                origin = start + np.uintp((x * shape[1] + y) * shape[2])
+                _row_of_positions(disps, shape, start, origin, x, y, at)
+                for axis in range(3):
+                    for z in range(shape[2]):
+                        pulled[axis, z] = grad[origin + np.uintp(axis) * size + np.uintp(z)]
+                for outer in range(lookups):
+                    disp, target, add = disps[outer], grads[outer], needed[outer]
+                    for z in range(shape[2]):
+                        k = np.uintp(z)
+                        px, py, pz = at[outer, 0, k], at[outer, 1, k], at[outer, 2, k]
+                        gx, gy, gz = pulled[0, k], pulled[1, k], pulled[2, k]
                         cell, wx, wy, wz = locate(px, py, pz, shape)
                         cell += start
-                        px += trilinear(disp, cell, strides, wx, wy, wz)
-                        py += trilinear(disp, cell + size, strides, wx, wy, wz)
-                        pz += trilinear(disp, cell + size + size, strides, wx, wy, wz)
-                    gx, gy, gz = grad[i], grad[i + size], grad[i + size + size]
-                    for outer in range(lookups):
-                        if outer > 0:
-                            px, py, pz = at[outer]
-                        cell, wx, wy, wz = locate(px, py, pz, shape)
-                        cell += start
-                        hx, hy, hz = pulled_slopes(disps[outer], cell, size, strides, wx, wy, wz, gx, gy, gz)
-                        if needed[outer]:
-                            add_to_corners(grads[outer], cell, strides, wx, wy, wz, gx)
-                            add_to_corners(grads[outer], cell + size, strides, wx, wy, wz, gy)
-                            add_to_corners(grads[outer], cell + size + size, strides, wx, wy, wz, gz)
-                        gx += hx * clamp_slope(px, shape[0])
-                        gy += hy * clamp_slope(py, shape[1])
-                        gz += hz * clamp_slope(pz, shape[2])
-                    if needed[lookups]:
-                        target = grads[lookups]
-                        target[i], target[i + size], target[i + size + size] = gx, gy, gz
-                    i += np.uintp(1)
+                        hx, hy, hz = pulled_slopes(disp, cell, size, strides, wx, wy, wz, gx, gy, gz)
+                        if add:
+                            add_to_corners(target, cell, strides, wx, wy, wz, gx)
+                            add_to_corners(target, cell + size, strides, wx, wy, wz, gy)
+                            add_to_corners(target, cell + size + size, strides, wx, wy, wz, gz)
+                        pulled[0, k] = gx + hx * clamp_slope(px, shape[0])
+                        pulled[1, k] = gy + hy * clamp_slope(py, shape[1])
+                        pulled[2, k] = gz + hz * clamp_slope(pz, shape[2])
+                if needed[lookups]:
+                    target = grads[lookups]
+                    for axis in range(3):
+                        for z in range(shape[2]):
+                            target[origin + np.uintp(axis) * size + np.uintp(z)] = pulled[axis, z]
+
+
+@compiled
+def _row_of_positions(disps: Any, shape: Any, start: Any, origin: Any, x: Any, y: Any, at: Any) -> None:
+    """Where one row of voxels looks up each field of a chain but the last one, voxels."""
+    real = at.dtype.type
+    strides = strides_of(shape)
+    size = np.uintp(shape[0] * shape[1] * shape[2])
+    inner = disps[len(disps) - 1]
+    now = at[len(disps) - 2]
+    for z in range(shape[2]):
+        i = origin + np.uintp(z)
+        now[0, z], now[1, z], now[2, z] = (
+            real(x) + inner[i],
+            real(y) + inner[i + size],
+            real(z) + inner[i + size + size],
+        )
+    for outer in range(len(disps) - 2, 0, -1):
+        disp, now, after = disps[outer], at[outer], at[outer - 1]
+        for z in range(shape[2]):
+            k = np.uintp(z)
+            px, py, pz = now[0, k], now[1, k], now[2, k]
+            cell, wx, wy, wz = locate(px, py, pz, shape)
+            cell += start
+            after[0, k] = px + trilinear(disp, cell, strides, wx, wy, wz)
+            after[1, k] = py + trilinear(disp, cell + size, strides, wx, wy, wz)
+            after[2, k] = pz + trilinear(disp, cell + size + size, strides, wx, wy, wz)
 
 
 @compiled
@@ -224,25 +243,10 @@ def scatter_invert(
                     inside = clamp_slope(pz, shape[2])
                     az, bz, cz = inside * az, inside * bz, real(1) + inside * cz
                     gx, gy, gz = grad[i], grad[i + size], grad[i + size + size]
-                    xx, xy, xz = (
-                        by * cz - cy * bz,
-                        cx * bz - bx * cz,
-                        bx * cy - cx * by,
-                    )  # cofactors, transposed
-                    scale = real(-1) / (ax * xx + ay * xy + az * xz)
-                    yx, yy, yz = cy * az - ay * cz, ax * cz - cx * az, cx * ay - ax * cy
-                    zx, zy, zz = ay * bz - by * az, bx * az - ax * bz, ax * by - bx * ay
-                    add_to_corners(grad_disp, cell, strides, wx, wy, wz, scale * (xx * gx + xy * gy + xz * gz))
-                    add_to_corners(grad_disp, cell + size, strides, wx, wy, wz, scale * (yx * gx + yy * gy + yz * gz))
-                    add_to_corners(
-                        grad_disp,
-                        cell + size + size,
-                        strides,
-                        wx,
-                        wy,
-                        wz,
-                        scale * (zx * gx + zy * gy + zz * gz),
-                    )
+                    lx, ly, lz = solve(ax, bx, cx, ay, by, cy, az, bz, cz, -gx, -gy, -gz)
+                    add_to_corners(grad_disp, cell, strides, wx, wy, wz, lx)
+                    add_to_corners(grad_disp, cell + size, strides, wx, wy, wz, ly)
+                    add_to_corners(grad_disp, cell + size + size, strides, wx, wy, wz, lz)
                     i += np.uintp(1)
 
 

@@ -29,7 +29,8 @@ _announced = False
 def compiled(function: Loop) -> Loop:
     """Compiles a function at its first call, and keeps the machine code on disk where a folder is writable.
 
-    Sums are never reordered, so results depend neither on the number of threads nor on the vector width.
+    Sums are never reordered, so results depend neither on the number of threads nor on the vector width. After a
+    change to a function that another file's loops call, delete ``__pycache__``: numba looks at a loop's own file only.
     """
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
     try:

@@ -243,16 +243,14 @@ def _choose_path(folder: Path, pair: Pair, wanted: Provenance, shared: bool) -> 
     except InputError:
         stored = None
     if stored is not None:
-        return short if _same_images(stored, wanted) else long
+        return short if _same_pair(stored, wanted) else long
     taken = long.is_file() or provenance_path(long).is_file()
     return long if shared or (taken and not short.is_file()) else short
 
 
-def _same_images(stored: Provenance, wanted: Provenance) -> bool:
-    """By name or by content: a changed image of the same name is still this pair's."""
-    return any(
-        all(stored[role][key] == wanted[role][key] for role in ("fixed", "moving")) for key in ("name", "sha256")
-    )
+def _same_pair(stored: Provenance, wanted: Provenance) -> bool:
+    """By name, not by content: a changed image of the same name is still this pair's."""
+    return all(stored[role]["name"] == wanted[role]["name"] for role in ("fixed", "moving"))
 
 
 def _why_not(path: Path, wanted: Provenance) -> str | None:

@@ -1,6 +1,5 @@
 """`predict`: one network or an ensemble over the pairs of a data set, each field on disk as soon as it exists."""
 
-import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from sitreg_lumir.network.weights import (
 )
 from sitreg_lumir.train.callbacks import FieldWriter
 from sitreg_lumir.train.configs import nearest
+from sitreg_lumir.train.settings import prepare_process
 
 
 class Predictor(LightningModule):
@@ -80,6 +80,7 @@ def predict(
     Raises:
         InputError: members or data are wrong, or a field in the folder has another provenance.
     """
+    prepare_process()
     files = member_files(member_paths)
     members = load_members(files)
     data = data_module(data_args)
@@ -110,9 +111,7 @@ def predict(
     if todo:
         data.pairs = tuple(plan.pair for plan in todo.values())
         trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            trainer.predict(Predictor(members, inverse, warped), datamodule=data, return_predictions=False)
+        trainer.predict(Predictor(members, inverse, warped), datamodule=data, return_predictions=False)
     print(f"next: sitreg-lumir evaluate {folder} --dataset {data.dataset.path}")
 
 

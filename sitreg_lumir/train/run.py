@@ -9,9 +9,11 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -22,6 +24,7 @@ from sitreg_lumir.network.weights import read_checkpoint
 from sitreg_lumir.train.callbacks import AtomicCheckpointIO, RunMetrics, checkpoint_callbacks, drop_rows_from
 from sitreg_lumir.train.configs import nearest, resolve_config
 from sitreg_lumir.train.module import RegistrationModule
+from sitreg_lumir.train.settings import prepare_process
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 30,
@@ -123,12 +126,14 @@ def build(args: Sequence[str], options: RunOptions | None = None) -> RunCLI:
     Raises:
         InputError: unknown or invalid keys; the nearest known key is suggested.
     """
+    prepare_process()
+    resolved = _with_config_paths(args)
     try:
-        return RunCLI(_with_config_paths(args), options)
+        return RunCLI(resolved, options)
     except (ArgumentError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(_explain(str(error))) from None
+        raise InputError(_explain(str(error), resolved)) from None
 
 
 def fit(args: Sequence[str], options: RunOptions) -> None:
@@ -181,24 +186,40 @@ def prepare_folder(options: RunOptions) -> None:
 
 
 def _with_config_paths(args: Sequence[str]) -> list[str]:
-    """Replaces the names after ``--config`` by files."""
+    """Replaces the names after ``--config`` by files, which must hold YAML."""
     resolved = list(args)
-    for index, argument in enumerate(resolved):
-        if argument in ("--config", "-c") and index + 1 < len(resolved):
-            resolved[index + 1] = str(resolve_config(resolved[index + 1]))
-        elif argument.startswith("--config="):
-            resolved[index] = f"--config={resolve_config(argument.removeprefix('--config='))}"
+    for index in range(1, len(resolved)):
+        if resolved[index - 1] in ("--config", "-c"):
+            file = resolve_config(resolved[index])
+            try:
+                yaml.safe_load(file.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
+            resolved[index] = str(file)
     return resolved
 
 
-def _explain(message: str) -> str:
-    """One line out of jsonargparse's message, with the nearest known key for an unknown one."""
+_UNKNOWN_KEY = (  # how jsonargparse says it
+    r"Group '([\w.]+)' does not accept (?:nested key|option) '([\w.]+)'",
+    r"[Kk]ey '([\w.]+)' is not expected",
+    r"[Uu]nrecognized arguments?: --([\w.]+)",
+    r"Option '([\w.]+)' is not accepted",
+)
+
+
+def _explain(message: str, args: Sequence[str]) -> str:
+    """One line out of jsonargparse's message; an unknown key comes with its file and the nearest known key."""
     text = " ".join(message.split())
-    unknown = re.search(r"[Kk]ey '([\w.]+)' is not expected|[Uu]nrecognized arguments?: --([\w.]+)", text)
+    unknown = next(filter(None, (re.search(pattern, text) for pattern in _UNKNOWN_KEY)), None)
     if unknown is None:
         return text[:400]
-    wrong = unknown.group(1) or unknown.group(2)
-    return f"unknown key {wrong!r}{nearest(wrong, _known_keys())}"
+    wrong = ".".join(unknown.groups())
+    known = _known_keys()
+    files = [file for option, file in pairwise(args) if option in ("--config", "-c")]
+    where = next(
+        (f"{file}: " for file in files if re.search(rf"\b{wrong.split('.')[-1]}\b", Path(file).read_text())), ""
+    )
+    return f"{where}unknown key {wrong!r}{nearest(wrong, known if '.' in wrong else [key.split('.')[-1] for key in known])}"
 
 
 def _known_keys() -> list[str]:

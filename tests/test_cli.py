@@ -1,0 +1,286 @@
+"""The command line as a user meets it: help, wrong input, and the way from data to scores."""
+
+import csv
+import gzip
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import data_samples
+import nibabel
+import numpy as np
+import pytest
+
+from sitreg_lumir.cli import main
+
+SMALL = ["--model.features", "[4,4]", "--model.head_features", "[4,4]", "--model.window", "3"]
+
+
+def fit_arguments(root: Path, runs: Path, *more: str, name: str = "tiny") -> list[str]:
+    data = [
+        "--data.root",
+        str(root),
+        "--data.batch_size",
+        "1",
+        "--data.pairs_per_epoch",
+        "2",
+        "--data.num_workers",
+        "0",
+    ]
+    trainer = [
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.log_every_n_steps",
+        "1",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    cache = ["--data.cache", str(runs / "cache")]
+    return ["fit", "--config", "mind", "--name", name, "--runs", str(runs), "--wandb", "off",
+            *data, *cache, *SMALL, *trainer, *more]  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return data_samples.make_dataset(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data set and the checkpoint of a run on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = data_samples.make_dataset(folder / "data")
+    assert main(fit_arguments(root, folder / "runs")) == 0
+    return root, folder / "runs" / "tiny" / "checkpoints" / "last.ckpt"
+
+
+def predict_arguments(root: Path, checkpoint: Path, out: Path, *more: str) -> list[str]:
+    cache = ["--data.cache", str(out.parent / "cache"), "--data.num_workers", "0"]
+    return ["predict", "--members", str(checkpoint), "--data.root", str(root), "-o", str(out), *cache, *more]
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str) -> None:
+    """The command ends with 2 and one line that has these words."""
+    capsys.readouterr()
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    error = capsys.readouterr().err
+    line = [line for line in error.splitlines() if line.startswith("sitreg-lumir: error:")]
+    assert code == 2 and len(line) == 1 and "Traceback" not in error, error
+    for word in words:
+        assert word in line[0], line[0]
+
+
+def test_help_answers_within_two_seconds_and_names_every_verb() -> None:
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "sitreg_lumir.cli", "--help"], capture_output=True, text=True)
+    assert time.monotonic() - start < 2
+    assert done.returncode == 0
+    for verb in ("fit", "validate", "test", "predict", "evaluate", "export", "demo"):
+        assert f"sitreg-lumir {verb}" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict", "evaluate", "export", "demo"])
+def test_each_verb_s_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"example: sitreg-lumir {verb}" in capsys.readouterr().out
+
+
+def test_fit_leaves_a_run_folder_and_says_what_comes_next(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_arguments(root, tmp_path / "runs")) == 0
+    folder = tmp_path / "runs" / "tiny"
+    assert "sitreg-lumir predict --members" in capsys.readouterr().out
+    assert {"config.yaml", "metrics.csv", "checkpoints"} <= {path.name for path in folder.iterdir()}
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    for key in ("train/lncc", "train/diffusion", "train/earlier_stages", "train/loss", "val/dsc/T1-T1", "val/ndv"):
+        assert any(row.get(key) for row in rows), key
+    assert "val/lncc" in rows[0]
+
+
+def test_a_second_run_into_a_folder_is_refused_and_resuming_is_offered(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_arguments(root, tmp_path / "runs")) == 0
+    refused(capsys, fit_arguments(root, tmp_path / "runs"), "tiny", "--resume")
+    assert main(fit_arguments(root, tmp_path / "runs", "--resume", "--trainer.max_epochs", "3")) == 0
+    rows = list(csv.DictReader((tmp_path / "runs/tiny/metrics.csv").open()))
+    steps = [int(row["step"]) for row in rows if row["val/dsc/T1-T1"]]
+    assert steps == [1, 3, 5]  # the first run's rows are kept, none is doubled
+
+
+def test_wandb_stays_offline_in_the_run_folder(root: Path, tmp_path: Path) -> None:
+    arguments = fit_arguments(root, tmp_path / "runs", "--trainer.max_epochs", "1")
+    arguments[arguments.index("off")] = "offline"
+    done = subprocess.run(
+        [sys.executable, "-m", "sitreg_lumir.cli", *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "runs/tiny/wandb").glob("offline-run-*/*.wandb"))
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_fields_are_written_skipped_refused_and_scored(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, checkpoint = trained
+    out = tmp_path / "fields"
+    assert main(predict_arguments(root, checkpoint, out, "--inverse", "--warped")) == 0
+    names = sorted(path.name for path in out.glob("*.nii.gz"))
+    assert names == sorted(
+        f"{kind}_{pair}.nii.gz"
+        for kind in ("disp", "inverse", "warped")
+        for pair in ("0100_0101", "0101_0102", "0102_0100")
+    )
+    field = nibabel.load(out / "disp_0100_0101.nii.gz")
+    assert field.shape == (*data_samples.SHAPE, 3) and field.get_data_dtype() == np.float32
+    np.testing.assert_allclose(field.affine, data_samples.AFFINE)
+    provenance = json.loads((out / "disp_0100_0101.json").read_text())
+    assert provenance["fixed"]["name"] == "LUMIRMRI_0100_0000.nii.gz" and len(provenance["members"][0]["sha256"]) == 64
+
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    capsys.readouterr()
+    assert main(predict_arguments(root, checkpoint, out)) == 0
+    assert "3 fields are there already, 0 to predict" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+
+    other = tmp_path / "other.safetensors"
+    assert main(["export", str(checkpoint), "-o", str(other), "--half"]) == 0
+    refused(capsys, predict_arguments(root, other, out), "disp_0100_0101", "members.0.sha256", "--overwrite")
+    assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert main(predict_arguments(root, other, out, "--overwrite")) == 0
+    assert not list(out.glob("warped_*")), "what an earlier run left does not belong to the new fields"
+
+    assert main(["evaluate", str(out), "--dataset", str(root / "LUMIR_dataset.json")]) == 0
+    assert "T1-T1" in capsys.readouterr().out
+    assert len(list(csv.DictReader((out / "evaluation.csv").open()))) == 3
+    assert json.loads((out / "evaluation.json").read_text())["groups"]["T1-T1"]["pairs"] == 3
+    (out / "disp_0101_0102.nii.gz").unlink()
+    refused(capsys, ["evaluate", str(out), "--dataset", str(root / "LUMIR_dataset.json")], "0101_0102")
+
+
+def test_t1_and_t2_runs_into_one_folder_never_mix(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    root, checkpoint = trained
+    for lists in (
+        ["LUMIR_dataset.json", "LUMIR_dataset_multimodal.json"],
+        ["LUMIR_dataset_multimodal.json", "LUMIR_dataset.json"],
+    ):
+        out = tmp_path / lists[0]
+        for name in lists:
+            assert main(predict_arguments(root / name, checkpoint, out)) == 0
+        fields = sorted(path.name for path in out.glob("disp_*.nii.gz"))
+        assert len(fields) == 4
+        moving = {json.loads(path.read_text())["moving"]["name"]: path.name for path in out.glob("disp_0100*.json")}
+        assert set(moving) == {"LUMIRMRI_0101_0000.nii.gz", "LUMIRMRI_0101_0001.nii.gz"}
+        second = "LUMIRMRI_0101_0001.nii.gz" if lists[0] == "LUMIR_dataset.json" else "LUMIRMRI_0101_0000.nii.gz"
+        assert moving[second] == f"disp_0100_0000_0101_{second[14:18]}.json"  # the later one takes the long name
+        assert main(["evaluate", str(out), "--dataset", *[str(root / name) for name in lists]]) == 0
+
+
+def test_an_ensemble_predicts(trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, checkpoint = trained
+    members = tmp_path / "members"
+    for name in ("one", "two"):
+        assert main(["export", str(checkpoint), "-o", str(members / f"{name}.safetensors")]) == 0
+    assert main(predict_arguments(root, members, tmp_path / "both")) == 0
+    assert main(predict_arguments(root, checkpoint, tmp_path / "single")) == 0
+    both, single = (nibabel.load(tmp_path / name / "disp_0100_0101.nii.gz").get_fdata() for name in ("both", "single"))
+    np.testing.assert_allclose(both, single, atol=1e-4)
+    assert len(json.loads((tmp_path / "both/disp_0100_0101.json").read_text())["members"]) == 2
+
+
+def test_validate_prints_scores(trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, checkpoint = trained
+    config = checkpoint.parents[1] / "config.yaml"
+    for verb in ("validate", "test"):
+        arguments = [
+            verb,
+            "--config",
+            str(config),
+            "--ckpt_path",
+            str(checkpoint),
+            "--data.validation",
+            "[LUMIR_dataset_multimodal.json]",
+        ]
+        assert main(arguments) == 0
+        found = capsys.readouterr().out
+        assert "val/dsc/T1-T1" in found and "val/dsc/T1-T2" in found
+
+
+def test_wrong_data_ends_in_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = root / "imagesTr/LUMIRMRI_0001_0000.nii.gz"
+    good = image.read_bytes()
+    runs = tmp_path / "runs"
+
+    def fit_is_refused(*words: str) -> None:
+        refused(capsys, fit_arguments(root, runs), *words)
+        assert not (runs / "tiny" / "checkpoints").exists()
+
+    image.unlink()
+    fit_is_refused(image.name)
+    image.write_bytes(good[: len(good) // 2])
+    fit_is_refused(image.name)
+    image.write_bytes(gzip.compress(b"not an image"))
+    fit_is_refused(image.name)
+    data_samples.save(image, np.ones((*data_samples.SHAPE, 2), np.uint8))
+    fit_is_refused(image.name)
+    data_samples.save(image, np.ones((4, 4, 4), np.uint8))
+    fit_is_refused(image.name, "(4, 4, 4)")
+    values = data_samples.head(1).astype(np.float32)
+    values[3, 3, 3] = np.nan
+    data_samples.save(image, values)
+    fit_is_refused(image.name)
+    image.write_bytes(good)
+    content = data_samples.content(root)
+    data_samples.write(root, {key: value for key, value in content.items() if key != "training"})
+    fit_is_refused("LUMIR_dataset.json", "training")
+    refused(capsys, fit_arguments(root / "nowhere", runs), "nowhere")
+    data_samples.write(root, content)
+    assert main(fit_arguments(root, runs)) == 0, "a refused run leaves nothing in the way"
+
+
+def test_wrong_keys_and_files_end_in_one_line(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, checkpoint = trained
+    runs = tmp_path / "runs"
+    refused(capsys, fit_arguments(root, runs, "--data.batch_sise", "2"), "data.batch_sise", "data.batch_size")
+    refused(capsys, fit_arguments(root, runs, "--model.learning_rat", "2"), "learning_rat", "learning_rate")
+    config = tmp_path / "mine.yaml"
+    config.write_text("trainer: {max_epoch: 2}\n")
+    refused(capsys, fit_arguments(root, runs, "--config", str(config)), "max_epoch", "max_epochs")
+    config.write_text("trainer: {max_epochs: [\n")
+    refused(capsys, fit_arguments(root, runs, "--config", str(config)), "mine.yaml")
+    refused(capsys, ["fit", "--config", "ens_sed3"], "ens_sed3", "ens_seed3")
+    refused(capsys, ["fit", "--config", "mind"], "data.root")
+    refused(capsys, fit_arguments(root, runs, "--resume", "gone.ckpt"), "gone.ckpt")
+    refused(capsys, predict_arguments(root, tmp_path / "gone.ckpt", tmp_path / "out"), "gone.ckpt")
+    refused(capsys, predict_arguments(root, checkpoint, tmp_path / "out", "--data.rot", "x"), "data.rot", "data.root")
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(checkpoint.read_bytes()[:5000])
+    refused(capsys, predict_arguments(root, broken, tmp_path / "out"), "broken.ckpt", "truncated")
+    refused(capsys, ["evaluate", str(tmp_path / "gone"), "--dataset", str(root)], "gone")
+    refused(capsys, ["evaluate", str(root), "--dataset", str(tmp_path / "gone.json")], "gone.json")
+    refused(capsys, ["evaluate", "x", "--dataset", str(root), "--fast"], "--fast")
+    refused(capsys, ["export", str(checkpoint), "-o", str(tmp_path / "member.pt")], "member.pt", ".safetensors")
+    assert not (tmp_path / "out").exists() and not runs.exists()
+
+
+def test_members_of_another_grid_are_refused(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, checkpoint = trained
+    member = tmp_path / "member.safetensors"
+    assert main(["export", str(checkpoint), "-o", str(member)]) == 0
+    card = json.loads(member.with_suffix(".json").read_text())
+    member.with_suffix(".json").write_text(json.dumps({**card, "shape": [80, 112, 96]}))
+    refused(capsys, predict_arguments(root, member, tmp_path / "out"), "(80, 112, 96)", "(8, 10, 6)")
