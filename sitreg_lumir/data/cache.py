@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from sitreg_lumir.data.lumir import raise_problems
 from sitreg_lumir.data.volumes import read_volume

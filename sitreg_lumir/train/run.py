@@ -138,8 +138,12 @@ def build(args: Sequence[str], options: RunOptions | None = None) -> RunCLI:
 
 def fit(args: Sequence[str], options: RunOptions) -> None:
     """Trains, from scratch or from ``options.resume``, and says what to do next."""
-    prepare_folder(options)
+    check_folder(options)
     cli = build(args, options)
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{options.folder}: cannot be made ({error.strerror}); choose another --runs") from None
     if options.resume is not None:
         drop_rows_from(options.folder / "metrics.csv", int(read_checkpoint(options.resume)["global_step"]))
     cli.trainer.fit(
@@ -164,7 +168,7 @@ def validate(args: Sequence[str], checkpoint: Path, stage: str = "validate") -> 
     run(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
 
 
-def prepare_folder(options: RunOptions) -> None:
+def check_folder(options: RunOptions) -> None:
     """Refuses to write a second run into a folder, and checks the checkpoint to resume from.
 
     Raises:
@@ -179,10 +183,6 @@ def prepare_folder(options: RunOptions) -> None:
         )
     if options.resume is not None:
         read_checkpoint(options.resume)
-    try:
-        options.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{options.folder}: cannot be made ({error.strerror}); choose another --runs") from None
 
 
 def _with_config_paths(args: Sequence[str]) -> list[str]:
@@ -214,12 +214,11 @@ def _explain(message: str, args: Sequence[str]) -> str:
     if unknown is None:
         return text[:400]
     wrong = ".".join(unknown.groups())
-    known = _known_keys()
+    known = _known_keys() if "." in wrong else [key.split(".")[-1] for key in _known_keys()]
     files = [file for option, file in pairwise(args) if option in ("--config", "-c")]
-    where = next(
-        (f"{file}: " for file in files if re.search(rf"\b{wrong.split('.')[-1]}\b", Path(file).read_text())), ""
-    )
-    return f"{where}unknown key {wrong!r}{nearest(wrong, known if '.' in wrong else [key.split('.')[-1] for key in known])}"
+    word = re.compile(rf"\b{wrong.split('.')[-1]}\b")
+    where = next((f"{file}: " for file in files if word.search(Path(file).read_text())), "")
+    return f"{where}unknown key {wrong!r}{nearest(wrong, known)}"
 
 
 def _known_keys() -> list[str]:
