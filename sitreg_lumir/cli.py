@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sitreg_lumir import __version__
-from sitreg_lumir.errors import InputError
+from sitreg_lumir.errors import InputError, RunStoppedError
 
 DESCRIPTION = """\
 SITReg on MIND features: symmetric, inverse consistent, diffeomorphic brain MRI registration.
@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"sitreg-lumir: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except RunStoppedError as stop:
+        print(f"sitreg-lumir: {stop}", file=sys.stderr)
+        return stop.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""What ends a command without a traceback: what the user can mend, and a signal."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,16 @@ class InputError(ValueError):
 
     The command line prints the message without a traceback and ends with exit code 2.
     """
+
+
+class RunStoppedError(Exception):
+    """A signal ended a run after everything was saved.
+
+    Args:
+        message: one line that says how to go on.
+        exit_code: of the command, 128 + the signal's number.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -19,17 +19,18 @@ from sitreg_lumir.data.sampler import (
     GroupBatches,
     GroupDataset,
     OneLineLoader,
+    count_teams,
     draw_groups,
     split_batch,
 )
 from sitreg_lumir.data.volumes import read_labels
 from sitreg_lumir.errors import InputError
 
-_PAIR = 2
+_PAIR, _TRIPLET = 2, 3
 
 
 class LumirDataModule(LightningDataModule):
-    """Ordered pairs of different subjects for training, and the dataset's own pairs for all else.
+    """Ordered pairs of different subjects for training, later triplets, and the dataset's own pairs for all else.
 
     What an epoch holds is a pure function of the seed and the epoch, on any number of processes. The Trainer
     must have ``use_distributed_sampler=False`` and ``reload_dataloaders_every_n_epochs=1``.
@@ -81,12 +82,42 @@ class LumirDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.micro_batch = micro_batch
         self.num_workers = num_workers
+        self.triplets_from: int | None = None
+        self.triplets_per_epoch = 0
         self.cache = Path(cache).expanduser() if cache else default_folder()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer pairs than processes
 
+    def use_triplets(self, start_epoch: int, triplets_per_epoch: int) -> None:
+        """From ``start_epoch`` on, trains on triplets of three different subjects, one per optimiser step and team.
+
+        A team is the only process, or three neighbours (ranks 3t, 3t + 1 and 3t + 2), each of which gets the same
+        triplet. So one process and three take one triplet per step, six take two. ``batch_size`` and
+        ``micro_batch`` are for pairs only.
+
+        May be called before ``setup`` or after it, and again with other values, until the epoch's loader is made.
+
+        Raises:
+            InputError: a negative epoch or no triplets; after ``setup`` also what ``setup`` refuses.
+        """
+        if start_epoch < 0 or triplets_per_epoch < 1:
+            raise InputError(
+                "triplets need a start_epoch that is not negative and a positive triplets_per_epoch, "
+                f"got {start_epoch} and {triplets_per_epoch}"
+            )
+        self.triplets_from = start_epoch
+        self.triplets_per_epoch = triplets_per_epoch
+        if hasattr(self, "dataset") and self._training():
+            self._check_phases()
+
     @property
     def accumulate(self) -> int:
-        """Micro batches per optimiser step, for ``Trainer.accumulate_grad_batches``."""
+        """Micro batches per optimiser step in the Trainer's current epoch."""
+        return self.accumulate_in(self.trainer.current_epoch if self.trainer else 0)
+
+    def accumulate_in(self, epoch: int) -> int:
+        """Micro batches per optimiser step in an epoch, for ``Trainer.accumulate_grad_batches``."""
+        if self._group_size(epoch) == _TRIPLET:
+            return 1
         return split_batch(self.batch_size, self._processes()[1], self.micro_batch)[1]
 
     def prepare_data(self) -> None:
@@ -98,9 +129,9 @@ class LumirDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Opens what ``prepare_data`` made; on every process."""
-        if self._training():
-            split_batch(self.batch_size, self._processes()[1], self.micro_batch)
         self._read(check_files=False)
+        if self._training():
+            self._check_phases()
         self._training_cache, self._pair_cache = self._caches()
         self._training_cache.open()
         self._pair_cache.open()
@@ -114,19 +145,25 @@ class LumirDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer is None or getattr(trainer, "reload_dataloaders_every_n_epochs", 0) != 1:
             raise ValueError("train on this data with Trainer(reload_dataloaders_every_n_epochs=1)")
-        rank, world_size = self._processes()
         epoch, images = trainer.current_epoch, self.dataset.training
-        micro_batch, _ = split_batch(self.batch_size, world_size, self.micro_batch)
-        groups = draw_groups(self.seed, epoch, len(images), _PAIR, self.pairs_per_epoch)
+        rank, world_size = self._processes()
+        size, count, batch_size = self._group_size(epoch), self.pairs_per_epoch, self.batch_size
+        if size == _TRIPLET:
+            # the processes of a team are one here, so that one process and a team of three take over from each other
+            rank, world_size = rank // 3, count_teams(world_size)
+            count, batch_size, micro_batch = self.triplets_per_epoch, world_size, 1
+        else:
+            micro_batch, _ = split_batch(batch_size, world_size, self.micro_batch)
+        groups = draw_groups(self.seed, epoch, len(images), size, count)
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         return EpochLoader(
             GroupDataset(images, self._training_cache, groups, self.seed, epoch),
-            GroupBatches(len(groups), self.batch_size, micro_batch, rank, world_size),
+            GroupBatches(count, batch_size, micro_batch, rank, world_size),
             settings={
                 "seed": self.seed,
-                "groups": len(groups),
-                "group_size": _PAIR,
-                "batch_size": self.batch_size,
+                "groups": count,
+                "group_size": size,
+                "batch_size": batch_size,
                 "micro_batch": micro_batch,
                 "world_size": world_size,
                 "images": _key(images),
@@ -154,6 +191,26 @@ class LumirDataModule(LightningDataModule):
     def _processes(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _group_size(self, epoch: int) -> int:
+        return _PAIR if self.triplets_from is None or epoch < self.triplets_from else _TRIPLET
+
+    def _check_phases(self) -> None:
+        """Refuses what an epoch of this run could not do, before the first of them."""
+        _, world_size = self._processes()
+        last = self.trainer.max_epochs if self.trainer else None
+        if self._group_size(0) == _PAIR:
+            split_batch(self.batch_size, world_size, self.micro_batch)
+        if self.triplets_from is None or (last is not None and 0 <= last <= self.triplets_from):
+            return
+        teams, subjects = count_teams(world_size), len(self.dataset.training)
+        if subjects < _TRIPLET:
+            raise InputError(f"{self.dataset.path}: triplets need 3 training images, `training` lists {subjects}")
+        if self.triplets_per_epoch < teams:
+            raise InputError(
+                f"triplets_per_epoch {self.triplets_per_epoch} is not enough for {world_size} processes, "
+                f"which take {teams} per step; raise it"
+            )
 
     def _training(self) -> bool:
         return self.trainer is None or self.trainer.state.fn in (None, "fit")

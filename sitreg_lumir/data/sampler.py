@@ -69,6 +69,20 @@ def split_batch(batch_size: int, world_size: int, micro_batch: int | None) -> tu
     return micro, share // micro
 
 
+def count_teams(world_size: int) -> int:
+    """Teams of processes that take a triplet at a time: of three processes each, or of the only one.
+
+    Raises:
+        InputError: several processes that do not form teams of three.
+    """
+    if world_size > 1 and world_size % 3:
+        raise InputError(
+            f"{world_size} processes cannot share triplets; choose 1 process or a multiple of 3 "
+            f"(trainer.devices times trainer.num_nodes), for example {3 * math.ceil(world_size / 3)}"
+        )
+    return max(1, world_size // 3)
+
+
 class GroupDataset(Dataset[dict[str, Any]]):
     """The groups of one epoch; item ``index`` holds the stored volumes of that group's images.
 
@@ -170,7 +184,8 @@ class EpochLoader(OneLineLoader):
     Args:
         dataset: the epoch's groups.
         batches: the division of the epoch; its ``start`` is moved on resume.
-        settings: plain values that decide which batch is which.
+        settings: plain values that decide which batch is which; ``groups``, ``batch_size``, ``micro_batch`` and
+            ``world_size`` are those of ``batches``.
         processed: how many batches of the running epoch were trained on to the end; a batch in flight when a
             checkpoint is written on an exception is thereby taken again.
     """
@@ -205,11 +220,13 @@ class EpochLoader(OneLineLoader):
         """Continues after the consumed batches.
 
         Raises:
-            InputError: the checkpoint stands within an epoch that is divided in another way now, or
-                within a step.
+            InputError: the checkpoint stands within an epoch that is divided in another way now (into other
+                pairs, or triplets instead of pairs), or within a step.
         """
-        if state["epoch"] != self.epoch and state["consumed"] == len(self):
-            return  # a finished epoch
+        if state["consumed"] == _length(state["settings"]):
+            if state["epoch"] == self.epoch:
+                self.batches.start = self.handed_out = len(self)
+            return  # a finished epoch, however it was divided
         changed = [key for key, value in self.settings.items() if state["settings"].get(key) != value]
         if changed or state["epoch"] != self.epoch:
             what = ", ".join(f"{key} {state['settings'].get(key)} -> {self.settings[key]}" for key in changed)
@@ -223,3 +240,9 @@ class EpochLoader(OneLineLoader):
                 "resume from another checkpoint"
             )
         self.batches.start = self.handed_out = int(state["consumed"])
+
+
+def _length(settings: dict[str, int]) -> int:
+    """Batches per process of an epoch with these settings of an ``EpochLoader``."""
+    share = settings["batch_size"] // settings["world_size"]
+    return settings["groups"] // settings["batch_size"] * (share // settings["micro_batch"])

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from nibabel.affines import voxel_sizes
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from sitreg_lumir import __version__
 from sitreg_lumir.data.datamodule import LumirDataModule
@@ -19,6 +20,14 @@ from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import CARD_KEY, ModelCard
 from sitreg_lumir.train.terms import LossTerm, PairOutputs, pair_terms
+from sitreg_lumir.train.triplets import (
+    View,
+    groups_of_three,
+    one_pair_each,
+    pair_of,
+    scale_gradient,
+    three_pairs_in_turn,
+)
 
 
 class RegistrationModule(LightningModule):
@@ -48,10 +57,13 @@ class RegistrationModule(LightningModule):
         super().__init__()
         self.mind: Mind | None = None
         self.network = SITReg(in_channels=in_channels, features=features, head_features=head_features)
-        self.learning_rate = learning_rate
+        self.learning_rates = {0: learning_rate}  # first epoch -> rate from there on; callbacks add theirs
         self.augmentation = augmentation
         self.terms: list[LossTerm] = pair_terms(diffusion_weight, stage_weight, window)
+        self.values: dict[str, list[Tensor]] = {}  # of the loss terms in this step
         self.scores = RegistrationScores()
+        self.lncc = MeanMetric()
+        self._group: Any = None
         self.window = window
 
     def inputs(self, image: Tensor) -> Tensor:
@@ -64,10 +76,20 @@ class RegistrationModule(LightningModule):
         return disp, disp_inv
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=self.learning_rate, betas=(0.9, 0.999))
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rates[0], betas=(0.9, 0.999))
 
-    def on_fit_start(self) -> None:
-        self.trainer.accumulate_grad_batches = self.lumir.accumulate
+    def on_train_start(self) -> None:
+        self.on_train_epoch_start()  # resuming in the middle of an epoch does not start it
+
+    def on_train_epoch_start(self) -> None:
+        self.trainer.accumulate_grad_batches = self.lumir.accumulate_in(self.current_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets the epoch's learning rate, since restoring Adam's state brings the old one back."""
+        rate = self.learning_rates[max(epoch for epoch in self.learning_rates if epoch <= self.current_epoch)]
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     @property
     def lumir(self) -> LumirDataModule:
@@ -76,59 +98,88 @@ class RegistrationModule(LightningModule):
         return data
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        epoch, step = self.fractional_epoch(), self.global_step
-        outputs = self.pair_outputs(batch, moving=0, fixed=1)
-        loss = outputs.fixed.new_zeros(())
-        for term in self.terms:
-            weight = term.weight(epoch, step)
-            if term.scope != "pair" or weight == 0:
-                continue
-            value = term.call(outputs)
-            loss = loss + weight * value
-            self.log_train(term.name, value, len(outputs.fixed))
+        self.values = {}
+        count = batch["images"].shape[1]
+        alone = self.trainer.world_size == 1 or count == 2
+        needed = range(count) if alone else pair_of(self.global_rank)
+        views = [self.view(batch, position, position in needed) for position in range(count)]
+        loss = self.pair_step(views[0], views[1])[0] if count == 2 else self.triplet_step(views)
         if not torch.isfinite(loss):
-            names = "; ".join(" and ".join(pair) for pair in batch["names"])
+            names = "; ".join(", ".join(group) for group in batch["names"])
             raise InputError(
-                f"the loss is not finite at step {step} (images {names}); the last checkpoint is good: "
+                f"the loss is not finite at step {self.global_step} (images {names}); last.ckpt is good: "
                 "check these images, or resume with a lower learning rate"
             )
-        self.log_train("loss", loss, len(outputs.fixed), prog_bar=True)
+        for name, values in {**self.values, "loss": [loss.detach()]}.items():
+            self.log(
+                f"train/{name}",
+                torch.stack(values).mean(),
+                batch_size=len(batch["images"]),
+                prog_bar=name == "loss",
+                sync_dist=self.trainer.world_size > 1,
+            )
         return loss
 
-    def pair_outputs(self, batch: dict[str, Any], moving: int, fixed: int) -> PairOutputs:
-        """Registers one pair of a batch's images by its training views."""
-        clean, mask, seen = zip(*(self.views(batch, position) for position in (moving, fixed)), strict=True)
-        stages = run_stages(
-            [self.network],
-            moving=self.inputs(seen[0]),
-            fixed=self.inputs(seen[1]),
-            levels=range(self.network.levels),
-        )
-        return PairOutputs(stages, fixed=clean[1], moving=clean[0], fixed_mask=mask[1], moving_mask=mask[0])
+    def pair_step(self, moving: View, fixed: View) -> tuple[Tensor, Tensor, Tensor]:
+        """One pair's weighted loss, and its last fields ``disp`` and ``disp_inv``."""
+        assert moving.seen is not None and fixed.seen is not None
+        stages = run_stages([self.network], moving=moving.seen, fixed=fixed.seen, levels=range(self.network.levels))
+        outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask)
+        loss = fixed.clean.new_zeros(())
+        for term, weight in self.active_terms("pair"):
+            loss = loss + weight * self.noted(term.name, term.call(outputs))
+        return loss, stages[-1].disp, stages[-1].disp_inv
 
-    def views(self, batch: dict[str, Any], position: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One image's clean view, its mask, and the view that the network sees."""
+    def triplet_step(self, views: list[View]) -> Tensor:
+        """Mean loss of a triplet's pairs, and its group consistency: all three here, or one on each of three ranks."""
+        if self.trainer.world_size == 1:
+            found = three_pairs_in_turn(self.pair_step, views)
+        else:
+            found = one_pair_each(self.pair_step, views, self.global_rank, self.group_of_three())
+        loss = found.loss
+        for term, weight in self.active_terms("triplet"):
+            value = self.noted(term.name, term.call(found.disps, found.disps_inv, [view.mask for view in views]))
+            loss = loss + weight * scale_gradient(value, found.gradient_scale)
+        return loss
+
+    def noted(self, name: str, value: Tensor) -> Tensor:
+        """The same value, remembered for the log."""
+        self.values.setdefault(name, []).append(value.detach())
+        return value
+
+    def group_of_three(self) -> Any:
+        """The processes that share this one's triplets."""
+        if self._group is None:
+            self._group = groups_of_three(self.global_rank, self.trainer.world_size)
+        return self._group
+
+    def active_terms(self, scope: str) -> list[tuple[LossTerm, float]]:
+        """The terms of a scope with their present weights, without those of weight 0."""
+        epoch, step = self.fractional_epoch(), self.global_step
+        weighted = [(term, term.weight(epoch, step)) for term in self.terms if term.scope == scope]
+        return [(term, weight) for term, weight in weighted if weight]
+
+    def view(self, batch: dict[str, Any], position: int, needed: bool = True) -> View:
+        """One image's views; the augmented one depends on its seed only, so that all ranks see the same."""
         clean, mask = clean_view(batch["images"][:, position])
-        if self.augmentation is None:
-            return clean, mask, clean
-        return clean, mask, self.augmentation(clean, mask, batch["view_seed"][:, position])
+        if not needed:
+            return View(clean, mask, None)
+        seen = clean
+        if self.augmentation is not None:
+            seen = self.augmentation(clean, mask, batch["view_seed"][:, position])
+        return View(clean, mask, self.inputs(seen))
 
     def fractional_epoch(self) -> float:
         """The epoch with the share of it that is done; what weights of loss terms depend on."""
         batches = max(int(self.trainer.num_training_batches), 1)
         return self.current_epoch + self.trainer.fit_loop.epoch_loop.batch_idx / batches
 
-    def log_train(self, name: str, value: Tensor, batch_size: int, prog_bar: bool = False) -> None:
-        """Logs ``train/<name>`` of this step."""
-        self.log(f"train/{name}", value.detach(), batch_size=batch_size, prog_bar=prog_bar)
-
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         (pair,) = batch["pair"]
         fixed, fixed_mask = clean_view(batch["fixed"])
         moving, moving_mask = clean_view(batch["moving"])
         disp, _ = self(fixed=fixed, moving=moving)
-        lncc = similarity(disp, fixed, moving, fixed_mask, moving_mask, self.window)
-        self.log("val/lncc", lncc, on_epoch=True, on_step=False, batch_size=1, sync_dist=True)
+        self.lncc.update(similarity(disp, fixed, moving, fixed_mask, moving_mask, self.window))
         self.scores.update(
             disp[0].float().cpu(),
             group=pair.group,
@@ -139,7 +190,9 @@ class RegistrationModule(LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
+        self.log("val/lncc", self.lncc.compute())
         self.log_dict({f"val/{name}": value for name, value in self.scores.compute().items()})
+        self.lncc.reset()
         self.scores.reset()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -5,6 +5,7 @@
 
 import os
 import re
+import secrets
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -23,8 +24,12 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.network.weights import read_checkpoint
 from sitreg_lumir.train.callbacks import AtomicCheckpointIO, RunMetrics, checkpoint_callbacks, drop_rows_from
 from sitreg_lumir.train.configs import nearest, resolve_config
-from sitreg_lumir.train.module import RegistrationModule
+from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
+from sitreg_lumir.train.module import MindRegistration, RawRegistration, RegistrationModule
 from sitreg_lumir.train.settings import prepare_process
+from sitreg_lumir.train.signals import StopOnSignal
+
+BY_SHORT_NAME = (MindRegistration, RawRegistration, NdvPenalty, GroupConsistency)  # imported, so configs can name them
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 30,
@@ -87,6 +92,7 @@ class RunCLI(LightningCLI):
         callbacks = [
             *callbacks,
             *checkpoint_callbacks(folder, self.options.checkpoint_every, self.options.keep_every),
+            StopOnSignal(folder / "checkpoints" / "last.ckpt"),
         ]
         config["default_root_dir"] = str(folder)
         config["logger"] = [RunMetrics(folder), *self._configured_loggers(config)]
@@ -102,16 +108,23 @@ class RunCLI(LightningCLI):
             return loggers
         from lightning.pytorch.loggers import WandbLogger
 
-        name = self.options.folder.name
         wandb = WandbLogger(
             project="sitreg-lumir",
-            name=name,
-            id=re.sub(r"\W+", "-", name),
+            name=self.options.folder.name,
+            id=_run_id(self.options.folder / "wandb" / "run_id"),
             save_dir=self.options.folder,
             offline=self.options.wandb == "offline",
             resume="allow",
         )
         return [*loggers, wandb]
+
+
+def _run_id(file: Path) -> str:
+    """The W&B id of a run folder: drawn once, then the same each time the run goes on."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(secrets.token_hex(4))
+    return file.read_text()
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,0 +1,55 @@
+"""Ending a run at a time limit: a signal saves the run and stops it."""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from sitreg_lumir.errors import RunStoppedError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopOnSignal(Callback):
+    """On SIGTERM, SIGUSR1 or SIGUSR2 writes last.ckpt after the running optimiser step, then ends the run.
+
+    That is what cluster schedulers send before a time limit. Under several processes one that hears it is enough.
+    An exception ends the run, not Lightning's ``should_stop``: that would close the epoch, and resuming could not
+    go on in its middle.
+
+    Args:
+        checkpoint: the file to write.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.heard: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {each: signal.signal(each, self._hear) for each in SIGNALS}
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.heard = number
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.strategy.reduce_boolean_decision(self.heard is not None, all=False):
+            trainer.save_checkpoint(self.checkpoint)
+            name = signal.Signals(self.heard).name if self.heard else "a signal to another process"
+            raise RunStoppedError(
+                f"stopped by {name} after step {trainer.global_step}; saved, go on with --resume",
+                128 + (self.heard or signal.SIGTERM),
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+        self._before = {}
