@@ -24,6 +24,10 @@ verbs, each with an example:
              sitreg-lumir predict --members A.ckpt B.ckpt --data.root LUMIR -o predictions
   evaluate   score a folder of fields by the challenge's definitions
              sitreg-lumir evaluate predictions --dataset LUMIR/LUMIR_dataset.json
+  submit     check a folder of fields and zip it for the challenge
+             sitreg-lumir submit predictions --dataset LUMIR/LUMIR25_dataset.json -o submission.zip
+  container  write the fields of the challenge's test phase, as its container does
+             sitreg-lumir container --dataset LUMIR25_dataset.json --images LUMIR --members members -o output
   export     turn a checkpoint into safetensors + JSON
              sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors
   demo       make small data, train, predict, evaluate, draw: all in minutes on a CPU
@@ -56,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"sitreg-lumir {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="sitreg-lumir")
-    for add in (_add_fit, _add_validate, _add_test, _add_predict, _add_evaluate, _add_export, _add_demo):
+    for add in (
+        _add_fit, _add_validate, _add_test, _add_predict, _add_evaluate, _add_submit, _add_container, _add_export,
+        _add_demo,
+    ):  # fmt: skip
         add(verbs)
     options, rest = parser.parse_known_args(arguments)
     run: Callable[[argparse.Namespace, list[str]], None] = options.run
@@ -177,6 +184,12 @@ def _add_predict(verbs: Verbs) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the fields go")
     parser.add_argument("--inverse", action="store_true", help="also write inverse_<pair>.nii.gz, on the moving grid")
     parser.add_argument("--warped", action="store_true", help="also write warped_<pair>.nii.gz, the moved image")
+    parser.add_argument(
+        "--disagreement",
+        action="store_true",
+        help="also write disagreement_<pair>.nii.gz: how far the members' updates differ, mm, fixed grid; members meet "
+        "again at each stage, so a lower bound, and no uncertainty (needs two members or more)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="write fields again that were made otherwise")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: auto")
     parser.set_defaults(run=_predict)
@@ -187,7 +200,7 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> None:
 
     predict(
         options.members, options.output, rest, inverse=options.inverse, warped=options.warped,
-        overwrite=options.overwrite, device=options.device,
+        disagreement=options.disagreement, overwrite=options.overwrite, device=options.device,
     )  # fmt: skip
 
 
@@ -214,6 +227,59 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
 
     datasets = [read_dataset(path, validation=True) for path in options.dataset]
     evaluate(options.folder, datasets, options.output, identity=options.identity)
+
+
+def _add_submit(verbs: Verbs) -> None:
+    more = (
+        "Refused, with every reason: fields that are missing, of another shape or type than float32, not finite, not\n"
+        "what their JSON describes, made from other images, or not all by the same members and options. The images\n"
+        "need not be there. Stored under the names that the official evaluation looks for; equal fields give equal\n"
+        "bytes.\n\n"
+        "example: sitreg-lumir submit predictions --dataset LUMIR/LUMIR25_dataset.json -o submission.zip"
+    )
+    parser = _verb(verbs, "submit", "Check a folder of fields and zip it for the challenge.", more)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="with disp_<fixed>_<moving>.nii.gz files")
+    parser.add_argument("--dataset", type=Path, required=True, metavar="JSON", help="the list of pairs")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of the images (default: that of the JSON)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="ends in .zip")
+    parser.set_defaults(run=_submit)
+
+
+def _submit(options: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest, "submit")
+    from sitreg_lumir.data.lumir import read_dataset
+    from sitreg_lumir.files.submission import submit
+
+    dataset = read_dataset(options.dataset, validation=True, check_files=False, images=options.images)
+    submit(options.folder, dataset, options.output)
+
+
+def _add_container(verbs: Verbs) -> None:
+    more = (
+        "The defaults are the challenge's mounts; the Dockerfile calls this verb without arguments. Each default can\n"
+        "be set by an environment variable instead: SITREG_DATASET, SITREG_IMAGES, SITREG_MEMBERS, SITREG_OUTPUT.\n"
+        "A second call goes on where a first was stopped; fields that other members made are written anew.\n\n"
+        "example: sitreg-lumir container --dataset LUMIR25_dataset.json --images LUMIR --members members -o output"
+    )
+    parser = _verb(verbs, "container", "Write the fields of the challenge's test phase, as its container does.", more)
+    for option, name, path, text in (
+        ("--dataset", "JSON", "/app/LUMIR25_dataset.json", "the list of pairs"),
+        ("--images", "FOLDER", "/app/input", "what the JSON's paths start from; may be read-only"),
+        ("--members", "PATH", "/app/members", "the weights: a folder or a file"),
+        ("--output", "FOLDER", "/app/output", "where the fields go"),
+    ):
+        path = os.environ.get(f"SITREG_{option[2:].upper()}") or path
+        names = ("-o", option) if option == "--output" else (option,)
+        parser.add_argument(*names, type=Path, default=Path(path), metavar=name, help=f"{text} (default: {path})")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: auto")
+    parser.set_defaults(run=_container)
+
+
+def _container(options: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest, "container")
+    from sitreg_lumir.train.container import run_container
+
+    run_container(options.dataset, options.images, options.members, options.output, device=options.device)
 
 
 def _add_export(verbs: Verbs) -> None:

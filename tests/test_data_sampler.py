@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sitreg_lumir.data.sampler import GroupBatches, draw_groups, split_batch, view_seed
+from sitreg_lumir.data.sampler import GroupBatches, count_teams, draw_groups, split_batch, view_seed
 from sitreg_lumir.errors import InputError
 
 
@@ -77,3 +77,10 @@ def test_what_does_not_divide_is_refused() -> None:
         split_batch(4, 1, 3)
     with pytest.raises(InputError, match="does not fill one batch"):
         GroupBatches(3, 4, 4, 0, 1)
+
+
+def test_teams_of_three() -> None:
+    assert [count_teams(world_size) for world_size in (1, 3, 6, 9)] == [1, 1, 2, 3]
+    for world_size, nearest in ((2, 3), (4, 6), (8, 9)):
+        with pytest.raises(InputError, match=f"choose 1 process or a multiple of 3 .* for example {nearest}"):
+            count_teams(world_size)

@@ -61,6 +61,12 @@ def rows(runs: Path, name: str) -> list[dict[str, str]]:
     return [row for row in csv.DictReader((runs / name / "metrics.csv").open()) if row.get("train/loss")]
 
 
+def validation(runs: Path, name: str) -> dict[str, float]:
+    """The last validation scores of a run."""
+    found = [row for row in csv.DictReader((runs / name / "metrics.csv").open()) if row.get("val/lncc")]
+    return {key: float(value) for key, value in found[-1].items() if key.startswith("val/") and value}
+
+
 def test_weights_follow_the_published_schedule() -> None:
     penalty, consistency = NdvPenalty(), GroupConsistency()
     assert [penalty.weight_at(epoch, 0) for epoch in (0, 29.99, 30, 44.9)] == [0, 0, 1e-5, 1e-5]
@@ -137,16 +143,39 @@ def test_three_processes_and_one_device_take_the_same_step(root: Path, tmp_path:
         torch.testing.assert_close(weights(runs, "three")[name], tensor, atol=1e-6, rtol=0)
     for one, other in zip(rows(runs, "one"), rows(runs, "three"), strict=True):
         assert float(one["train/lncc"]) == pytest.approx(float(other["train/lncc"]), abs=1e-5)
+    scores = [validation(runs, name) for name in ("one", "three")]
+    assert {"val/lncc", "val/dsc/T1-T1", "val/ndv"} <= scores[0].keys()
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run_with_a_message(root: Path, tmp_path: Path) -> None:
+    three = arguments(root, tmp_path / "runs", "dying", "--data.batch_size", "3", start=0, epochs=500)
+    three[three.index("--trainer.devices") + 1] = "3"
+    command = [sys.executable, "-m", "sitreg_lumir.cli", *three, "--trainer.strategy", "ddp"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=QUIET)
+    file = tmp_path / "runs" / "dying" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 150
+    while not file.is_file() and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.2)
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(running.pid)], capture_output=True, text=True)
+    os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
+    started = time.monotonic()
+    output, _ = running.communicate(timeout=60)
+    assert time.monotonic() - started < 60
+    assert running.returncode != 0
+    assert "another process of this run ended" in output or "terminated with code" in output, output[-2000:]
 
 
 @pytest.mark.slow
 def test_two_processes_are_refused_before_anything_runs(root: Path, tmp_path: Path) -> None:
-    two = arguments(root, tmp_path / "runs", "two", "--data.batch_size", "2", start=5)
+    two = arguments(root, tmp_path / "runs", "two", "--data.batch_size", "2", start=5, epochs=6)
     two[two.index("--trainer.devices") + 1] = "2"
     command = [sys.executable, "-m", "sitreg_lumir.cli", *two, "--trainer.strategy", "ddp"]
     done = subprocess.run(command, capture_output=True, text=True, env=QUIET, timeout=120)
     assert done.returncode == 2
     assert "multiple of 3" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "two" / "checkpoints").exists()
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ class LumirDataModule(LightningDataModule):
 
     Args:
         root: the folder of a LUMIR dataset, or its JSON.
-        validation: further dataset JSONs, relative to that folder, whose validation pairs are added.
+        validation: further dataset JSONs, relative to the folder of the first, whose validation pairs are added.
         seed: decides which pairs are drawn, in which order, and the seeds of the augmented views.
         pairs_per_epoch: pairs drawn per epoch; those that do not fill a last batch are dropped.
         batch_size: pairs per optimiser step over all processes.
@@ -45,6 +45,7 @@ class LumirDataModule(LightningDataModule):
             device's whole share.
         num_workers: processes that load volumes, per device.
         cache: folder of the volume cache, by default ``~/.cache/sitreg_lumir`` (or in ``$XDG_CACHE_HOME``).
+        images: the folder that the JSONs' paths start from, by default that of the first JSON.
 
     After ``setup``: ``shape`` and ``affine`` (``(4, 4)``, RAS, mm) are the grid of the first training image
     (of the first fixed image where nothing is trained), ``pairs`` all validation pairs, ``evaluation_labels``
@@ -71,11 +72,13 @@ class LumirDataModule(LightningDataModule):
         micro_batch: int | None = None,
         num_workers: int = 2,
         cache: str | None = None,
+        images: str | None = None,
     ) -> None:
         super().__init__()
         if seed < 0 or num_workers < 0:
             raise InputError(f"data.seed and data.num_workers must not be negative, got {seed} and {num_workers}")
         self.root = root
+        self.images = images
         self.validation = validation or []
         self.seed = seed
         self.pairs_per_epoch = pairs_per_epoch
@@ -92,9 +95,10 @@ class LumirDataModule(LightningDataModule):
 
         A team is the only process, or three neighbours (ranks 3t, 3t + 1 and 3t + 2), each of which gets the same
         triplet. So one process and three take one triplet per step, six take two. ``batch_size`` and
-        ``micro_batch`` are for pairs only.
+        ``micro_batch`` are for pairs only; where a run goes on from the end of an epoch of pairs, they may be
+        changed to what divides by the processes that there are now.
 
-        May be called before ``setup`` or after it, and again with other values, until the epoch's loader is made.
+        May be called before ``setup`` or after it, and again, until the loader of the first epoch is made.
 
         Raises:
             InputError: a negative epoch or no triplets; after ``setup`` also what ``setup`` refuses.
@@ -123,6 +127,8 @@ class LumirDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Checks all files and fills the cache; on one process."""
         self._read(check_files=True)
+        if self._training():
+            self._check_phases()
         for cache in self._caches():
             if cache.paths:
                 cache.build()
@@ -155,10 +161,15 @@ class LumirDataModule(LightningDataModule):
         else:
             micro_batch, _ = split_batch(batch_size, world_size, self.micro_batch)
         groups = draw_groups(self.seed, epoch, len(images), size, count)
+        batches = GroupBatches(count, batch_size, micro_batch, rank, world_size)
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+        if trainer.fit_loop.epoch_loop.restarted_on_train_batch_end and progress.is_last_batch:
+            # Lightning resumes after an epoch's last batch, and compares that epoch's batches with the length of
+            # this one: in a longer one it would take them as done
+            progress.current.completed = len(batches)
         return EpochLoader(
             GroupDataset(images, self._training_cache, groups, self.seed, epoch),
-            GroupBatches(count, batch_size, micro_batch, rank, world_size),
+            batches,
             settings={
                 "seed": self.seed,
                 "groups": count,
@@ -220,7 +231,9 @@ class LumirDataModule(LightningDataModule):
 
     def _read(self, *, check_files: bool) -> None:
         training = self._training()
-        self.dataset = read_dataset(self.root, training=training, validation=not training, check_files=check_files)
+        self.dataset = read_dataset(
+            self.root, training=training, validation=not training, check_files=check_files, images=self.images
+        )
         self.shape = self.dataset.shape
         self.evaluation_labels, self.label_names = (
             self.dataset.evaluation_labels,
@@ -228,7 +241,8 @@ class LumirDataModule(LightningDataModule):
         )
         pairs = list(self.dataset.validation)
         for name in self.validation:
-            further = read_dataset(self.dataset.root / name, validation=True, check_files=check_files)
+            file = self.dataset.path.parent / name
+            further = read_dataset(file, validation=True, check_files=check_files, images=self.dataset.root)
             if further.shape != self.shape:
                 raise InputError(f"{further.path}: its shape is {further.shape}, that of {self.root} is {self.shape}")
             if further.evaluation_labels != (self.evaluation_labels or further.evaluation_labels):

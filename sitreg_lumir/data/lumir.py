@@ -84,7 +84,12 @@ class LumirDataset:
 
 
 def read_dataset(
-    path: str | Path, *, training: bool = False, validation: bool = False, check_files: bool = True
+    path: str | Path,
+    *,
+    training: bool = False,
+    validation: bool = False,
+    check_files: bool = True,
+    images: str | Path | None = None,
 ) -> LumirDataset:
     """Reads a dataset JSON and checks all that it names.
 
@@ -95,6 +100,7 @@ def read_dataset(
         validation: validation pairs are needed: refuse a JSON without.
         check_files: look whether each file exists and its header has the JSON's shape. Training files are
             looked at only with ``training``.
+        images: the folder that the JSON's paths start from and never leave; by default the JSON's own.
 
     Raises:
         InputError: the JSON or a needed part of it is missing, or entries are wrong: paths that leave the
@@ -104,30 +110,29 @@ def read_dataset(
     content = _load_json(file)
     shape = _read_shape(file, content)
     problems: list[str] = []
-    images = tuple(_image(file.parent, _entry(item, "image"), problems) for item in _list(file, content, "training"))
-    pairs = tuple(
-        _pair(file.parent, item, content.get("modality"), problems) for item in _list(file, content, "validation")
-    )
+    root = Path(images).expanduser().absolute() if images else file.parent
+    listed = tuple(_image(root, _entry(item, "image"), problems) for item in _list(file, content, "training"))
+    pairs = tuple(_pair(root, item, content.get("modality"), problems) for item in _list(file, content, "validation"))
     for needed, key in ((training, "training"), (validation, "validation")):
         if needed and not content.get(key):
             raise InputError(f"{file}: has no `{key}` list; add it or give another dataset JSON")
     if training:
-        problems += _repeated("training subject", (image.subject for image in images))
-        if len(images) < 2:
+        problems += _repeated("training subject", (image.subject for image in listed))
+        if len(listed) < 2:
             raise InputError(f"{file}: training needs at least 2 images of different subjects, `training` lists 1")
     problems += _repeated("validation pair", (pair.long_name for pair in pairs))
     if check_files and not problems:
         checked = [image for pair in pairs for image in (pair.fixed, pair.moving)]
-        problems += _check_files([*(images if training else ()), *checked], shape)
+        problems += _check_files([*(listed if training else ()), *checked], shape)
     raise_problems(file, problems)
     labels = content.get("evaluation_labels")
     names = {int(key): str(name) for key, name in labels.items()} if isinstance(labels, dict) else {}
     return LumirDataset(
         path=file,
-        root=file.parent,
+        root=root,
         name=str(content.get("name", file.stem)),
         shape=shape,
-        training=images,
+        training=listed,
         validation=pairs,
         evaluation_labels=tuple(int(label) for label in labels) if labels else None,
         label_names=names,
@@ -188,12 +193,13 @@ def _entry(item: object, key: str) -> object:
 
 def _image(root: Path, entry: object, problems: list[str]) -> Image:
     """The image an entry names; what is wrong with it is appended to ``problems``."""
-    path = Path(os.path.normpath(root / str(entry)))  # links may lead elsewhere, the written path may not
+    written = Path(os.path.normpath(str(entry)))  # links may lead elsewhere, the written path may not
+    path = root / written
     match = _FILE_NAME.fullmatch(path.name)
     if not isinstance(entry, str):
         problems.append(f"the entry {entry!r} is not a path")
-    elif not path.is_relative_to(root):
-        problems.append(f"{entry} leaves the folder of the JSON")
+    elif written.parts[:1] == ("..",) or not path.is_relative_to(root):
+        problems.append(f"{entry} leaves the folder {root}")
     elif match is None:
         problems.append(f"{entry} is not named like LUMIRMRI_<subject>_<modality>.nii.gz")
     return Image(path, match["subject"] if match else "", match["modality"] if match else "")

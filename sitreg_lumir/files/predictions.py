@@ -1,4 +1,4 @@
-"""What `predict` leaves in a folder: fields with their provenance, and on request inverse fields and moved images."""
+"""What `predict` leaves in a folder: fields with their provenance, and on request what may lie beside them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir.data.lumir import Image, Pair
+from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.nifti import save_disp, save_volume
 from sitreg_lumir.files.provenance import Provenance, file_entry, make_provenance, plan_fields, save_field
 
-ALSO = ("inverse", "warped")  # what may lie beside a field, as <kind>_<pair>.nii.gz
+ALSO = ("inverse", "warped", "disagreement")  # what may lie beside a field, as <kind>_<pair>.nii.gz
 
 
 class PairPlan(NamedTuple):
@@ -31,7 +32,7 @@ class PairPlan(NamedTuple):
     skip: bool
 
     def beside(self, kind: str) -> Path:
-        """The file of the inverse field or of the moved image."""
+        """The file of the inverse field, the moved image or the disagreement."""
         return self.path.with_name(f"{kind}_{self.path.name.removeprefix('disp_')}")
 
 
@@ -72,11 +73,12 @@ def write_prediction(plan: PairPlan, arrays: Mapping[str, NDArray[Any]]) -> None
 
     Args:
         plan: where.
-        arrays: ``disp`` ``(3, X, Y, Z)``, voxels, fixed grid; perhaps ``inverse`` (the same on the moving grid)
-            and ``warped`` ``(X, Y, Z)``. What is not given is removed if an earlier run left it.
+        arrays: ``disp`` ``(3, X, Y, Z)``, voxels, fixed grid; perhaps ``inverse`` (the same on the moving grid),
+            ``warped`` ``(X, Y, Z)`` and ``disagreement`` ``(X, Y, Z)``, voxels, which becomes mm on disk. What is
+            not given is removed if an earlier run left it.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: a file cannot be written, or a disagreement is given and the voxels are no cubes.
     """
     plan.path.parent.mkdir(parents=True, exist_ok=True)
     fixed, moving = _affine(plan.pair.fixed), _affine(plan.pair.moving)
@@ -84,10 +86,30 @@ def write_prediction(plan: PairPlan, arrays: Mapping[str, NDArray[Any]]) -> None
         save_disp(plan.beside("inverse"), arrays["inverse"], moving)
     if "warped" in arrays:
         save_volume(plan.beside("warped"), arrays["warped"], fixed, compresslevel=1)
+    if "disagreement" in arrays:
+        spread = arrays["disagreement"] * voxel_size(fixed, plan.pair.fixed.path)
+        save_volume(plan.beside("disagreement"), spread, fixed, compresslevel=1)
     for kind in ALSO:
         if kind not in arrays:
             plan.beside(kind).unlink(missing_ok=True)
     save_field(plan.path, arrays["disp"], fixed, plan.provenance)
+
+
+def voxel_size(affine: NDArray[np.float64], path: Path) -> float:
+    """The edge of a voxel, mm.
+
+    Args:
+        affine: ``(4, 4)`` voxel-to-world matrix, RAS, mm.
+        path: the image it comes from, for the error.
+
+    Raises:
+        InputError: the voxels are no cubes (to 1 %), so that one number does not turn voxels into mm.
+    """
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if sizes.max() > 1.01 * sizes.min():
+        edges = " x ".join(f"{size:g}" for size in sizes)
+        raise InputError(f"{path}: its voxels are {edges} mm, a disagreement needs cubes; leave out --disagreement")
+    return float(sizes.mean())
 
 
 def _affine(image: Image) -> NDArray[np.float64]:

@@ -6,7 +6,6 @@ One loop over the stages serves a single network and an ensemble: a single netwo
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from sitreg_lumir.deform.bspline import control_point_bound
@@ -25,6 +24,7 @@ class Stage:
         disp_inv: the same with the roles swapped, on the moving grid.
         control_points: of this stage's update on the moving side, ``(B, 3, ...)``, voxels of the level.
         control_points_reverse: of the update on the fixed side.
+        disagreement: ``(B, 1, X, Y, Z)``, voxels, fixed grid, when asked for: see :func:`run_stages`.
     """
 
     level: int
@@ -32,6 +32,7 @@ class Stage:
     disp_inv: Tensor
     control_points: Tensor
     control_points_reverse: Tensor
+    disagreement: Tensor | None = None
 
 
 class SITReg(nn.Module):
@@ -118,24 +119,42 @@ class SITReg(nn.Module):
 
 
 def run_stages(
-    members: Sequence[SITReg], *, fixed: Tensor, moving: Tensor, levels: Sequence[int] = (0,)
+    members: Sequence[SITReg],
+    *,
+    fixed: Tensor,
+    moving: Tensor,
+    levels: Sequence[int] = (0,),
+    disagreement: bool = False,
 ) -> list[Stage]:
     """Runs all stages, averaging the members' control points at each, and gives the wanted stages' results.
+
+    The members run one after the other at each stage, and their average is a running one: besides the networks
+    only the features of the coarser levels are held per member. Those of full resolution, the largest by far, an
+    ensemble computes again for the last stage.
+
+    The disagreement is ``sqrt(sum over the stages of the members' variance)``: of the upsampled updates of the
+    moving side, population variance, summed over the three components, added up in the middle between the images
+    and pulled to the fixed grid by ``right_inv``. At each stage the members go on from the common state, so what
+    they would have drifted apart by themselves is not in it: a lower bound, and no measure of the error. It takes
+    one side's updates, so exchanging the images gives the map of the other side's.
 
     Args:
         members: networks of one architecture; each warps its own features by the common state.
         fixed: ``(B, C, X, Y, Z)``, the members' input (MIND features or intensities).
         moving: the same shape.
         levels: after which stages fields are wanted; 0 is the last.
+        disagreement: also tell how far the members' updates differ, up to each of those stages.
 
     Returns:
         one :class:`Stage` per wanted level, coarsest first.
 
     Raises:
-        ValueError: shapes or architectures differ, or a level does not exist.
+        ValueError: shapes or architectures differ, a level does not exist, or a single member is to disagree.
     """
     if not members:
         raise ValueError("no member given")
+    if disagreement and len(members) < 2:
+        raise ValueError("disagreement needs two members or more, got 1")
     first = members[0]
     if any(member.architecture != first.architecture for member in members):
         raise ValueError("the members differ in architecture")
@@ -146,17 +165,25 @@ def run_stages(
         )
     if not set(levels) <= set(range(first.levels)):
         raise ValueError(f"levels must lie in 0..{first.levels - 1}, got {list(levels)}")
-    features = [member.features(fixed=fixed, moving=moving) for member in members]
+    held = slice(1 if len(members) > 1 else 0, None)
+    pyramids = [member.features(fixed=fixed, moving=moving)[held] for member in members]
     state = SymmetricState(fixed.shape[2:], first.inversion_tolerance)
     stages = []
     for level in reversed(range(first.levels)):
-        updates = [
-            member.control_points(level, pyramid.pop(), state)
-            for member, pyramid in zip(members, features, strict=True)
-        ]
-        control_points = torch.stack([update[0] for update in updates]).mean(dim=0)
-        reverse = torch.stack([update[1] for update in updates]).mean(dim=0)
-        state.update(control_points, reverse, 2**level)
+        averages: tuple[Tensor, Tensor] | None = None
+        for count, (member, pyramid) in enumerate(zip(members, pyramids, strict=True), start=1):
+            features = pyramid.pop() if pyramid else member.features(fixed=fixed, moving=moving)[0]
+            update = member.control_points(level, features, state)
+            if averages is None:
+                averages = update
+                continue
+            differences = update[0] - averages[0], update[1] - averages[1]
+            if disagreement:  # what this member adds to the sum of squares about the mean of all so far
+                state.add_variance(differences[0], 2**level, weight=(count - 1) / count / len(members))
+            averages = averages[0] + differences[0] / count, averages[1] + differences[1] / count
+        assert averages is not None
+        state.update(*averages, 2**level)
         if level in levels:
-            stages.append(Stage(level, *state.fields(), control_points, reverse))
+            spread = state.disagreement() if disagreement else None
+            stages.append(Stage(level, *state.fields(), *averages, spread))
     return stages

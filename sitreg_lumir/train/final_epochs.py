@@ -80,8 +80,12 @@ class GroupConsistency(Callback):
         assert isinstance(pl_module, RegistrationModule)
         if self.learning_rate is not None:
             pl_module.learning_rates[self.start_epoch] = self.learning_rate
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and isinstance(data, LumirDataModule):
+        if stage == "fit":
+            self.announce(trainer.datamodule)  # type: ignore[attr-defined]
+
+    def announce(self, data: Any) -> None:
+        """Makes the data hand out triplets from ``start_epoch`` on."""
+        if isinstance(data, LumirDataModule):
             data.use_triplets(self.start_epoch, self.triplets_per_epoch)
 
     def weight_at(self, epoch: float, step: int) -> float:

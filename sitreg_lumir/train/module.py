@@ -161,13 +161,16 @@ class RegistrationModule(LightningModule):
 
     def view(self, batch: dict[str, Any], position: int, needed: bool = True) -> View:
         """One image's views; the augmented one depends on its seed only, so that all ranks see the same."""
-        clean, mask = clean_view(batch["images"][:, position])
-        if not needed:
-            return View(clean, mask, None)
+        clean, mask = self.clean(batch["images"][:, position])
         seen = clean
-        if self.augmentation is not None:
-            seen = self.augmentation(clean, mask, batch["view_seed"][:, position])
-        return View(clean, mask, self.inputs(seen))
+        if needed and self.augmentation is not None:
+            seen = self.augmentation(clean, mask, batch["view_seed"][:, position]).to(clean.dtype)
+        return View(clean, mask, self.inputs(seen) if needed else None)
+
+    def clean(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean view, in float64 if the network is, and the mask."""
+        clean, mask = clean_view(stored)
+        return clean.to(torch.float64 if self.dtype == torch.float64 else torch.float32), mask
 
     def fractional_epoch(self) -> float:
         """The epoch with the share of it that is done; what weights of loss terms depend on."""
@@ -176,8 +179,8 @@ class RegistrationModule(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         (pair,) = batch["pair"]
-        fixed, fixed_mask = clean_view(batch["fixed"])
-        moving, moving_mask = clean_view(batch["moving"])
+        fixed, fixed_mask = self.clean(batch["fixed"])
+        moving, moving_mask = self.clean(batch["moving"])
         disp, _ = self(fixed=fixed, moving=moving)
         self.lncc.update(similarity(disp, fixed, moving, fixed_mask, moving_mask, self.window))
         self.scores.update(

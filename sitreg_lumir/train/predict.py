@@ -16,7 +16,7 @@ from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.predictions import plan_predictions
+from sitreg_lumir.files.predictions import ALSO, plan_predictions, voxel_size
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.network.weights import (
     Member,
@@ -34,21 +34,31 @@ from sitreg_lumir.train.settings import prepare_process
 class Predictor(LightningModule):
     """Registers the pairs of a data set by the members' averaged control points."""
 
-    def __init__(self, members: Sequence[Member], inverse: bool = False, warped: bool = False) -> None:
+    def __init__(
+        self, members: Sequence[Member], inverse: bool = False, warped: bool = False, disagreement: bool = False
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.inverse = inverse
         self.warped = warped
+        self.disagreement = disagreement
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """``disp`` (fixed grid) and, when asked for, ``inverse`` (moving grid) and ``warped`` (0..255)."""
+        """``disp`` (fixed grid) and, when asked for, ``inverse`` (moving grid), ``warped`` (0..255), ``disagreement``.
+
+        The fields and the disagreement are in voxels, the latter on the fixed grid.
+        """
         fixed, moving = clean_view(batch["fixed"])[0], clean_view(batch["moving"])[0]
         members = [member for member in self.members if isinstance(member, Member)]
         member, networks = members[0], [member.network for member in members]  # one input transform for all
-        stage = run_stages(networks, fixed=member.inputs(fixed), moving=member.inputs(moving))[-1]
+        (stage,) = run_stages(
+            networks, fixed=member.inputs(fixed), moving=member.inputs(moving), disagreement=self.disagreement
+        )
         found = {"disp": stage.disp}
         if self.inverse:
             found["inverse"] = stage.disp_inv
+        if stage.disagreement is not None:
+            found["disagreement"] = stage.disagreement[:, 0]
         if self.warped:
             stored = batch["moving"]
             moved = warp(stored.float(), stage.disp)[:, 0]
@@ -63,6 +73,7 @@ def predict(
     *,
     inverse: bool = False,
     warped: bool = False,
+    disagreement: bool = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> None:
@@ -74,14 +85,19 @@ def predict(
         data_args: ``--data.*`` arguments of :class:`LumirDataModule`.
         inverse: also write the inverse fields.
         warped: also write the moved images.
+        disagreement: also write how far the members' updates differ, mm, fixed grid (see
+            :func:`~sitreg_lumir.network.sitreg.run_stages`: a lower bound, no uncertainty).
         overwrite: replace fields that were made otherwise.
         device: ``auto``, ``cpu`` or ``gpu``.
 
     Raises:
-        InputError: members or data are wrong, or a field in the folder has another provenance.
+        InputError: members or data are wrong, or a field in the folder has another provenance; or a single member
+            or voxels that are no cubes, and the disagreement is asked for.
     """
     prepare_process()
     files = member_files(member_paths)
+    if disagreement and len(files) < 2:
+        raise InputError(f"{files[0]}: --disagreement needs two members or more; name them all with --members")
     members = load_members(files)
     data = data_module(data_args)
     trainer = Trainer(
@@ -98,12 +114,15 @@ def predict(
     data.prepare_data()
     data.setup("predict")
     check_geometry(members[0].card, data)
+    if disagreement:
+        voxel_size(data.affine, data.dataset.path)  # before an hour's work, not after the first pair
+    asked = {"inverse": inverse, "warped": warped, "disagreement": disagreement}
     plans = plan_predictions(
         folder,
         data.pairs,
         members=files,
         options={"precision": "float32"},
-        also=[name for name, asked in (("inverse", inverse), ("warped", warped)) if asked],
+        also=[kind for kind in ALSO if asked[kind]],
         overwrite=overwrite,
     )
     todo = {plan.pair.long_name: plan for plan in plans if not plan.skip}
@@ -111,7 +130,8 @@ def predict(
     if todo:
         data.pairs = tuple(plan.pair for plan in todo.values())
         trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
-        trainer.predict(Predictor(members, inverse, warped), datamodule=data, return_predictions=False)
+        loader = data.predict_dataloader()  # given the data module itself, Lightning would set up all its pairs again
+        trainer.predict(Predictor(members, **asked), dataloaders=loader, return_predictions=False)
     print(f"next: sitreg-lumir evaluate {folder} --dataset {data.dataset.path}")
 
 

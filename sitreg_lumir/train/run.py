@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from sitreg_lumir.data.datamodule import LumirDataModule
-from sitreg_lumir.errors import InputError
+from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.network.weights import read_checkpoint
 from sitreg_lumir.train.callbacks import AtomicCheckpointIO, RunMetrics, checkpoint_callbacks, drop_rows_from
 from sitreg_lumir.train.configs import nearest, resolve_config
@@ -40,6 +40,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 10,
     "enable_model_summary": False,
 }
+
+
+_LOST_PEER = re.compile(r"connection (closed|reset|refused)|nccl|gloo|peer", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ class RunCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"model": {"class_path": "sitreg_lumir.train.module.MindRegistration"}})
+
+    def after_instantiate_classes(self) -> None:
+        """Tells the data about triplets early, so that what it refuses is refused before anything is written."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GroupConsistency):
+                callback.announce(self.datamodule)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.options is None:
@@ -159,12 +168,15 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
         raise InputError(f"{options.folder}: cannot be made ({error.strerror}); choose another --runs") from None
     if options.resume is not None:
         drop_rows_from(options.folder / "metrics.csv", int(read_checkpoint(options.resume)["global_step"]))
-    cli.trainer.fit(
-        cli.model,
-        datamodule=cli.datamodule,
-        ckpt_path=options.resume and str(options.resume),
-        weights_only=True,
-    )
+    try:
+        resume = options.resume and str(options.resume)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
+    except RuntimeError as error:
+        if cli.trainer.world_size == 1 or not _LOST_PEER.search(str(error)):
+            raise
+        raise RunStoppedError(
+            "another process of this run ended; see its message, then go on with --resume", 1
+        ) from None
     if cli.trainer.is_global_zero:
         print(f"\nwritten: {options.folder}/ (config.yaml, metrics.csv, checkpoints/)")
         print(
