@@ -8,15 +8,9 @@ import torch
 
 from sitreg_lumir.deform.ops import compose
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.network.official import import_official, network_from_official, official_name
 from sitreg_lumir.network.sitreg import SITReg, run_stages
-from sitreg_lumir.network.weights import (
-    ModelCard,
-    load_member,
-    load_members,
-    network_from_official,
-    official_name,
-    save_member,
-)  # fmt: skip
+from sitreg_lumir.network.weights import ModelCard, load_member, load_members, save_member
 
 SIZES = {"features": (4, 8, 8), "head_features": (4, 8, 8)}
 
@@ -140,9 +134,16 @@ def test_official_names_come_back(tmp_path: Path):
     again = network_from_official(official)
     assert again.architecture == network.architecture
     torch.testing.assert_close(again.state_dict(), network.state_dict(), atol=0, rtol=0)
+    torch.save({"epoch": 3, "model": {f"net.{name}": tensor for name, tensor in official.items()}}, tmp_path / "a.pt")
+    member = import_official(tmp_path / "a.pt", (18, 16, 14), torch.eye(4).tolist())
+    assert member.card.mind == {"sigma": 0.5, "radius": 2} and member.card.shape == [18, 16, 14]
+    torch.testing.assert_close(member.network.state_dict(), network.state_dict(), atol=0, rtol=0)
     official.pop(next(iter(official)))
     with pytest.raises(ValueError, match="official"):
         network_from_official(official)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "b.pt")
+    with pytest.raises(InputError, match=r"b\.pt: holds no state dict of the official"):
+        import_official(tmp_path / "b.pt", (18, 16, 14), torch.eye(4).tolist())
 
 
 def test_damaged_or_foreign_members_are_refused_in_one_line(tmp_path: Path):

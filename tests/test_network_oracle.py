@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sitreg_lumir.deform.ops import use_backend
+from sitreg_lumir.network.official import network_from_official, official_name
 from sitreg_lumir.network.sitreg import SITReg, run_stages
-from sitreg_lumir.network.weights import network_from_official, official_name
 
 FILES = ("network_1ch_odd", "network_6ch", "ensemble")
 

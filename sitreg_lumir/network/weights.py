@@ -1,4 +1,4 @@
-"""Trained members on disk: Lightning checkpoints in, safetensors + JSON in and out, official SITReg weights in.
+"""Trained members on disk: Lightning checkpoints in, safetensors + JSON in and out.
 
 A member never travels without its card: the grid it knows, what intensities mean, how MIND is computed, its
 architecture and where it comes from. Loading refuses a file without one.
@@ -6,9 +6,8 @@ architecture and where it comes from. Loading refuses a file without one.
 
 import json
 import os
-import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -25,27 +24,6 @@ from sitreg_lumir.network.sitreg import SITReg
 
 CARD_KEY = "sitreg_lumir"  # where a Lightning checkpoint keeps the card
 INTENSITY_RULE = "stored 0..255 -> stored / 255; mask = stored > 0; 0 outside the mask"
-
-_CONV = r"(convolutions\.\d+)\.(weight|bias)"
-_OFFICIAL_NAMES = (  # (our name, official name), both as regular expression and replacement
-    (r"encoder\.projection\.(\w+)", r"_feature_extractor.initial_projection.\1"),
-    (rf"encoder\.blocks\.0\.{_CONV}", r"_feature_extractor.initial_convs.\1.conv.\2"),
-    (r"encoder\.blocks\.0\.(normalizers\.\d+\.\w+)", r"_feature_extractor.initial_convs.\1"),
-    (
-        r"encoder\.downsamplings\.(\d+)\.convolution\.(\w+)",
-        r"_feature_extractor.downsampling_blocks.\1.downsampling.conv.\2",
-    ),
-    (
-        r"encoder\.downsamplings\.(\d+)\.projection\.(\w+)",
-        r"_feature_extractor.downsampling_blocks.\1.projection.conv.\2",
-    ),
-    (rf"heads\.(\d+)\.block\.{_CONV}", r"_not_none_dense_extration_networks.\1.convolutions.\2.conv.\3"),
-    (
-        r"heads\.(\d+)\.block\.(normalizers\.\d+\.\w+)",
-        r"_not_none_dense_extration_networks.\1.convolutions.\2",
-    ),
-    (r"heads\.(\d+)\.final\.(\w+)", r"_not_none_dense_extration_networks.\1.final_convolution.conv.\2"),
-)
 
 
 @dataclass(frozen=True)
@@ -108,56 +86,6 @@ class Member(nn.Module):
             return image
         features: Tensor = self.mind(image)
         return features
-
-
-def official_name(name: str) -> str:
-    """The name that a parameter of :class:`SITReg` has in the official implementation's state dicts."""
-    moved = re.match(r"encoder\.blocks\.([1-9]\d*)\.(convolutions|normalizers)\.(\d+)\.(\w+)", name)
-    if moved:  # level l's block belongs to the official downsampling block l - 1
-        level, kind, index, leaf = moved.groups()
-        inner = f"{index}.conv.{leaf}" if kind == "convolutions" else f"{index}.{leaf}"
-        return f"_feature_extractor.downsampling_blocks.{int(level) - 1}.conv.{kind}.{inner}"
-    for pattern, replacement in _OFFICIAL_NAMES:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
-    raise ValueError(f"{name} is not a parameter of SITReg")
-
-
-def network_from_official(state: Mapping[str, Tensor], groups: int = 4, bound_multiplier: float = 0.99) -> SITReg:
-    """A network from a state dict with the official parameter names; sizes are read from the tensors.
-
-    Raises:
-        ValueError: parameters are missing, unknown or of another shape.
-    """
-    heads = "_not_none_dense_extration_networks"
-    try:
-        first = state["_feature_extractor.initial_projection.weight"]
-        levels = 1 + max(int(key.split(".")[1]) for key in state if key.startswith(heads))
-        convolutions = 1 + max(
-            int(key.split(".")[3]) for key in state if key.startswith("_feature_extractor.initial_convs.convolutions.")
-        )
-        features = [first.shape[0]] + [
-            state[f"_feature_extractor.downsampling_blocks.{level}.projection.conv.weight"].shape[0]
-            for level in range(levels - 1)
-        ]
-        head_features = [state[f"{heads}.{level}.final_convolution.conv.weight"].shape[1] for level in range(levels)]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"not a state dict of the official SITReg: {error} is missing") from None
-    network = SITReg(
-        in_channels=first.shape[1],
-        features=features,
-        head_features=head_features,
-        convolutions=convolutions,
-        groups=groups,
-        bound_multiplier=bound_multiplier,
-    ).to(first.dtype)
-    ours = {name: official_name(name) for name in network.state_dict()}
-    unknown = sorted(set(state) - set(ours.values()))
-    missing = sorted(set(ours.values()) - set(state))
-    if unknown or missing:
-        raise ValueError(f"not a state dict of this SITReg: missing {missing[:3]}, unknown {unknown[:3]}")
-    network.load_state_dict({name: state[official] for name, official in ours.items()})
-    return network
 
 
 def load_member(path: str | Path) -> Member:
