@@ -192,6 +192,9 @@ def _add_predict(verbs: Verbs) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="write fields again that were made otherwise")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: auto")
+    parser.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="processes that share the pairs (default: 1)"
+    )
     parser.set_defaults(run=_predict)
 
 
@@ -200,7 +203,7 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> None:
 
     predict(
         options.members, options.output, rest, inverse=options.inverse, warped=options.warped,
-        disagreement=options.disagreement, overwrite=options.overwrite, device=options.device,
+        disagreement=options.disagreement, overwrite=options.overwrite, device=options.device, devices=options.devices,
     )  # fmt: skip
 
 

@@ -168,6 +168,21 @@ def test_fields_are_written_skipped_refused_and_scored(
     refused(capsys, ["evaluate", str(out), "--dataset", str(root / "LUMIR_dataset.json")], "0101_0102")
 
 
+@pytest.mark.slow
+def test_two_processes_share_the_pairs(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    root, checkpoint = trained
+    assert main(predict_arguments(root, checkpoint, tmp_path / "one", "--inverse")) == 0
+    two = predict_arguments(root, checkpoint, tmp_path / "two", "--inverse", "--devices", "2", "--device", "cpu")
+    done = subprocess.run([sys.executable, "-m", "sitreg_lumir.cli", *two], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(names) == 9 and names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in names:
+        if name.endswith(".nii.gz"):
+            one, other = (nibabel.load(tmp_path / folder / name).get_fdata() for folder in ("one", "two"))
+            np.testing.assert_allclose(one, other, atol=1e-4)
+
+
 def test_t1_and_t2_runs_into_one_folder_never_mix(trained: tuple[Path, Path], tmp_path: Path) -> None:
     root, checkpoint = trained
     for lists in (

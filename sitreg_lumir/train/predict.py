@@ -76,6 +76,7 @@ def predict(
     disagreement: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    devices: int = 1,
 ) -> None:
     """Writes ``disp_<fixed>_<moving>.nii.gz`` for each pair that is not there already.
 
@@ -89,6 +90,7 @@ def predict(
             :func:`~sitreg_lumir.network.sitreg.run_stages`: a lower bound, no uncertainty).
         overwrite: replace fields that were made otherwise.
         device: ``auto``, ``cpu`` or ``gpu``.
+        devices: processes that share the pairs, each on a device of its own.
 
     Raises:
         InputError: members or data are wrong, or a field in the folder has another provenance; or a single member
@@ -102,11 +104,12 @@ def predict(
     data = data_module(data_args)
     trainer = Trainer(
         accelerator=device,
-        devices=1,
+        devices=devices,
+        strategy="auto" if devices == 1 else "ddp_spawn",  # one plan, made here, for all processes
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        use_distributed_sampler=False,
+        use_distributed_sampler=devices > 1,  # in prediction it repeats no pair
         inference_mode=True,
     )
     data.trainer = trainer
@@ -130,7 +133,8 @@ def predict(
     if todo:
         data.pairs = tuple(plan.pair for plan in todo.values())
         trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
-        loader = data.predict_dataloader()  # given the data module itself, Lightning would set up all its pairs again
+        data.trainer = None  # given the data module itself, Lightning would set up all its pairs again
+        loader = data.predict_dataloader()  # of all pairs to do; with several processes Lightning shares them out
         trainer.predict(Predictor(members, **asked), dataloaders=loader, return_predictions=False)
     print(f"next: sitreg-lumir evaluate {folder} --dataset {data.dataset.path}")
 
