@@ -2,8 +2,8 @@
 
     python benchmarks/cycle_error.py predictions --dataset ../shared/minilumir/2mm/LUMIR_dataset.json
 
-Every ordered pair of the subjects must be in the folder, as `sitreg-lumir predict` writes them. Printed are the mean length of the
-cycle's displacement (voxels, within the mask) and the loss that training sees, both as means over all cycles.
+Every ordered pair of the subjects must be in the folder, as `sitreg-lumir predict` writes them. Printed are the mean
+length of the cycle's displacement (voxels, within the mask) and the loss that training sees, as means over all cycles.
 """
 
 import argparse
