@@ -291,6 +291,8 @@ def _add_export(verbs: Verbs) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="ends in .safetensors")
     parser.add_argument("--half", action="store_true", help="store half precision")
+    parser.add_argument("--official", action="store_true", help="CKPT was saved by the authors' code; needs --dataset")
+    parser.add_argument("--dataset", type=Path, metavar="JSON", help="with --official: the data set it was trained on")
     parser.add_argument("--licence", default=None, help="of the weights, for the card")
     parser.set_defaults(run=_export)
 
@@ -299,7 +301,9 @@ def _export(options: argparse.Namespace, rest: list[str]) -> None:
     _refuse(rest, "export")
     from sitreg_lumir.train.predict import export
 
-    export(options.checkpoint, options.output, half=options.half, licence=options.licence)
+    if options.official != (options.dataset is not None):
+        raise InputError("--official and --dataset belong together: the file does not say its grid, the data set does")
+    export(options.checkpoint, options.output, half=options.half, licence=options.licence, dataset=options.dataset)
 
 
 def _add_demo(verbs: Verbs) -> None:

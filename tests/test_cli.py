@@ -12,8 +12,11 @@ import data_samples
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from sitreg_lumir.cli import main
+from sitreg_lumir.network.official import official_name
+from sitreg_lumir.network.weights import load_member
 
 SMALL = ["--model.features", "[4,4]", "--model.head_features", "[4,4]", "--model.window", "3"]
 
@@ -211,6 +214,18 @@ def test_an_ensemble_predicts(trained: tuple[Path, Path], tmp_path: Path, capsys
     both, single = (nibabel.load(tmp_path / name / "disp_0100_0101.nii.gz").get_fdata() for name in ("both", "single"))
     np.testing.assert_allclose(both, single, atol=1e-4)
     assert len(json.loads((tmp_path / "both/disp_0100_0101.json").read_text())["members"]) == 2
+
+
+def test_official_weights_become_a_member(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, checkpoint = trained
+    state = load_member(checkpoint).network.state_dict()
+    torch.save({official_name(name): tensor for name, tensor in state.items()}, tmp_path / "official.pth")
+    arguments = ["export", str(tmp_path / "official.pth"), "-o", str(tmp_path / "member.safetensors"), "--official"]
+    refused(capsys, arguments, "--dataset")
+    assert main([*arguments, "--dataset", str(root)]) == 0
+    assert main(predict_arguments(root, tmp_path / "member.safetensors", tmp_path / "out")) == 0
 
 
 def test_validate_prints_scores(trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from sitreg_lumir import __version__
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.data.views import clean_view
+from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.predictions import ALSO, plan_predictions, voxel_size
+from sitreg_lumir.network.official import import_official
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.network.weights import (
     Member,
@@ -177,15 +180,31 @@ def check_geometry(card: ModelCard, data: LumirDataModule) -> None:
         )
 
 
-def export(checkpoint: Path, file: Path, *, half: bool = False, licence: str | None = None) -> None:
+def export(
+    checkpoint: Path, file: Path, *, half: bool = False, licence: str | None = None, dataset: Path | None = None
+) -> None:
     """Writes a checkpoint's network as safetensors + JSON.
+
+    Args:
+        checkpoint: of a run; with ``dataset`` a file of the official implementation.
+        file: ends in ``.safetensors``.
+        half: store half precision.
+        licence: of the weights.
+        dataset: what official weights were trained on; its grid becomes theirs.
 
     Raises:
         InputError: the checkpoint is missing or damaged, or the file cannot be written.
     """
-    member = load_member(checkpoint)
+    member = load_member(checkpoint) if dataset is None else _import(checkpoint, dataset)
     values = {**vars(member.card), "version": __version__}
     if licence is not None:
         values["licence"] = licence
     save_member(file, member.network, ModelCard(**values), torch.float16 if half else torch.float32)
     print(f"written: {file} and {file.with_suffix('.json').name}")
+
+
+def _import(weights: Path, dataset: Path) -> Member:
+    """Official weights with the grid of the data set that they were trained on."""
+    data = read_dataset(dataset, training=True)
+    _, affine = read_volume(data.training[0].path, shape=data.shape)
+    return import_official(weights, data.shape, affine.tolist())
