@@ -52,10 +52,8 @@ def demo(folder: Path, steps: int | None = None) -> None:
     print("3/4  fields for the validation pairs", flush=True)
     predictions = folder / "predictions"
     for each in both:
-        predict(
-            [str(checkpoint)], predictions, ["--data.root", str(each), "--data.cache", str(folder / "cache")],
-            overwrite=True,
-        )  # fmt: skip
+        data = ["--data.root", str(each), "--data.cache", str(folder / "cache"), "--data.num_workers", "0"]
+        predict([str(checkpoint)], predictions, data, overwrite=True)
     print("4/4  scores before (affine only) and after", flush=True)
     datasets = [read_dataset(each, validation=True) for each in both]
     before = evaluate(None, datasets, folder / "before", identity=True)
