@@ -121,14 +121,16 @@ def test_a_second_run_into_a_folder_is_refused_and_resuming_is_offered(
     assert steps == [1, 3, 5]  # the first run's rows are kept, none is doubled
 
 
-def test_wandb_stays_offline_in_the_run_folder(root: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_wandb_stays_offline_in_the_run_folder_and_resuming_keeps_its_id(root: Path, tmp_path: Path) -> None:
     arguments = fit_arguments(root, tmp_path / "runs", "--trainer.max_epochs", "1")
     arguments[arguments.index("off")] = "offline"
-    done = subprocess.run(
-        [sys.executable, "-m", "sitreg_lumir.cli", *arguments], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "runs/tiny/wandb").glob("offline-run-*/*.wandb"))
+    for more in ([], ["--resume", "--trainer.max_epochs", "2"]):
+        command = [sys.executable, "-m", "sitreg_lumir.cli", *arguments, *more]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    logs = list((tmp_path / "runs/tiny/wandb").glob("offline-run-*/*.wandb"))
+    assert len(logs) == 2 and len({log.name for log in logs}) == 1  # run-<id>.wandb
     assert not (tmp_path / "wandb").exists()
 
 
