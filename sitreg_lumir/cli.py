@@ -176,7 +176,7 @@ def _add_predict(verbs: Verbs) -> None:
     more = (
         "A field is in voxels on the fixed grid, float32, (X, Y, Z, 3): warped(x) = moving(x + disp(x)).\n"
         "A pair is skipped when its field was made from the same images by the same members and options.\n"
-        "Settings of the data are options, too: --data.validation "[LUMIR_dataset_multimodal.json]" adds pairs.\n\n"
+        "Settings of the data are options, too: --data.validation '[LUMIR_dataset_multimodal.json]' adds pairs.\n\n"
         "example: sitreg-lumir predict --members runs/mind/checkpoints/last.ckpt --data.root LUMIR -o predictions"
     )
     parser = _verb(verbs, "predict", "Write a displacement field for each validation pair of a data set.", more)
