@@ -127,11 +127,12 @@ def test_recomputing_the_pairs_in_turn_gives_the_gradient_of_keeping_them() -> N
 
 
 @pytest.mark.slow
-def test_three_processes_and_one_device_take_the_same_step(root: Path, tmp_path: Path) -> None:
-    """Augmented views, ramp, NDV and consistency on: after each of three steps the weights agree."""
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_three_processes_and_one_device_take_the_same_step(root: Path, tmp_path: Path, precision: str) -> None:
+    """Augmented views, ramp, NDV and consistency on: after three steps the weights agree."""
     runs = tmp_path / "runs"
     common = {"start": 0, "epochs": 1}
-    exact = ("--trainer.precision", "64-true")
+    exact = ("--trainer.precision", precision)
     assert main(arguments(root, runs, "one", *exact, **common)) == 0
     three = arguments(root, runs, "three", *exact, "--data.batch_size", "3", **common)
     three[three.index("--trainer.devices") + 1] = "3"
@@ -145,7 +146,7 @@ def test_three_processes_and_one_device_take_the_same_step(root: Path, tmp_path:
         assert float(one["train/lncc"]) == pytest.approx(float(other["train/lncc"]), abs=1e-5)
     scores = [validation(runs, name) for name in ("one", "three")]
     assert {"val/lncc", "val/dsc/T1-T1", "val/ndv"} <= scores[0].keys()
-    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6 if precision == "64-true" else 1e-5)
 
 
 @pytest.mark.slow
