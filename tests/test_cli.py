@@ -287,6 +287,7 @@ def test_wrong_keys_and_files_end_in_one_line(
     runs = tmp_path / "runs"
     refused(capsys, fit_arguments(root, runs, "--data.batch_sise", "2"), "data.batch_sise", "data.batch_size")
     refused(capsys, fit_arguments(root, runs, "--model.learning_rat", "2"), "learning_rat", "learning_rate")
+    refused(capsys, fit_arguments(root, runs, "--trainer.max_epoch", "2"), "trainer.max_epoch", "trainer.max_epochs")
     config = tmp_path / "mine.yaml"
     config.write_text("trainer: {max_epoch: 2}\n")
     refused(capsys, fit_arguments(root, runs, "--config", str(config)), "max_epoch", "max_epochs")
@@ -297,6 +298,7 @@ def test_wrong_keys_and_files_end_in_one_line(
     refused(capsys, fit_arguments(root, runs, "--resume", "gone.ckpt"), "gone.ckpt")
     refused(capsys, predict_arguments(root, tmp_path / "gone.ckpt", tmp_path / "out"), "gone.ckpt")
     refused(capsys, predict_arguments(root, checkpoint, tmp_path / "out", "--data.rot", "x"), "data.rot", "data.root")
+    refused(capsys, predict_arguments(root, checkpoint, tmp_path / "out", "--data.roo", "x"), "data.roo", "data.root")
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(checkpoint.read_bytes()[:5000])
     refused(capsys, predict_arguments(root, broken, tmp_path / "out"), "broken.ckpt", "truncated")

@@ -44,7 +44,7 @@ def _backend(tensor: Tensor) -> Any:
     if _forced not in BACKENDS:
         raise ValueError(f"SITREG_LUMIR_BACKEND must be one of {', '.join(BACKENDS)}, got {_forced!r}")
     if _forced != "torch" and tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
-        return import_module("sitreg_lumir.deform.cpu_backend")
+        return import_module("sitreg_lumir.deform.cpu.backend")
     return torch_backend
 
 

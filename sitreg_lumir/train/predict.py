@@ -148,7 +148,7 @@ def data_module(args: Sequence[str]) -> LumirDataModule:
     Raises:
         InputError: an unknown or invalid argument.
     """
-    parser = ArgumentParser(prog="sitreg-lumir predict", exit_on_error=False)
+    parser = ArgumentParser(prog="sitreg-lumir predict", exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(LumirDataModule, "data")
     known = [action.dest for action in parser._actions]
     for argument in args:

@@ -79,7 +79,7 @@ class RunCLI(LightningCLI):
                 run=False,
                 seed_everything_default=0,
                 trainer_defaults=dict(TRAINER_DEFAULTS),
-                parser_kwargs={"exit_on_error": False, "prog": "sitreg-lumir"},
+                parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": "sitreg-lumir"},
                 save_config_kwargs={"overwrite": options is not None and options.resume is not None},
                 load_from_checkpoint_support=False,
                 auto_configure_optimizers=False,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sitreg_lumir.deform.cpu_threads import compiled
+from sitreg_lumir.deform.cpu.threads import compiled
 
 
 @compiled

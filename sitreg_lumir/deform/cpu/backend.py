@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform import cpu_grids, cpu_kernels, cpu_scatter
 from sitreg_lumir.deform.bspline import upsampling_matrix
-from sitreg_lumir.deform.cpu_threads import run
+from sitreg_lumir.deform.cpu import grids, lookups, scatter
+from sitreg_lumir.deform.cpu.threads import run
 
 _CHANNELS_PER_TASK = 8
 
@@ -39,7 +39,7 @@ def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence
     field = control_points.new_empty(batch * channels, *shape)
     taps = [array for size in shape for array in _taps(size, factor, control_points.dtype)]
     run(
-        cpu_grids.upsample,
+        grids.upsample,
         batch * channels * shape[0],
         _array(control_points.flatten(0, 1)),
         factor,
@@ -56,7 +56,7 @@ def upsample_control_points_adjoint(grad: Tensor, factor: int) -> Tensor:
     level = [-(-size // factor) for size in shape]
     planes = grad.new_empty(batch * channels, shape[0], *level[1:])
     run(
-        cpu_grids.reduce_planes,
+        grids.reduce_planes,
         batch * channels * shape[0],
         _array(grad.flatten(0, 1)),
         *taps_y,
@@ -64,7 +64,7 @@ def upsample_control_points_adjoint(grad: Tensor, factor: int) -> Tensor:
         _array(planes),
     )
     result = grad.new_empty(batch * channels, *level)
-    run(cpu_grids.reduce_volumes, batch * channels * level[0], _array(planes), factor, *taps_x, _array(result))
+    run(grids.reduce_volumes, batch * channels * level[0], _array(planes), factor, *taps_x, _array(result))
     return result.view(batch, channels, *level)
 
 
@@ -88,7 +88,7 @@ def invert(disp: Tensor, tolerance: float, max_iterations: int) -> Tensor:
     if max_iterations < 1:
         return -disp
     shape, inverse = tuple(disp.shape[2:]), _empty(disp)
-    run(cpu_kernels.invert, len(disp) * shape[0], shape, _flat(disp), tolerance, max_iterations, _flat(inverse))
+    run(lookups.invert, len(disp) * shape[0], shape, _flat(disp), tolerance, max_iterations, _flat(inverse))
     return inverse
 
 
@@ -97,7 +97,7 @@ def invert_adjoint(grad: Tensor, disp: Tensor, inverse: Tensor) -> Tensor:
     shape, grad_disp = tuple(disp.shape[2:]), _zeros(disp)
     flat_inverse = _flat(inverse)
     args = (shape, _flat(grad), _flat(disp), flat_inverse, _flat(grad_disp))
-    _run_tiles(cpu_scatter.scatter_invert, [flat_inverse], disp.shape, shape, True, 1, *args)
+    _run_tiles(scatter.scatter_invert, [flat_inverse], disp.shape, shape, True, 1, *args)
     return grad_disp
 
 
@@ -105,7 +105,7 @@ def compose(disps: Sequence[Tensor]) -> Tensor:
     """The field of ``disps[0] o disps[1] o ...`` (last one first) on the grid; nothing is resampled between."""
     composed = _empty(disps[0])
     fields = tuple(_flat(disp) for disp in disps)
-    run(cpu_kernels.compose, _rows(composed), tuple(composed.shape[2:]), fields, _flat(composed))
+    run(lookups.compose, _rows(composed), tuple(composed.shape[2:]), fields, _flat(composed))
     return composed
 
 
@@ -118,7 +118,7 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
     nothing = _flat(grad.new_empty(0))
     targets = tuple(nothing if target is None else _flat(target) for target in grads)
     args = (shape, _flat(grad), fields, targets, needed)
-    _run_tiles(cpu_scatter.scatter_compose, fields[:0:-1], grad.shape, shape, True, 1, *args)
+    _run_tiles(scatter.scatter_compose, fields[:0:-1], grad.shape, shape, True, 1, *args)
     return grads
 
 
@@ -141,13 +141,13 @@ def warp_adjoint(
         return grad_values, None
     grad_disp = _zeros(disp)
     tasks = len(disp) * values.shape[2]
-    run(cpu_grids.level_points_adjoint, tasks, _array(grad_points), factor, _array(grad_disp))
+    run(grids.level_points_adjoint, tasks, _array(grad_points), factor, _array(grad_disp))
     return grad_values, grad_disp
 
 
 def _level_points(disp: Tensor, factor: int, values: Tensor) -> Tensor:
     points = disp.new_empty(len(disp), 3, *values.shape[2:])
-    run(cpu_grids.level_points, len(disp) * values.shape[2], _array(disp), factor, _array(points))
+    run(grids.level_points, len(disp) * values.shape[2], _array(disp), factor, _array(points))
     return points
 
 
@@ -156,7 +156,7 @@ def _lookup(values: Tensor, points: Tensor, relative: bool) -> Tensor:
     channels, shape, grid = values.shape[1], tuple(values.shape[2:]), tuple(points.shape[2:])
     out = values.new_empty(len(values), channels, *grid)
     args = (shape, _flat(values), channels, _flat(points), grid, relative, _flat(out))
-    run(cpu_kernels.lookup, _rows(points), *args)
+    run(lookups.lookup, _rows(points), *args)
     return out
 
 
@@ -170,11 +170,11 @@ def _lookup_adjoint(
         grad_values = _zeros(values)
         parts = -(-channels // _CHANNELS_PER_TASK)
         args = (shape, channels, parts, flat_points, grid, relative, flat_grad, _flat(grad_values))
-        _run_tiles(cpu_scatter.scatter_lookup, [flat_points], points.shape, shape, relative, parts, *args)
+        _run_tiles(scatter.scatter_lookup, [flat_points], points.shape, shape, relative, parts, *args)
     if need_points:
         grad_points = _empty(points)
         args = (shape, _flat(values), channels, flat_points, grid, relative, flat_grad, _flat(grad_points))
-        run(cpu_kernels.lookup_slopes, _rows(points), *args)
+        run(lookups.lookup_slopes, _rows(points), *args)
     return grad_values, grad_points
 
 
@@ -187,11 +187,11 @@ def _run_tiles(
     ``chain`` are the fields that lead to the places added to, on grids of ``shape``, the first applied first.
     """
     batch, _, *axes = grid
-    tiles = batch * prod(-(-size // cpu_scatter.TILE) for size in axes[:2])
+    tiles = batch * prod(-(-size // scatter.TILE) for size in axes[:2])
     extrema = np.empty((len(chain), tiles, 4))
     for field, row in zip(chain, extrema, strict=True):
-        run(cpu_scatter.tile_extrema, tiles, tuple(axes), field, row)
-    colours = cpu_scatter.colour_tiles(shape, tuple(axes), relative, extrema)
+        run(scatter.tile_extrema, tiles, tuple(axes), field, row)
+    colours = scatter.colour_tiles(shape, tuple(axes), relative, extrema)
     for colour in range(int(colours.max()) + 1):
         members = np.flatnonzero(colours == colour)
         run(loop, len(members) * parts, members, *args)

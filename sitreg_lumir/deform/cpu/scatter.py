@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sitreg_lumir.deform.cpu_kernels import (
+from sitreg_lumir.deform.cpu.lookups import (
     clamp_slope,
     locate,
     locate_row,
@@ -18,7 +18,7 @@ from sitreg_lumir.deform.cpu_kernels import (
     strides_of,
     trilinear,
 )
-from sitreg_lumir.deform.cpu_threads import compiled
+from sitreg_lumir.deform.cpu.threads import compiled
 
 TILE = 8  # rows along each of the first two axes
 

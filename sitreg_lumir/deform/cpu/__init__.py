@@ -1,0 +1,1 @@
+"""Compiled CPU loops for the operations on deformations (numba)."""
