@@ -6,7 +6,6 @@ from torch import Tensor
 
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import (
-    box_sum,
     compose,
     invert,
     upsample_control_points,
@@ -16,6 +15,8 @@ from sitreg_lumir.deform.ops import (
     warp_mask,
 )  # fmt: skip
 from sitreg_lumir.deform.state import SymmetricState
+from sitreg_lumir.deform.torch_images import box_sum
+from sitreg_lumir.deform.update import Maps, update_maps
 
 SHAPE = (7, 6, 5)
 
@@ -47,7 +48,6 @@ def test_gradients_agree_with_finite_differences():
     assert torch.autograd.gradcheck(lambda a, b: compose(a, b, a), (disp, other), atol=1e-6)
     assert torch.autograd.gradcheck(lambda v, d: warp(v, d), (values, disp), atol=1e-6)
     assert torch.autograd.gradcheck(lambda v, d: warp(v, d, 2), (features, disp), atol=1e-6)
-    assert torch.autograd.gradcheck(lambda v: box_sum(v, 5), values)
 
 
 def test_the_inverse_inverts_inside_and_outside_the_volume():
@@ -123,8 +123,6 @@ def test_wrong_shapes_are_named():
         warp(torch.zeros(1, 1, 3, 3, 3), field)
     with pytest.raises(ValueError, match="control_points of factor 2"):
         upsample_control_points(torch.zeros(1, 3, 3, 3, 3), 2, SHAPE)
-    with pytest.raises(ValueError, match="odd"):
-        box_sum(field, 4)
     with pytest.raises(ValueError, match="backend"), use_backend("gpu"):
         pass
 
@@ -132,3 +130,38 @@ def test_wrong_shapes_are_named():
 def test_a_state_without_updates_has_no_fields():
     with pytest.raises(ValueError, match="no update"):
         SymmetricState(SHAPE).fields()
+
+
+def test_the_update_has_the_gradient_of_the_operations_it_is_made_of():
+    """Two stages, so that the second one's maps are the same tensor twice."""
+    points = [random(1, 3, 4, 3, 3, seed=seed, scale=0.2).requires_grad_() for seed in range(4)]
+
+    def fused(*points: Tensor) -> tuple[Tensor, ...]:
+        maps = update_maps(Maps(), points[0], points[1], 2, SHAPE, 1e-13)
+        return tuple(update_maps(maps, points[2], points[3], 2, SHAPE, 1e-13))  # type: ignore[arg-type]
+
+    def plain(*points: Tensor) -> tuple[Tensor, ...]:
+        a, b, c, d = (upsample_control_points(each, 2, SHAPE) for each in points)
+        a_inv, b_inv, c_inv, d_inv = (invert(each, 1e-13, 500) for each in (a, b, c, d))
+        left, right = compose(a, b_inv), compose(b, a_inv)
+        return (compose(left, c, d_inv), compose(right, d, c_inv), compose(d, c_inv, right), compose(c, d_inv, left))
+
+    weights = [random(1, 3, *SHAPE, seed=seed) for seed in range(10, 14)]
+    grads = []
+    for maps in (fused(*points), plain(*points)):
+        total = sum((each * weight).sum() for each, weight in zip(maps, weights, strict=True))
+        grads.append(torch.autograd.grad(total, points))
+    torch.testing.assert_close(fused(*points), plain(*points))
+    torch.testing.assert_close(grads[0], grads[1])
+    assert all(float(grad.abs().max()) > 0 for grad in grads[0])
+
+
+@torch.no_grad()
+def test_forward_only_gives_the_same_field_with_fewer_maps():
+    points = [random(1, 3, 4, 3, 3, seed=seed, scale=0.2) for seed in range(4)]
+    both, forward = SymmetricState(SHAPE), SymmetricState(SHAPE, inverse=False)
+    for state in (both, forward):
+        state.update(points[0], points[1], 2)
+        state.update(points[2], points[3], 2, last=True)
+    assert torch.equal(both.fields()[0], forward.fields()[0])
+    assert both.fields()[1] is not None and forward.fields()[1] is None and forward.maps.left_inv is None

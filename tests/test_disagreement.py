@@ -36,11 +36,14 @@ def images() -> tuple[Tensor, Tensor]:
 
 def brute_force(members: list[SITReg], fixed: Tensor, moving: Tensor, side: int = 0) -> tuple[Tensor, SymmetricState]:
     """The summed variance in the middle, from all members' fields at once, and the state after the last stage."""
-    pyramids = [member.features(fixed=fixed, moving=moving) for member in members]
+    pyramids = [member.encoder(moving, fixed) for member in members]
     state = SymmetricState(SHAPE, members[0].inversion_tolerance)
     total = torch.zeros(1, 1, *SHAPE, dtype=torch.float64)
     for level in reversed(range(members[0].levels)):
-        updates = [m.control_points(level, p[level], state) for m, p in zip(members, pyramids, strict=True)]
+        updates = [
+            m.control_points(level, p[0][level], p[1][level], state.maps.left_fwd, state.maps.right_fwd)
+            for m, p in zip(members, pyramids, strict=True)
+        ]
         fields = torch.stack([upsample_control_points(update[side], 2**level, SHAPE) for update in updates])
         total += fields.var(dim=0, correction=0).sum(dim=1, keepdim=True)
         forward, reverse = (torch.stack([update[k] for update in updates]).mean(0) for k in (0, 1))
@@ -54,8 +57,8 @@ def test_it_is_the_root_of_the_summed_variance_pulled_to_the_fixed_grid(count: i
     members = [network(seed) for seed in range(count)]
     fixed, moving = images()
     total, state = brute_force(members, fixed, moving)
-    assert state.right_inv is not None
-    expected = warp(total, state.right_inv).sqrt()
+    assert state.maps.right_inv is not None
+    expected = warp(total, state.maps.right_inv).sqrt()
     (stage,) = run_stages(members, fixed=fixed, moving=moving, disagreement=True)
     assert stage.disagreement is not None and float(expected.max()) > 0.1
     torch.testing.assert_close(stage.disagreement, expected, atol=1e-9, rtol=1e-9)
@@ -69,9 +72,9 @@ def test_exchanging_the_images_gives_the_map_of_the_other_side() -> None:
     other_side, state = brute_force(members, fixed, moving, side=1)
     swapped, swapped_state = brute_force(members, fixed=moving, moving=fixed)
     torch.testing.assert_close(swapped, other_side, atol=1e-7, rtol=0)
-    assert swapped_state.right_inv is not None and state.left_inv is not None
+    assert swapped_state.maps.right_inv is not None and state.maps.left_inv is not None
     (stage,) = run_stages(members, fixed=moving, moving=fixed, disagreement=True)
-    torch.testing.assert_close(stage.disagreement, warp(other_side, state.left_inv).sqrt(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(stage.disagreement, warp(other_side, state.maps.left_inv).sqrt(), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -96,13 +99,13 @@ def test_the_state_does_not_grow_with_the_number_of_members(monkeypatch: pytest.
     most = 0
     original = SITReg.control_points
 
-    def watched(self: SITReg, level: int, features: tuple[Tensor, Tensor], state: SymmetricState):  # type: ignore[no-untyped-def]
+    def watched(self: SITReg, level: int, moving: Tensor, fixed: Tensor, *maps: Tensor | None):  # type: ignore[no-untyped-def]
         nonlocal most
         if level == 0:
-            alive.add(id(features[0]))
-            weakref.finalize(features[0], alive.discard, id(features[0]))
+            alive.add(id(moving))
+            weakref.finalize(moving, alive.discard, id(moving))
             most = max(most, len(alive))
-        return original(self, level, features, state)
+        return original(self, level, moving, fixed, *maps)
 
     monkeypatch.setattr(SITReg, "control_points", watched)
     fixed, moving = images()

@@ -8,6 +8,7 @@ import torch
 
 from sitreg_lumir.deform.ops import compose
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.network import encoder
 from sitreg_lumir.network.official import import_official, network_from_official, official_name
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import ModelCard, load_member, load_members, save_member
@@ -97,6 +98,55 @@ def test_an_ensemble_of_copies_is_the_member_and_of_two_lies_elsewhere():
     )
     mixed = run_stages([one, other], fixed=fixed, moving=moving)[-1].disp
     assert float((mixed - single).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_first_convolution_in_two_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch, gradients: bool):
+    """Large volumes convolve sum and difference apart, small ones together."""
+    network = small_network().double()
+    fixed, moving = (image.double() for image in images())
+    found = []
+    for few in (10**9, 0):
+        monkeypatch.setattr(encoder, "_FEW_VOXELS", few)
+        with torch.set_grad_enabled(gradients):
+            disp, disp_inv = network(fixed=fixed, moving=moving)
+        if gradients:
+            network.zero_grad()
+            (disp.square().mean() + disp_inv.square().mean()).backward()
+            found.append([disp, disp_inv, *(parameter.grad.clone() for parameter in network.parameters())])
+        else:
+            found.append([disp, disp_inv])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-6)
+
+
+def test_recomputing_changes_no_number_and_keeps_less():
+    network = small_network()
+    fixed, moving = images()
+    found, kept = [], []
+    for recompute in (False, True):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            stages = run_stages([network], fixed=fixed, moving=moving, levels=range(3), recompute=recompute)
+            loss = sum(stage.disp.square().mean() + stage.disp_inv.square().mean() for stage in stages)
+        kept.append(sum(sizes))
+        network.zero_grad()
+        loss.backward()
+        found.append([loss, *(parameter.grad.clone() for parameter in network.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert kept[1] < 0.7 * kept[0]
+
+
+@torch.no_grad()
+def test_one_field_alone_is_the_same_field():
+    network = small_network()
+    fixed, moving = images()
+    (both,) = run_stages([network], fixed=fixed, moving=moving)
+    (one,) = run_stages([network], fixed=fixed, moving=moving, inverse=False)
+    assert torch.equal(both.disp, one.disp) and one.inverse is None
+    with pytest.raises(ValueError, match="without the inverse"):
+        _ = one.disp_inv
 
 
 def test_wrong_input_is_named():

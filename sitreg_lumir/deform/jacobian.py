@@ -48,9 +48,9 @@ def jacobian_determinant(disp: Tensor) -> Tensor:
     columns = []
     for axis in range(3):
         step = [int(axis == other) for other in range(3)]
-        slope = (_neighbour(disp, step) - _neighbour(disp, [-unit for unit in step])) / 2
+        slope = (neighbour(disp, step) - neighbour(disp, [-unit for unit in step])) / 2
         columns.append(_add(slope, step))
-    return _triple_product(*columns)
+    return triple_product(*columns)
 
 
 def determinant(disp: Tensor, name: str) -> Tensor:
@@ -109,16 +109,23 @@ def _folded(disp: Tensor, name: str) -> Tensor:
 
 
 def _determinant(disp: Tensor, name: str) -> Tensor:
-    """Of differences of ``disp`` plus the step: more exact in float32 than differences of positions."""
-    centre = _neighbour(disp, (0, 0, 0))
+    return triple_product(*slopes(disp, name))
+
+
+def slopes(disp: Tensor, name: str) -> list[list[Tensor]]:
+    """The three columns of a determinant, each a list of components ``(B, X-2, Y-2, Z-2)``, no unit.
+
+    Differences of ``disp`` plus the step are more exact in float32 than differences of positions.
+    """
+    centre = neighbour(disp, (0, 0, 0))
     columns = []
     for step, sign in COLUMNS[name]:
-        difference = _neighbour(disp, step) - centre
+        difference = neighbour(disp, step) - centre
         columns.append(_add(difference if sign > 0 else -difference, [sign * unit for unit in step]))
-    return _triple_product(*columns)
+    return columns
 
 
-def _neighbour(disp: Tensor, step: tuple[int, int, int] | list[int]) -> Tensor:
+def neighbour(disp: Tensor, step: tuple[int, int, int] | list[int]) -> Tensor:
     """``disp(x + step)`` at the inner voxels, a view."""
     for axis, offset in enumerate(step, start=2):
         disp = disp.narrow(axis, 1 + offset, disp.shape[axis] - 2)
@@ -130,11 +137,16 @@ def _add(slope: Tensor, step: list[int]) -> list[Tensor]:
     return [slope[:, axis] + unit if unit else slope[:, axis] for axis, unit in enumerate(step)]
 
 
-def _triple_product(first: list[Tensor], second: list[Tensor], third: list[Tensor]) -> Tensor:
+def triple_product(first: list[Tensor], second: list[Tensor], third: list[Tensor]) -> Tensor:
     """Determinant of the matrix with these columns, each a list of three components."""
-    total = first[0] * (second[1] * third[2] - second[2] * third[1])
-    total = total + first[1] * (second[2] * third[0] - second[0] * third[2])
-    return total + first[2] * (second[0] * third[1] - second[1] * third[0])
+    normal = cross_product(second, third)
+    return first[0] * normal[0] + first[1] * normal[1] + first[2] * normal[2]
+
+
+def cross_product(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+    """Derivative of :func:`triple_product` by the column before these two, by components."""
+    pairs = ((1, 2), (2, 0), (0, 1))
+    return [first[i] * second[k] - first[k] * second[i] for i, k in pairs]
 
 
 def _check(disp: Tensor) -> None:

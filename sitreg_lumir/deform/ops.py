@@ -17,17 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform import torch_backend
+from sitreg_lumir.deform import cuda, torch_backend
 
-BACKENDS = ("auto", "torch", "cpu")
+BACKENDS = ("auto", "torch", "cpu", "cuda")
 _forced = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Forces a backend (``torch``, ``cpu``) within the block; ``auto`` follows device and dtype.
+    """Forces a backend (``torch``, ``cpu``, ``cuda``) within the block; ``auto`` follows device and dtype.
 
-    The environment variable ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
+    ``cuda`` takes float32 alone, ``cpu`` tensors on the CPU alone; the rest is left to ``torch``. The environment
+    variable ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
     """
     global _forced
     if name not in BACKENDS:
@@ -39,16 +40,22 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def _backend(tensor: Tensor) -> Any:
-    """The module whose functions compute on this tensor."""
+def backend_of(tensor: Tensor) -> Any:
+    """The module whose functions compute on this tensor.
+
+    Raises:
+        ValueError: there is no such backend, or ``cuda`` was asked for where Triton's kernels cannot run.
+    """
     if _forced not in BACKENDS:
         raise ValueError(f"SITREG_LUMIR_BACKEND must be one of {', '.join(BACKENDS)}, got {_forced!r}")
-    if _forced != "torch" and tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
+    if _forced in ("auto", "cuda") and cuda.usable(tensor.device, asked=_forced == "cuda"):
+        return import_module("sitreg_lumir.deform.cuda.backend") if tensor.dtype == torch.float32 else torch_backend
+    if _forced in ("auto", "cpu") and tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
         return import_module("sitreg_lumir.deform.cpu.backend")
     return torch_backend
 
 
-def _in_float(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def in_float(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Outside autocast, half precision tensors in float32, the result in the first tensor's dtype."""
 
     @wraps(operation)
@@ -64,7 +71,7 @@ def _in_float(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapped
 
 
-@_in_float
+@in_float
 def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence[int]) -> Tensor:
     """The field of cubic B-spline control points, at full resolution (no prefilter: it also smooths).
 
@@ -90,7 +97,7 @@ def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence
     return result
 
 
-@_in_float
+@in_float
 def invert(disp: Tensor, tolerance: float = 1e-2, max_iterations: int = 50) -> Tensor:
     """The inverse of ``x + disp(x)`` by fixed-point iteration, with the exact implicit gradient.
 
@@ -109,7 +116,7 @@ def invert(disp: Tensor, tolerance: float = 1e-2, max_iterations: int = 50) -> T
     return result
 
 
-@_in_float
+@in_float
 def compose(*disps: Tensor) -> Tensor:
     """The field of ``disps[0] o disps[1] o ...``, the last one applied first, resampled once at the end.
 
@@ -129,7 +136,7 @@ def compose(*disps: Tensor) -> Tensor:
     return result
 
 
-@_in_float
+@in_float
 def warp(values: Tensor, disp: Tensor, factor: int = 1) -> Tensor:
     """``values`` pulled through a field: ``warped(x) = values(x + disp(x))``, border values outside.
 
@@ -164,19 +171,18 @@ def warp_mask(mask: Tensor, disp: Tensor) -> Tensor:
         bool ``(B, 1, X, Y, Z)``.
     """
     _check_field(disp, "disp")
-    return mask_at(mask, (torch_backend.grid_points(disp) + disp).detach())
+    return mask_at(mask, disp, relative=True)
 
 
 @torch.no_grad()
-def mask_at(mask: Tensor, points: Tensor) -> Tensor:
-    """:func:`warp_mask` at ``points`` ``(B, 3, X, Y, Z)``, voxels, instead of through a field."""
-    dtype = torch.float32 if points.dtype in (torch.float16, torch.bfloat16) else points.dtype
-    points = points.to(dtype)
-    last = torch.tensor([size - 1 for size in mask.shape[2:]]).to(points)[:, None, None, None]
-    outside = torch.maximum(-points, points - last).clamp(0, 1)  # how far the look-up leaves, per axis
-    weight = (1 - outside).prod(dim=1, keepdim=True)  # what is left of a mask of ones
-    inside: Tensor = _backend(points).interpolate(mask.to(dtype), points)
-    return inside * weight >= 1 - 1e-3
+def mask_at(mask: Tensor, points: Tensor, relative: bool = False) -> Tensor:
+    """:func:`warp_mask` at ``points`` ``(B, 3, X, Y, Z)``, voxels, instead of through a field.
+
+    ``relative`` points count from their own voxel.
+    """
+    points = points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
+    kept: Tensor = backend_of(points).mask_at(mask.bool(), points, relative)
+    return kept
 
 
 @torch.no_grad()
@@ -201,23 +207,6 @@ def warp_labels(labels: Tensor, disp: Tensor) -> Tensor:
     return torch.where(inside, picked.view_as(labels), torch.zeros((), dtype=labels.dtype, device=labels.device))
 
 
-@_in_float
-def box_sum(values: Tensor, window: int) -> Tensor:
-    """Sum over a cube of ``window`` voxels (odd) around each voxel, zeros outside.
-
-    Args:
-        values: ``(B, C, X, Y, Z)``.
-        window: width in voxels.
-
-    Returns:
-        the same shape.
-    """
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"window must be odd and positive, got {window}")
-    result: Tensor = _BoxSum.apply(values, window)
-    return result
-
-
 def _check_field(disp: Tensor, name: str) -> None:
     if disp.ndim != 5 or disp.shape[1] != 3:
         raise ValueError(f"{name} must be (B, 3, X, Y, Z), got {tuple(disp.shape)}")
@@ -227,36 +216,36 @@ class _Upsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, control_points: Tensor, factor: int, shape: tuple[int, ...]) -> Any:
         ctx.factor = factor
-        return _backend(control_points).upsample_control_points(control_points, factor, shape)
+        return backend_of(control_points).upsample_control_points(control_points, factor, shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _backend(grads[0]).upsample_control_points_adjoint(grads[0], ctx.factor), None, None
+        return backend_of(grads[0]).upsample_control_points_adjoint(grads[0], ctx.factor), None, None
 
 
 class _Invert(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, disp: Tensor, tolerance: float, max_iterations: int) -> Any:
-        inverse = _backend(disp).invert(disp, tolerance, max_iterations)
+        inverse = backend_of(disp).invert(disp, tolerance, max_iterations)
         ctx.save_for_backward(disp, inverse)
         return inverse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         disp, inverse = ctx.saved_tensors
-        return _backend(disp).invert_adjoint(grads[0], disp, inverse), None, None
+        return backend_of(disp).invert_adjoint(grads[0], disp, inverse), None, None
 
 
 class _Compose(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *disps: Tensor) -> Any:
         ctx.save_for_backward(*disps)
-        return _backend(disps[0]).compose(disps)
+        return backend_of(disps[0]).compose(disps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         disps = ctx.saved_tensors
-        return tuple(_backend(disps[0]).compose_adjoint(grads[0], disps, ctx.needs_input_grad))
+        return tuple(backend_of(disps[0]).compose_adjoint(grads[0], disps, ctx.needs_input_grad))
 
 
 class _Warp(torch.autograd.Function):
@@ -264,22 +253,11 @@ class _Warp(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, disp: Tensor, factor: int) -> Any:
         ctx.save_for_backward(values, disp)
         ctx.factor = factor
-        return _backend(values).warp(values, disp, factor)
+        return backend_of(values).warp(values, disp, factor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         values, disp = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        adjoint = _backend(values).warp_adjoint(grads[0], values, disp, ctx.factor, needed[0], needed[1])
+        adjoint = backend_of(values).warp_adjoint(grads[0], values, disp, ctx.factor, needed[0], needed[1])
         return (*adjoint, None)
-
-
-class _BoxSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, window: int) -> Any:
-        ctx.window = window
-        return torch_backend.box_sum(values, window)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return torch_backend.box_sum(grads[0], ctx.window), None

@@ -4,56 +4,46 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sitreg_lumir.deform.ops import compose, invert, upsample_control_points, warp
+from sitreg_lumir.deform.ops import compose, upsample_control_points, warp
+from sitreg_lumir.deform.update import Maps, update_maps
 
 
 class SymmetricState:
-    """Maps from the middle to both images and back, each tracked by its own composition.
+    """The maps from the middle to both images and back (``maps``), each tracked by its own composition.
 
     All fields are ``(B, 3, X, Y, Z)``, voxels of the full-resolution grid; ``None`` stands for the identity.
-    ``left`` belongs to the moving image, ``right`` to the fixed one.
 
     Args:
         shape: ``(X, Y, Z)`` of the full-resolution grid.
         tolerance: of the inversions, voxels.
+        inverse: whether :meth:`fields` is to give the inverse field too; without it ``left_inv`` stays None.
 
     Source: Honkamaa & Marttinen, SITReg, Machine Learning for Biomedical Imaging 2024.
     """
 
-    def __init__(self, shape: Sequence[int], tolerance: float = 1e-2) -> None:
+    def __init__(self, shape: Sequence[int], tolerance: float = 1e-2, inverse: bool = True) -> None:
         self.shape = tuple(shape)
         self.tolerance = tolerance
-        self.left_fwd: Tensor | None = None
-        self.right_fwd: Tensor | None = None
-        self.left_inv: Tensor | None = None
-        self.right_inv: Tensor | None = None
+        self.inverse = inverse
+        self.maps = Maps()
         self.variance: Tensor | None = None  # (B, 1, X, Y, Z), voxels^2, middle; see add_variance
 
-    def update(self, control_points: Tensor, control_points_reverse: Tensor, factor: int) -> None:
-        """Composes one stage's two updates into the four maps.
+    def update(self, control_points: Tensor, control_points_reverse: Tensor, factor: int, last: bool = False) -> None:
+        """Composes one stage's two updates into the maps: see :func:`~sitreg_lumir.deform.update.update_maps`."""
+        self.maps = update_maps(
+            self.maps, control_points, control_points_reverse, factor, self.shape, self.tolerance,
+            forward_only=not self.inverse, last=last,
+        )  # fmt: skip
 
-        Args:
-            control_points: of the update of the moving side, ``(B, 3, ...)``, voxels of the level.
-            control_points_reverse: of the fixed side, the same shape.
-            factor: spacing of the level in full-resolution voxels.
-        """
-        a = upsample_control_points(control_points, factor, self.shape)
-        b = upsample_control_points(control_points_reverse, factor, self.shape)
-        a_inv, b_inv = invert(a, self.tolerance), invert(b, self.tolerance)
-        if self.left_fwd is None or self.right_fwd is None or self.left_inv is None or self.right_inv is None:
-            self.left_fwd = self.right_inv = compose(a, b_inv)
-            self.right_fwd = self.left_inv = compose(b, a_inv)
-            return
-        self.left_fwd = compose(self.left_fwd, a, b_inv)
-        self.right_fwd = compose(self.right_fwd, b, a_inv)
-        self.left_inv = compose(b, a_inv, self.left_inv)
-        self.right_inv = compose(a, b_inv, self.right_inv)
-
-    def fields(self) -> tuple[Tensor, Tensor]:
-        """``disp`` (on the fixed grid, into the moving image) and ``disp_inv`` (the reverse), voxels."""
-        if self.left_fwd is None or self.right_fwd is None or self.left_inv is None or self.right_inv is None:
+    def fields(self) -> tuple[Tensor, Tensor | None]:
+        """``disp`` (on the fixed grid, into the moving image) and ``disp_inv`` (the reverse, or None), voxels."""
+        maps = self.maps
+        if maps.left_fwd is None or maps.right_inv is None:
             raise ValueError("the state has no update yet")
-        return compose(self.left_fwd, self.right_inv), compose(self.right_fwd, self.left_inv)
+        disp = compose(maps.left_fwd, maps.right_inv)
+        if maps.right_fwd is None or maps.left_inv is None:
+            return disp, None
+        return disp, compose(maps.right_fwd, maps.left_inv)
 
     def add_variance(self, difference: Tensor, factor: int, weight: float) -> None:
         """Adds ``weight * |u|^2`` to the running sum that :meth:`disagreement` shows.
@@ -79,6 +69,6 @@ class SymmetricState:
         Raises:
             ValueError: no variance was added, or the state has no update yet.
         """
-        if self.variance is None or self.right_inv is None:
+        if self.variance is None or self.maps.right_inv is None:
             raise ValueError("the state has no variance of several members' updates yet")
-        return warp(self.variance, self.right_inv).sqrt()
+        return warp(self.variance, self.maps.right_inv).sqrt()

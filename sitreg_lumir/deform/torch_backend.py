@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 
 from sitreg_lumir.deform.bspline import upsampling_matrix
+from sitreg_lumir.deform.torch_images import correlation as correlation
+from sitreg_lumir.deform.torch_images import diffusion as diffusion
+from sitreg_lumir.deform.torch_images import diffusion_adjoint as diffusion_adjoint
+from sitreg_lumir.deform.torch_images import folded_map as folded_map
+from sitreg_lumir.deform.torch_images import folding as folding
+from sitreg_lumir.deform.torch_images import mind as mind
 
 _BILINEAR, _BORDER = 0, 1  # the integer codes of ATen's grid_sampler_3d
 
@@ -52,6 +58,19 @@ def interpolate_adjoint(
         return grad_values, None
     scale = torch.tensor([2 / (size - 1) if size > 1 else 0.0 for size in shape], dtype=grad.dtype, device=grad.device)
     return (grad_values if need_values else None), (grad_grid.flip(-1) * scale).movedim(-1, 1)
+
+
+def mask_at(mask: Tensor, points: Tensor, relative: bool) -> Tensor:
+    """Where ``mask`` (bool), trilinear with zeros outside, is at least 1 - 1e-3 at ``points``; bool ``(B, 1, ...)``.
+
+    ``relative`` points count from their own voxel.
+    """
+    points = grid_points(points) + points if relative else points
+    last = torch.tensor([size - 1 for size in mask.shape[2:]]).to(points)[:, None, None, None]
+    outside = torch.maximum(-points, points - last).clamp(0, 1)  # how far the look-up leaves, per axis
+    weight = (1 - outside).prod(dim=1, keepdim=True)  # what is left of a mask of ones
+    kept: Tensor = interpolate(mask.to(points.dtype), points) * weight >= 1 - 1e-3
+    return kept
 
 
 def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence[int]) -> Tensor:
@@ -164,29 +183,3 @@ def warp_adjoint(
     full = (factor * (level + 0.5) - 0.5).expand(len(disp), *(-1,) * 4)
     grad_disp, _ = interpolate_adjoint(grad_points / factor, disp, full, need_points=False)
     return grad_values, grad_disp
-
-
-def box_sum(values: Tensor, window: int) -> Tensor:
-    """Sum over a ``window``-wide cube around each voxel, zeros outside; it is its own adjoint (odd windows).
-
-    Doubling: sums over 1, 2, 4, ... voxels are added up, so no cumulative sum loses precision.
-    """
-    radius = window // 2
-    for axis in (-3, -2, -1):
-        size = values.shape[axis]
-        padding = [0, 0] * 3
-        padding[2 * (-1 - axis)] = padding[2 * (-1 - axis) + 1] = radius
-        run = torch.nn.functional.pad(values, padding)
-        total, covered, length = None, 0, 1  # `run` holds sums over `length` voxels from each position on
-        while length <= window:
-            if window & length:
-                part = run.narrow(axis, covered, size)
-                total = part if total is None else total + part
-                covered += length
-            if 2 * length <= window:
-                count = run.shape[axis] - length
-                run = run.narrow(axis, 0, count) + run.narrow(axis, length, count)
-            length *= 2
-        assert total is not None
-        values = total
-    return values

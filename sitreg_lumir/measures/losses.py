@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform.jacobian import non_diffeomorphic_volume
-from sitreg_lumir.deform.ops import box_sum, compose, mask_at, warp, warp_mask
-from sitreg_lumir.deform.torch_backend import grid_points
+from sitreg_lumir.deform.fused import folded_volume, local_correlation, mean_squared_slope
+from sitreg_lumir.deform.ops import compose, mask_at, warp, warp_mask
 
 
 def lncc(
@@ -38,19 +37,9 @@ def lncc(
 
     Source: Avants et al., Symmetric diffeomorphic image registration with cross-correlation, MedIA 2008.
     """
-    if image_1.shape != image_2.shape or image_1.ndim != 5:
-        raise ValueError(f"images must be (B, 1, X, Y, Z) alike, got {tuple(image_1.shape)} and {tuple(image_2.shape)}")
-    for mask in (mask_1, mask_2):
-        if mask is not None:
-            image_1, image_2 = image_1 * mask, image_2 * mask
-    sums = box_sum(torch.cat([image_1, image_2, image_1 * image_2, image_1.square(), image_2.square()], 1), window)
-    sum_1, sum_2, sum_12, sum_11, sum_22 = sums.split(image_1.shape[1], dim=1)
-    count = window**3
-    cross = sum_12 - sum_1 * sum_2 / count
-    variance_1 = sum_11 - sum_1.square() / count
-    variance_2 = sum_22 - sum_2.square() / count
-    correlation: Tensor = cross.square() / (variance_1 * variance_2 + 1e-5)
-    return -correlation.mean()
+    masks = [mask.bool() for mask in (mask_1, mask_2) if mask is not None]
+    both = masks[0] & masks[-1] if masks else None
+    return -local_correlation(image_1, image_2, both, window)
 
 
 def similarity(
@@ -83,18 +72,12 @@ def diffusion(disp: Tensor, voxel_size: Sequence[float] = (1.0, 1.0, 1.0)) -> Te
 
     Source: Balakrishnan et al., VoxelMorph, IEEE TMI 2019.
     """
-    size = torch.as_tensor(voxel_size, dtype=torch.float64)
-    total = disp.new_zeros(())
-    for axis in range(3):
-        difference = disp.diff(dim=axis + 2)
-        scale = (size / size[axis]).to(disp)
-        total = total + (difference.square().mean(dim=(0, 2, 3, 4)) * scale.square()).mean()
-    return total / 3
+    return mean_squared_slope(disp, voxel_size)
 
 
 def ndv_sum(disp: Tensor) -> Tensor:
     """Volume that a field folds, summed over all inner voxels and the batch, voxels^3."""
-    return non_diffeomorphic_volume(disp).sum()
+    return folded_volume(disp)
 
 
 def group_consistency(
@@ -130,12 +113,12 @@ def group_consistency(
 
 def cycle_mask(disps: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
     """Where every look-up of a chain ``disps[0] o disps[1] o ...`` hits the mask of that field's grid, bool."""
-    points = grid_points(disps[-1]) + disps[-1].detach()
+    chain = disps[-1].detach()
     valid = masks[-1].bool()
     for index in range(len(disps) - 2, -1, -1):
-        valid = valid & mask_at(masks[index], points)
+        valid = valid & mask_at(masks[index], chain, relative=True)
         if index:
-            points = grid_points(disps[-1]) + compose(*[disp.detach() for disp in disps[index:]])
+            chain = compose(*[disp.detach() for disp in disps[index:]])
     return valid
 
 

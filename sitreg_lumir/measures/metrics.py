@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 from torchmetrics import Metric
 
-from sitreg_lumir.deform.jacobian import non_diffeomorphic_volume
+from sitreg_lumir.deform.fused import folded_map
 from sitreg_lumir.measures.surface import robust_hausdorff
 
 Volume = NDArray[Any] | Tensor
@@ -144,7 +144,7 @@ def ndv(disp: Volume, mask: Volume | None = None) -> float:
     volume = 0.0
     for start in range(0, weight.shape[0], _SLAB):
         slab = field[None, :, start : start + _SLAB + 2].double()
-        volume += float((non_diffeomorphic_volume(slab.detach())[0, 0] * weight[start : start + _SLAB]).sum())
+        volume += float((folded_map(slab)[0, 0] * weight[start : start + _SLAB]).sum())
     voxels = float(weight.sum())
     return 100 * volume / voxels if voxels else float("nan")
 

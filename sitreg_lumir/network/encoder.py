@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_FEW_VOXELS = 30_000  # below, PyTorch has fast convolutions on a CPU for batches only, not for single volumes
+
 
 class ConvBlock(nn.Module):
     """Convolutions 3x3x3, each followed by group normalisation and ReLU; zero padding keeps the shape."""
@@ -18,9 +20,14 @@ class ConvBlock(nn.Module):
         self.normalizers = nn.ModuleList(nn.GroupNorm(groups, channels) for _ in inputs)
 
     def forward(self, features: Tensor) -> Tensor:
-        features = fastest_layout(features)
-        for convolution, normalizer in zip(self.convolutions, self.normalizers, strict=True):
-            features = F.relu(normalizer(convolution(features)), inplace=True)
+        return self.after_first(self.convolutions[0](fastest_layout(features)))
+
+    def after_first(self, features: Tensor) -> Tensor:
+        """The block from behind its first convolution on."""
+        features = F.relu(self.normalizers[0](features), inplace=True)
+        for convolution, normalizer in zip(self.convolutions[1:], self.normalizers[1:], strict=True):
+            features = convolution(features)
+            features = F.relu(normalizer(features), inplace=True)
         return features
 
 
@@ -32,7 +39,10 @@ def fastest_layout(features: Tensor) -> Tensor:
 
 
 class Downsampling(nn.Module):
-    """Half resolution: a strided convolution of the features plus the averaged, projected skip path."""
+    """Half resolution: a strided convolution of the features plus the averaged, projected skip path.
+
+    Averages over 2x2x2 voxels (zeros beyond the end count) and their projection are one strided convolution, too.
+    """
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -40,10 +50,9 @@ class Downsampling(nn.Module):
         self.projection = nn.Conv3d(in_channels, channels, kernel_size=1)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        pooled = F.avg_pool3d(_pad_to_even(skip), kernel_size=2)  # padded zeros count in the average
         main: Tensor = self.convolution(_pad_to_even(features))
-        projected: Tensor = self.projection(pooled)
-        return main + projected
+        averaging = (self.projection.weight / 8).expand(-1, -1, 2, 2, 2)
+        return main + F.conv3d(_pad_to_even(skip), averaging, self.projection.bias, stride=2)
 
 
 def _pad_to_even(features: Tensor) -> Tensor:
@@ -53,9 +62,10 @@ def _pad_to_even(features: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """ResNet-like pyramid: features of one image at every level.
+    """ResNet-like pyramid: features of two images at every level.
 
-    ``forward``: ``(B, in_channels, X, Y, Z)`` -> list over levels of ``(B, channels[l], ceil(X / 2^l), ...)``.
+    ``forward``: two ``(B, in_channels, X, Y, Z)`` -> per image a list over levels of
+    ``(B, channels[l], ceil(X / 2^l), ...)``, finest first.
     """
 
     def __init__(self, in_channels: int, channels: Sequence[int], convolutions: int = 2, groups: int = 4) -> None:
@@ -64,12 +74,27 @@ class Encoder(nn.Module):
         self.downsamplings = nn.ModuleList(Downsampling(fine, coarse) for fine, coarse in pairwise(channels))
         self.blocks = nn.ModuleList(ConvBlock(c, c, convolutions, groups) for c in channels)
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        skip = self.projection(fastest_layout(image))
-        levels = [self.blocks[0](skip)]
-        for downsampling, block in zip(self.downsamplings, self.blocks[1:], strict=True):
-            skip = downsampling(levels[-1], skip)
-            levels.append(block(skip))
+    def finest(self, image: Tensor) -> list[Tensor]:
+        """One image's features of full resolution alone."""
+        return [self.blocks[0](self.projection(fastest_layout(image)))]
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        levels: tuple[list[Tensor], list[Tensor]] = [], []
+        skips = []
+        for image, own in zip((first, second), levels, strict=True):
+            skip = self.projection(fastest_layout(image))
+            own.append(self.blocks[0](skip))
+            if self.downsamplings:
+                skips.append(self.downsamplings[0](own[0], skip))
+            del skip
+        if skips:  # from here on in one batch: PyTorch's convolutions are slow on single small volumes
+            skip = torch.cat(skips)
+            for level, block in enumerate(self.blocks[1:], start=1):
+                features = block(skip)
+                for own, half in zip(levels, features.chunk(2), strict=True):
+                    own.append(half)
+                if level < len(self.downsamplings):
+                    skip = self.downsamplings[level](features, skip)
         return levels
 
 
@@ -87,11 +112,34 @@ class ControlPointHead(nn.Module):
         self.final = nn.Conv3d(channels, 3, kernel_size=1)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        difference, total = first - second, first + second
-        both_orders = torch.cat([torch.cat([difference, total], dim=1), torch.cat([-difference, total], dim=1)], dim=0)
-        raw = self.final(self.block(both_orders))
+        return self.from_sum_and_difference([first + second, first - second])
+
+    def from_sum_and_difference(self, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The same from ``[first + second, first - second]``, taken out of the list to be let go when they are used.
+
+        The first convolution is linear and sees the difference beside the sum: its two halves give both orders.
+        """
+        convolution = self.block.convolutions[0]
+        assert isinstance(convolution, nn.Conv3d)
+        if parts[0][0, 0].numel() < _FEW_VOXELS:
+            total, difference = parts
+            both = [torch.cat([difference, total], dim=1), torch.cat([-difference, total], dim=1)]
+            raw = self.final(self.block(torch.cat(both)))
+            return self._bounded(raw[: len(total)]), self._bounded(raw[len(total) :])
+        of_difference, of_sum = convolution.weight.chunk(2, dim=1)
+        odd = F.conv3d(fastest_layout(parts.pop()), of_difference, padding=1)
+        even = F.conv3d(fastest_layout(parts.pop()), of_sum, convolution.bias, padding=1)
+        if torch.is_grad_enabled():
+            signs = even.new_tensor([1, -1]).view(2, *[1] * even.ndim)
+            orders = torch.addcmul(even, signs, odd).flatten(0, 1)  # both sums at once, with no temporaries
+            del even, odd
+            raw, raw_reverse = self.final(self.block.after_first(orders)).chunk(2)
+        else:  # one order after the other takes half the memory
+            waiting = [even - odd, even.add_(odd)]
+            del even, odd
+            raw, raw_reverse = (self.final(self.block.after_first(waiting.pop())) for _ in range(2))
+        return self._bounded(raw), self._bounded(raw_reverse)
+
+    def _bounded(self, raw: Tensor) -> Tensor:
         with torch.autocast(raw.device.type, enabled=False):
-            raw = raw if raw.dtype == torch.float64 else raw.float()
-            control_points = self.bound * torch.tanh(raw)
-        forward, reverse = control_points.chunk(2, dim=0)
-        return forward, reverse
+            return self.bound * torch.tanh(raw if raw.dtype == torch.float64 else raw.float())

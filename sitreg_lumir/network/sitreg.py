@@ -5,8 +5,12 @@ One loop over the stages serves a single network and an ensemble: a single netwo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import warp
@@ -21,7 +25,7 @@ class Stage:
     Attributes:
         level: 0 is full resolution, the last stage.
         disp: ``(B, 3, X, Y, Z)``, voxels, fixed grid: ``warp(moving, disp)`` matches the fixed image.
-        disp_inv: the same with the roles swapped, on the moving grid.
+        inverse: the same with the roles swapped, on the moving grid; None where only ``disp`` was asked for.
         control_points: of this stage's update on the moving side, ``(B, 3, ...)``, voxels of the level.
         control_points_reverse: of the update on the fixed side.
         disagreement: ``(B, 1, X, Y, Z)``, voxels, fixed grid, when asked for: see :func:`run_stages`.
@@ -29,10 +33,17 @@ class Stage:
 
     level: int
     disp: Tensor
-    disp_inv: Tensor
+    inverse: Tensor | None
     control_points: Tensor
     control_points_reverse: Tensor
     disagreement: Tensor | None = None
+
+    @property
+    def disp_inv(self) -> Tensor:
+        """The inverse field, which must have been asked for."""
+        if self.inverse is None:
+            raise ValueError("this stage was run without the inverse field")
+        return self.inverse
 
 
 class SITReg(nn.Module):
@@ -95,23 +106,31 @@ class SITReg(nn.Module):
         """Number of stages."""
         return len(self.heads)
 
-    def features(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Per level, finest first, the features of ``(moving, fixed)``."""
-        moving_levels, fixed_levels = self.encoder(moving), self.encoder(fixed)
-        return list(zip(moving_levels, fixed_levels, strict=True))
-
     def control_points(
-        self, level: int, features: tuple[Tensor, Tensor], state: SymmetricState
+        self, level: int, moving: Tensor, fixed: Tensor, left_fwd: Tensor | None, right_fwd: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """This network's update at ``level``, given what the state knows; ``(B, 3, ...)``, level voxels."""
-        moving, fixed = features
-        if state.left_fwd is not None and state.right_fwd is not None:
-            moving = warp(moving, state.left_fwd, 2**level)
-            fixed = warp(fixed, state.right_fwd, 2**level)
-        first: Tensor
-        second: Tensor
-        first, second = self.heads[level](moving, fixed)
-        return first, second
+        """This network's update at ``level``, given what is known so far.
+
+        Args:
+            level: 0 is full resolution.
+            moving: the encoder's features of the moving image at that level; without gradients, overwritten.
+            fixed: of the fixed image.
+            left_fwd: the state's map from the middle to the moving image, voxels; None at the first stage.
+            right_fwd: the same for the fixed image.
+
+        Returns:
+            control points of the moving and of the fixed side, ``(B, 3, ...)``, voxels of the level.
+        """
+        if left_fwd is not None and right_fwd is not None:
+            moving = warp(moving, left_fwd, 2**level)
+            fixed = warp(fixed, right_fwd, 2**level)
+        head = self.heads[level]
+        assert isinstance(head, ControlPointHead)
+        if torch.is_grad_enabled():
+            return head.from_sum_and_difference([moving + fixed, moving - fixed])
+        parts = [moving + fixed, moving.sub_(fixed)]  # in place: nobody needs these features any more
+        del moving, fixed
+        return head.from_sum_and_difference(parts)
 
     def forward(self, *, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
         stage = run_stages([self], fixed=fixed, moving=moving)[-1]
@@ -124,7 +143,9 @@ def run_stages(
     fixed: Tensor,
     moving: Tensor,
     levels: Sequence[int] = (0,),
+    inverse: bool = True,
     disagreement: bool = False,
+    recompute: bool = False,
 ) -> list[Stage]:
     """Runs all stages, averaging the members' control points at each, and gives the wanted stages' results.
 
@@ -143,7 +164,10 @@ def run_stages(
         fixed: ``(B, C, X, Y, Z)``, the members' input (MIND features or intensities).
         moving: the same shape.
         levels: after which stages fields are wanted; 0 is the last.
+        inverse: also give ``disp_inv``; without it less is computed.
         disagreement: also tell how far the members' updates differ, up to each of those stages.
+        recompute: with gradients, keep no activation of an encoder or a head, and compute them again in the backward
+            pass: a fraction of the memory for a little more time, the same numbers.
 
     Returns:
         one :class:`Stage` per wanted level, coarsest first.
@@ -165,15 +189,24 @@ def run_stages(
         )
     if not set(levels) <= set(range(first.levels)):
         raise ValueError(f"levels must lie in 0..{first.levels - 1}, got {list(levels)}")
+    recompute = recompute and torch.is_grad_enabled()
     held = slice(1 if len(members) > 1 else 0, None)
-    pyramids = [member.features(fixed=fixed, moving=moving)[held] for member in members]
-    state = SymmetricState(fixed.shape[2:], first.inversion_tolerance)
+    shape = tuple(fixed.shape[2:])
+    pyramids = []
+    for member in members:
+        encode = partial(recomputed, member.encoder) if recompute else member.encoder
+        pyramids.append([levels[held] for levels in encode(moving, fixed)])
+    if len(members) == 1:
+        del fixed, moving  # in inference nobody else holds them
+    state = SymmetricState(shape, first.inversion_tolerance, inverse)
     stages = []
     for level in reversed(range(first.levels)):
         averages: tuple[Tensor, Tensor] | None = None
         for count, (member, pyramid) in enumerate(zip(members, pyramids, strict=True), start=1):
-            features = pyramid.pop() if pyramid else member.features(fixed=fixed, moving=moving)[0]
-            update = member.control_points(level, features, state)
+            if not pyramid[0]:
+                pyramid = [member.encoder.finest(moving), member.encoder.finest(fixed)]
+            compute = member.control_points if not recompute else partial(recomputed, member.control_points)
+            update = compute(level, pyramid[0].pop(), pyramid[1].pop(), state.maps.left_fwd, state.maps.right_fwd)
             if averages is None:
                 averages = update
                 continue
@@ -182,8 +215,13 @@ def run_stages(
                 state.add_variance(differences[0], 2**level, weight=(count - 1) / count / len(members))
             averages = averages[0] + differences[0] / count, averages[1] + differences[1] / count
         assert averages is not None
-        state.update(*averages, 2**level)
+        state.update(*averages, 2**level, last=level == min(levels))
         if level in levels:
             spread = state.disagreement() if disagreement else None
             stages.append(Stage(level, *state.fields(), *averages, spread))
     return stages
+
+
+def recomputed(function: Any, *args: Any) -> Any:
+    """Calls the function, and again in the backward pass instead of keeping what it computed on the way."""
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)

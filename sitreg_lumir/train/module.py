@@ -41,6 +41,7 @@ class RegistrationModule(LightningModule):
         stage_weight: of each earlier stage's loss (deep supervision).
         window: of the local correlation, voxels.
         augmentation: of the views that the network sees in training; the loss always compares clean ones.
+        recompute: compute the networks' activations again in the backward pass instead of keeping them.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class RegistrationModule(LightningModule):
         stage_weight: float,
         window: int,
         augmentation: Augmentation | None,
+        recompute: bool,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.mind: Mind | None = None
         self.network = SITReg(in_channels=in_channels, features=features, head_features=head_features)
         self.learning_rates = {0: learning_rate}  # first epoch -> rate from there on; callbacks add theirs
@@ -72,8 +75,8 @@ class RegistrationModule(LightningModule):
 
     def forward(self, *, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
         """``disp`` and ``disp_inv`` ``(B, 3, X, Y, Z)``, voxels, from images ``(B, 1, X, Y, Z)`` in [0, 1]."""
-        disp, disp_inv = self.network(fixed=self.inputs(fixed), moving=self.inputs(moving))
-        return disp, disp_inv
+        (stage,) = run_stages([self.network], fixed=self.inputs(fixed), moving=self.inputs(moving))
+        return stage.disp, stage.disp_inv
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.learning_rates[0], betas=(0.9, 0.999))
@@ -123,7 +126,13 @@ class RegistrationModule(LightningModule):
     def pair_step(self, moving: View, fixed: View) -> tuple[Tensor, Tensor, Tensor]:
         """One pair's weighted loss, and its last fields ``disp`` and ``disp_inv``."""
         assert moving.seen is not None and fixed.seen is not None
-        stages = run_stages([self.network], moving=moving.seen, fixed=fixed.seen, levels=range(self.network.levels))
+        stages = run_stages(
+            [self.network],
+            fixed=fixed.seen,
+            moving=moving.seen,
+            levels=range(self.network.levels),
+            recompute=self.recompute,
+        )
         outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask)
         loss = fixed.clean.new_zeros(())
         for term, weight in self.active_terms("pair"):
@@ -248,9 +257,10 @@ class RawRegistration(RegistrationModule):
         stage_weight: float = 0.01,
         window: int = 11,
         augmentation: Augmentation | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__(
-            1, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation
+            1, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation, recompute
         )
 
 
@@ -265,6 +275,7 @@ class MindRegistration(RegistrationModule):
         stage_weight: of each earlier stage's loss (deep supervision).
         window: of the local correlation, voxels.
         augmentation: of the views that the network sees in training.
+        recompute: compute activations again in the backward pass: less memory, a little more time, the same numbers.
         sigma: of MIND's patches, voxels.
     """
 
@@ -277,9 +288,10 @@ class MindRegistration(RegistrationModule):
         stage_weight: float = 0.01,
         window: int = 11,
         augmentation: Augmentation | None = None,
+        recompute: bool = False,
         sigma: float = 0.5,
     ) -> None:
         super().__init__(
-            6, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation
+            6, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation, recompute
         )
         self.mind = Mind(sigma)

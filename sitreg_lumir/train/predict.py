@@ -31,7 +31,7 @@ from sitreg_lumir.network.weights import (
 )
 from sitreg_lumir.train.callbacks import FieldWriter
 from sitreg_lumir.train.configs import nearest
-from sitreg_lumir.train.settings import prepare_process
+from sitreg_lumir.train.settings import give_back_freed_memory, prepare_process
 
 
 class Predictor(LightningModule):
@@ -55,7 +55,11 @@ class Predictor(LightningModule):
         members = [member for member in self.members if isinstance(member, Member)]
         member, networks = members[0], [member.network for member in members]  # one input transform for all
         (stage,) = run_stages(
-            networks, fixed=member.inputs(fixed), moving=member.inputs(moving), disagreement=self.disagreement
+            networks,
+            fixed=member.inputs(fixed),
+            moving=member.inputs(moving),
+            inverse=self.inverse,
+            disagreement=self.disagreement,
         )
         found = {"disp": stage.disp}
         if self.inverse:
@@ -80,6 +84,7 @@ def predict(
     overwrite: bool = False,
     device: str = "auto",
     devices: int = 1,
+    precision: str = "float32",
 ) -> None:
     """Writes ``disp_<fixed>_<moving>.nii.gz`` for each pair that is not there already.
 
@@ -94,12 +99,14 @@ def predict(
         overwrite: replace fields that were made otherwise.
         device: ``auto``, ``cpu`` or ``gpu``.
         devices: processes that share the pairs, each on a device of its own.
+        precision: of the convolutions, ``float32`` or ``bfloat16``; all else is in float32 anyway.
 
     Raises:
         InputError: members or data are wrong, or a field in the folder has another provenance; or a single member
             or voxels that are no cubes, and the disagreement is asked for.
     """
     prepare_process()
+    give_back_freed_memory()
     files = member_files(member_paths)
     if disagreement and len(files) < 2:
         raise InputError(f"{files[0]}: --disagreement needs two members or more; name them all with --members")
@@ -114,6 +121,7 @@ def predict(
         enable_model_summary=False,
         use_distributed_sampler=devices > 1,  # in prediction it repeats no pair
         inference_mode=True,
+        precision="bf16-mixed" if precision == "bfloat16" else "32-true",
     )
     data.trainer = trainer
     trainer.state.fn = "predict"  # type: ignore[assignment]
@@ -127,7 +135,7 @@ def predict(
         folder,
         data.pairs,
         members=files,
-        options={"precision": "float32"},
+        options={"precision": precision},
         also=[kind for kind in ALSO if asked[kind]],
         overwrite=overwrite,
     )

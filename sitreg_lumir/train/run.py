@@ -26,7 +26,7 @@ from sitreg_lumir.train.callbacks import AtomicCheckpointIO, RunMetrics, checkpo
 from sitreg_lumir.train.configs import nearest, resolve_config
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
 from sitreg_lumir.train.module import MindRegistration, RawRegistration, RegistrationModule
-from sitreg_lumir.train.settings import prepare_process
+from sitreg_lumir.train.settings import give_back_freed_memory, keep_freed_memory, prepare_process
 from sitreg_lumir.train.signals import StopOnSignal
 
 BY_SHORT_NAME = (MindRegistration, RawRegistration, NdvPenalty, GroupConsistency)  # imported, so configs can name them
@@ -89,10 +89,11 @@ class RunCLI(LightningCLI):
         parser.set_defaults({"model": {"class_path": "sitreg_lumir.train.module.MindRegistration"}})
 
     def after_instantiate_classes(self) -> None:
-        """Tells the data about triplets early, so that what it refuses is refused before anything is written."""
+        """Tells the data about triplets, so that what it refuses is refused early; memory or speed as asked for."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GroupConsistency):
                 callback.announce(self.datamodule)
+        (give_back_freed_memory if self.model.recompute else keep_freed_memory)()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.options is None:

@@ -1,19 +1,16 @@
-"""What a process that trains or predicts sets once: less chatter, and memory that is not given back in between."""
+"""What a process that trains or predicts sets once: less chatter, and how freed memory is treated."""
 
 import ctypes
 import logging
 import sys
 import warnings
 
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # parameter numbers of glibc's mallopt
+_MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1  # parameter numbers of glibc's mallopt
+_LARGE = 8 * 2**20  # bytes
 
 
 def prepare_process() -> None:
-    """Silences what says nothing to users, and keeps freed memory.
-
-    By default glibc hands each large freed block back to the system, and the next one is paid for page by page: on
-    a CPU that costs more than the arithmetic of a small operation. Elsewhere than on Linux nothing is set.
-    """
+    """Silences what says nothing to users."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -25,10 +22,32 @@ def prepare_process() -> None:
         ".*requires special attention when.*dataloader.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    if sys.platform == "linux":
-        try:
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(_MMAP_MAX, 0)
-            libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        except (OSError, AttributeError):  # another C library: nothing to set
-            return
+
+
+def keep_freed_memory() -> None:
+    """Lets the process keep what it frees, for speed.
+
+    By default glibc hands each large freed block back to the system, and the next one is paid for page by page: on
+    a CPU that costs more than the arithmetic of a small operation.
+    """
+    _mallopt({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1})
+
+
+def give_back_freed_memory() -> None:
+    """Lets the process hand large freed blocks back at once, so that it holds what it needs and no more.
+
+    By default glibc raises the size that it takes for large, and the holes between smaller blocks add up.
+    """
+    _mallopt({_MMAP_THRESHOLD: _LARGE})
+
+
+def _mallopt(values: dict[int, int]) -> None:
+    """Sets parameters of glibc's memory allocator; elsewhere than on Linux with glibc nothing is set."""
+    if sys.platform != "linux":
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter, value in values.items():
+            libc.mallopt(parameter, value)
+    except (OSError, AttributeError):
+        return

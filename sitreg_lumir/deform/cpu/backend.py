@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from sitreg_lumir.deform.bspline import upsampling_matrix
-from sitreg_lumir.deform.cpu import grids, lookups, scatter
+from sitreg_lumir.deform.cpu import features, grids, lookups, scatter
+from sitreg_lumir.deform.cpu.images import correlation as correlation
+from sitreg_lumir.deform.cpu.images import diffusion as diffusion
+from sitreg_lumir.deform.cpu.images import diffusion_adjoint as diffusion_adjoint
+from sitreg_lumir.deform.cpu.images import folded_map as folded_map
+from sitreg_lumir.deform.cpu.images import folding as folding
+from sitreg_lumir.deform.cpu.images import mind as mind
 from sitreg_lumir.deform.cpu.threads import run
 
 _CHANNELS_PER_TASK = 8
@@ -31,6 +37,16 @@ def interpolate_adjoint(
     """Gradients of :func:`interpolate` with respect to ``values`` and to ``points`` (None where not needed)."""
     points = points.expand(len(values), *(-1,) * 4)
     return _lookup_adjoint(grad, values, points, False, need_values, need_points)
+
+
+def mask_at(mask: Tensor, points: Tensor, relative: bool) -> Tensor:
+    """Where ``mask`` (bool), trilinear with zeros outside, is at least 1 - 1e-3 at ``points``; bool ``(B, 1, ...)``."""
+    points = points.expand(len(mask), *(-1,) * 4)
+    shape, grid = tuple(mask.shape[2:]), tuple(points.shape[2:])
+    kept = torch.empty(len(mask), 1, *grid, dtype=torch.bool)
+    args = (shape, _flat(mask.view(torch.int8)), _flat(points), grid, relative, _flat(kept))
+    run(lookups.hits, _rows(points), *args)
+    return kept
 
 
 def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence[int]) -> Tensor:
@@ -152,11 +168,12 @@ def _level_points(disp: Tensor, factor: int, values: Tensor) -> Tensor:
 
 
 def _lookup(values: Tensor, points: Tensor, relative: bool) -> Tensor:
-    """``values`` at ``points``, which count from their own grid index if they are ``relative``."""
+    """``values`` at ``points``, which count from their own grid index if they are ``relative``; in the same layout."""
     channels, shape, grid = values.shape[1], tuple(values.shape[2:]), tuple(points.shape[2:])
-    out = values.new_empty(len(values), channels, *grid)
-    args = (shape, _flat(values), channels, _flat(points), grid, relative, _flat(out))
-    run(lookups.lookup, _rows(points), *args)
+    last = _channels_are_last(values)
+    out = _new_values(values, grid, last)
+    args = (shape, _flat(values, last), channels, _flat(points), grid, relative, _flat(out, last))
+    run((features if last else lookups).lookup, _rows(points), *args)
     return out
 
 
@@ -164,18 +181,35 @@ def _lookup_adjoint(
     grad: Tensor, values: Tensor, points: Tensor, relative: bool, need_values: bool, need_points: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     channels, shape, grid = values.shape[1], tuple(values.shape[2:]), tuple(points.shape[2:])
-    flat_grad, flat_points = _flat(grad), _flat(points)
+    last = _channels_are_last(values)
+    flat_grad, flat_points = _flat(grad, last), _flat(points)
     grad_values = grad_points = None
     if need_values:
-        grad_values = _zeros(values)
-        parts = -(-channels // _CHANNELS_PER_TASK)
-        args = (shape, channels, parts, flat_points, grid, relative, flat_grad, _flat(grad_values))
-        _run_tiles(scatter.scatter_lookup, [flat_points], points.shape, shape, relative, parts, *args)
+        grad_values = _new_values(values, shape, last).zero_()
+        target = _flat(grad_values, last)
+        if last:
+            args = (shape, channels, flat_points, grid, relative, flat_grad, target)
+            _run_tiles(features.scatter_lookup, [flat_points], points.shape, shape, relative, 1, *args)
+        else:
+            parts = -(-channels // _CHANNELS_PER_TASK)
+            args = (shape, channels, parts, flat_points, grid, relative, flat_grad, target)
+            _run_tiles(scatter.scatter_lookup, [flat_points], points.shape, shape, relative, parts, *args)
     if need_points:
         grad_points = _empty(points)
-        args = (shape, _flat(values), channels, flat_points, grid, relative, flat_grad, _flat(grad_points))
-        run(lookups.lookup_slopes, _rows(points), *args)
+        args = (shape, _flat(values, last), channels, flat_points, grid, relative, flat_grad, _flat(grad_points))
+        run((features if last else lookups).lookup_slopes, _rows(points), *args)
     return grad_values, grad_points
+
+
+def _channels_are_last(values: Tensor) -> bool:
+    """Whether a feature map has its channels innermost, so that it need not be copied to be read that way."""
+    return not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def _new_values(like: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
+    """An empty feature map on a grid of ``shape``."""
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    return torch.empty((*like.shape[:2], *shape), dtype=like.dtype, memory_format=layout)
 
 
 def _run_tiles(
@@ -201,8 +235,11 @@ def _array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
 
 
-def _flat(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().view(-1).numpy()
+def _flat(tensor: Tensor, channels_last: bool = False) -> Any:
+    tensor = tensor.detach()
+    if channels_last:
+        tensor = tensor.contiguous(memory_format=torch.channels_last_3d).movedim(1, -1)
+    return tensor.contiguous().view(-1).numpy()
 
 
 def _empty(like: Tensor) -> Tensor:

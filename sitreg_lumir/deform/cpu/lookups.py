@@ -272,3 +272,30 @@ def lookup_slopes(
             for z in range(grid[2]):
                 k = np.uintp(z)
                 grad_points[to + k] = total[axis, k] * clamp_slope(at[axis, k], shape[axis])
+
+
+@compiled
+def _share_inside(position: Any, size: Any) -> Any:
+    """What a look-up with zeros outside sees of an axis of ones (NaN sees nothing)."""
+    real = type(position)
+    last = real(size - 1)
+    share = real(1) if real(0) <= position <= last else real(1) - max(-position, position - last)
+    return share if share > real(0) else real(0)
+
+
+@compiled
+def hits(first: Any, last: Any, shape: Any, mask: Any, points: Any, grid: Any, relative: Any, kept: Any) -> None:
+    """Rows of where a mask (0 and 1, int8), trilinear with zeros outside, is almost 1 at points (on ``grid``)."""
+    strides = strides_of(shape)
+    size = np.uintp(shape[0] * shape[1] * shape[2])
+    cells = np.empty(grid[2], np.uintp)
+    at, weights = np.empty((3, grid[2]), points.dtype), np.empty((3, grid[2]), points.dtype)
+    for row in range(first, last):
+        locate_row(row, shape, points, grid, relative, cells, at, weights)
+        start, to = np.uintp(row // (grid[0] * grid[1])) * size, np.uintp(row * grid[2])
+        for z in range(grid[2]):
+            k = np.uintp(z)
+            share = _share_inside(at[0, k], shape[0]) * _share_inside(at[1, k], shape[1])
+            share *= _share_inside(at[2, k], shape[2])
+            value = trilinear(mask, start + cells[k], strides, weights[0, k], weights[1, k], weights[2, k])
+            kept[to + k] = share * value >= 1 - 1e-3

@@ -1,0 +1,146 @@
+"""Trains the five variants of the ablation, each stage from where it stopped; stages that are done are skipped.
+
+    python benchmarks/ablation/train.py ../shared/minilumir/2mm                     # 600 pairs, then 100 triplets
+    python benchmarks/ablation/train.py ../shared/minilumir/2mm --steps 2000 --triplets 300 --members 5
+
+A variant is trained on pairs in ``runs/ablation/<variant>_pairs`` (constant learning rate, so that a larger budget goes
+on from a smaller one's checkpoint), then on triplets in ``runs/ablation/<variant>_<steps>_<triplets>``. All rows have
+the same budget: those without the final epochs' penalties train on the same triplets with both weights 0.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+PAIRS_PER_EPOCH = 100
+WIDTHS = [8, 16, 32, 32]
+RATE, FINAL_RATE = 1e-3, 2.5e-4
+NDV_WEIGHT, CONSISTENCY_WEIGHT = 8e-5, 40.0  # a voxel sum at 2 mm has 1/8 of the terms of 1 mm
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of ``fit``.
+
+    Attributes:
+        run: name of the run folder.
+        config: what differs from the defaults.
+        start: run whose last checkpoint it starts from, or None.
+        steps: optimiser steps after which it is done.
+    """
+
+    run: str
+    config: dict
+    start: str | None
+    steps: int
+
+
+def main() -> None:
+    """Runs all stages, or those of the variants that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_budget(parser)
+    parser.add_argument("--threads", type=int, default=None, help="of each run (default: all)")
+    options = parser.parse_args()
+    for stage in stages(options):
+        train(stage, options.root, options.runs, options.threads)
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """The options that say which runs an ablation consists of."""
+    parser.add_argument("root", type=Path, metavar="MINILUMIR", help="folder of miniLUMIR at 2 mm")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
+    parser.add_argument("--steps", type=int, default=600, help="on pairs, a multiple of 100 (default: 600)")
+    parser.add_argument("--triplets", type=int, default=100, help="afterwards (default: 100)")
+    parser.add_argument("--members", type=int, default=3, help="of the ensemble (default: 3)")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="baseline mind mind_final member1 member2 ...")
+
+
+def stages(options: argparse.Namespace) -> Iterator[Stage]:
+    """All stages in their order; ``mind_final`` starts from ``mind``'s pairs, ``member1`` is ``mind_final_aug``."""
+    variants = {"baseline": (0, "baseline"), "mind": (0, "mind"), "mind_final": (0, "mind")}
+    variants |= {f"member{seed}": (seed, f"member{seed}") for seed in range(1, options.members + 1)}
+    for variant, (seed, pairs) in variants.items():
+        if options.only and variant not in options.only:
+            continue
+        config = _config(variant, seed, options.steps)
+        if variant != "mind_final" or options.only:
+            yield Stage(f"{pairs}_pairs", config, None, options.steps)
+        with_penalties = variant not in ("baseline", "mind")
+        final = {**config, "trainer": _final_trainer(options.steps, options.triplets, with_penalties)}
+        yield Stage(final_run(variant, options), final, f"{pairs}_pairs", options.steps + options.triplets)
+
+
+def final_run(variant: str, options: argparse.Namespace) -> str:
+    """Name of the run folder that holds a variant's last checkpoint."""
+    return f"{variant}_{options.steps}_{options.triplets}"
+
+
+def _config(variant: str, seed: int, steps: int) -> dict:
+    model = {"features": WIDTHS, "head_features": WIDTHS, "learning_rate": RATE}
+    if variant.startswith("member"):
+        model["augmentation"] = "Augmentation"
+    return {
+        "seed_everything": seed,
+        "data": {"seed": seed, "pairs_per_epoch": PAIRS_PER_EPOCH, "batch_size": 1, "num_workers": 1},
+        "model": {"class_path": "RawRegistration" if variant == "baseline" else "MindRegistration", "init_args": model},
+        "trainer": {"max_epochs": steps // PAIRS_PER_EPOCH, "limit_val_batches": 0},
+    }
+
+
+def _final_trainer(steps: int, triplets: int, with_penalties: bool) -> dict:
+    first, weight = steps // PAIRS_PER_EPOCH, float(with_penalties)
+    consistency = {
+        "start_epoch": first,
+        "weight": weight * CONSISTENCY_WEIGHT,
+        "ramp_epochs": 0.25,
+        "learning_rate": FINAL_RATE,
+        "triplets_per_epoch": triplets,
+    }
+    return {
+        "max_epochs": first + 1,
+        "limit_val_batches": 0,
+        "callbacks": [
+            {"class_path": "NdvPenalty", "init_args": {"start_epoch": first, "weight": weight * NDV_WEIGHT}},
+            {"class_path": "GroupConsistency", "init_args": consistency},
+        ],
+    }
+
+
+def train(stage: Stage, root: Path, runs: Path, threads: int | None) -> None:
+    """Runs ``fit`` for one stage, from its own last checkpoint or that of the run before."""
+    folder = runs / stage.run
+    own, before = folder / "checkpoints" / "last.ckpt", None
+    if stage.start is not None:
+        before = runs / stage.start / "checkpoints" / "last.ckpt"
+    if own.is_file() and steps_of(own) >= stage.steps:
+        return
+    runs.mkdir(parents=True, exist_ok=True)
+    config = runs / f"{stage.run}.yaml"
+    config.write_text(yaml.safe_dump(stage.config, sort_keys=False))
+    command = [sys.executable, "-m", "sitreg_lumir.cli", "fit", "--config", str(config), "--name", stage.run]
+    command += ["--runs", str(runs), "--wandb", "off", "--data.root", str(root), "--keep-every", "1000"]
+    resume = own if own.is_file() else before
+    if resume is not None:
+        command += ["--resume", str(resume)]
+    environment = dict(os.environ)
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    print(f"training {stage.run} up to step {stage.steps}", flush=True)
+    with (runs / f"{stage.run}.log").open("a") as log:
+        subprocess.run(command, check=True, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def steps_of(checkpoint: Path) -> int:
+    """Optimiser steps that a checkpoint has behind it."""
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+
+
+if __name__ == "__main__":
+    main()
