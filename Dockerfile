@@ -11,6 +11,8 @@
 
 FROM python:3.12-slim
 
+# Triton compiles the GPU kernels at their first launch and needs a C compiler for it.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY constraints.txt /tmp/
 # pip's build of torch for Linux runs on NVIDIA GPUs and on CPUs. It is the largest layer, and changes least.
@@ -28,7 +30,7 @@ RUN python -c "from sitreg_lumir.network.weights import load_members; load_membe
     && mkdir /app/input /app/output && chmod a+rwx /app/output
 
 # The container may run as a user without a name and a home: what libraries keep on disk goes to /tmp.
-ENV HOME=/tmp USER=sitreg LOGNAME=sitreg NUMBA_CACHE_DIR=/tmp/numba XDG_CACHE_HOME=/tmp/cache MPLCONFIGDIR=/tmp/mpl \
-    PYTHONUNBUFFERED=1
+ENV HOME=/tmp USER=sitreg LOGNAME=sitreg NUMBA_CACHE_DIR=/tmp/numba TRITON_CACHE_DIR=/tmp/triton \
+    XDG_CACHE_HOME=/tmp/cache MPLCONFIGDIR=/tmp/mpl PYTHONUNBUFFERED=1
 
 ENTRYPOINT ["sitreg-lumir", "container"]
