@@ -226,8 +226,9 @@ def _add_carry(verbs: Verbs) -> None:
         "but nothing was registered there.\n"
         "Between FIELD's voxels the displacement is linear: a finer grid samples the map, it adds no detail.\n"
         "A provenance (FIELD's .json) is carried on beside OUT.\n"
-        "Memory: FIELD and MOVING as a whole and some 0.5 GB, whatever the size of GRID. Disk: for a .nii.gz, the\n"
-        "uncompressed size too (12 bytes a voxel, and 4 with --warped) in its folder, until it is whole.\n\n"
+        "Memory: that of FIELD and MOVING and some 0.5 GB, whatever the size of GRID (under 1 GB in all from 1 mm to\n"
+        "50 million voxels). Disk: until a .nii.gz is whole, its uncompressed size, too, in the same folder\n"
+        "(12 bytes a voxel, and 4 more with --warped).\n\n"
         "example: sitreg-lumir carry disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz -o fine/disp_0100_0101.nii.gz "
         "\\\n             --image moving_half_mm.nii.gz --warped fine/warped_0100_0101.nii.gz"
     )

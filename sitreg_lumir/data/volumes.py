@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
 
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 
 
 def read_volume(
@@ -68,8 +68,8 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
         return tuple(int(n) for n in nibabel.load(path).shape)  # type: ignore[attr-defined]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except _UNREADABLE as error:
-        raise InputError(_unreadable(path, error)) from None
+    except UNREADABLE as error:
+        raise InputError(unreadable(path, error)) from None
 
 
 def _read_array(path: Path, shape: tuple[int, ...] | None) -> tuple[np.ndarray, NDArray[np.float64]]:
@@ -83,8 +83,8 @@ def _read_array(path: Path, shape: tuple[int, ...] | None) -> tuple[np.ndarray, 
         values = np.asanyarray(image.dataobj)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except _UNREADABLE as error:
-        raise InputError(_unreadable(path, error)) from None
+    except UNREADABLE as error:
+        raise InputError(unreadable(path, error)) from None
     if values.ndim != 3:
         raise InputError(f"{path}: the image must be 3-D, its shape is {values.shape}; store a single volume")
     if shape is not None and values.shape != tuple(shape):
@@ -96,6 +96,6 @@ def _read_array(path: Path, shape: tuple[int, ...] | None) -> tuple[np.ndarray, 
     return values, np.asarray(image.affine, dtype=np.float64)
 
 
-def _unreadable(path: str | Path, error: Exception) -> str:
+def unreadable(path: str | Path, error: Exception) -> str:
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     return f"{path}: not a readable NIfTI image, or truncated or corrupt ({reason}); copy or export it again"

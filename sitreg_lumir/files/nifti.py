@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sitreg_lumir.errors import InputError
 
 FIELD_LEVEL = 1  # gzip: a field's digits are noise, level 6 takes longer and saves half a percent more
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def load_disp(path: Path, *, shape: tuple[int, ...] | None = None) -> tuple[NDAr
         values = np.asanyarray(image.dataobj)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; predict this pair first") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise InputError(f"{path}: truncated, corrupt or no NIfTI file ({reason}); predict this pair again") from None
     if values.ndim != 4 or values.shape[-1] != 3:

@@ -214,7 +214,7 @@ def find_field(folder: Path, pair: Pair, *, shared: bool = False) -> FoundField 
                 return FoundField(path, None)
             refused = f"{path}: does not say which of several pairs of that name it belongs to; give it a long name"
         elif all(stored[role]["sha256"] == image["sha256"] for role, image in images.items()):
-            if not _is_described(path, stored):
+            if not is_described(path, stored):
                 raise InputError(f"{path}: is not the field that {provenance_path(path).name} describes; predict again")
             return FoundField(path, stored)
         else:
@@ -263,12 +263,12 @@ def _why_not(path: Path, wanted: Provenance) -> str | None:
     differences = compare(stored, wanted)
     if differences:
         return f"{path}: was made otherwise: {', '.join(str(difference) for difference in differences[:5])}"
-    if not _is_described(path, stored):
+    if not is_described(path, stored):
         return f"{path}: is not the field that {provenance_path(path).name} describes"
     return None
 
 
-def _is_described(path: Path, stored: Provenance) -> bool:
+def is_described(path: Path, stored: Provenance) -> bool:
     field = stored.get("field")
     return isinstance(field, dict) and field.get("sha256") == sha256_file(path)
 

@@ -49,7 +49,7 @@ def resample(
     if interpolation == "nearest":
         result = np.empty((*shape, *extra), source.dtype)
         for part, at in where:
-            result[part] = _nearest(source, at, outside)
+            result[part] = nearest_at(source, at, outside)
         return result
     channels = np.require(source.reshape(*source.shape[:3], frames).transpose(3, 0, 1, 2), np.float32, ["C", "W"])
     result = np.empty((*shape, frames), np.float32)
@@ -87,7 +87,7 @@ def resample_labels(
         raise ValueError(f"labels must be (X, Y, Z), got {source.shape}")
     result = np.empty(tuple(shape), source.dtype)
     for part, at in positions(as_list(transforms), shape, affine, labels_affine):
-        result[part] = _nearest(source, at, 0) if interpolation == "nearest" else _most_of(source, at)
+        result[part] = nearest_at(source, at, 0) if interpolation == "nearest" else _most_of(source, at)
     return result
 
 
@@ -100,7 +100,7 @@ def _checked(image: NDArray[Any], interpolation: str) -> NDArray[Any]:
     return array
 
 
-def _nearest(image: NDArray[Any], at: Points, outside: float) -> NDArray[Any]:
+def nearest_at(image: NDArray[Any], at: Points, outside: float) -> NDArray[Any]:
     """``(X, Y, Z, ...)`` at ``(3, ...)`` voxels, halves upwards."""
     last = np.array(image.shape[:3]).reshape(3, *(1,) * (at.ndim - 1)) - 1
     within = inside(at, image.shape[:3])

@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from sitreg_lumir.data.volumes import _UNREADABLE, _unreadable
+from sitreg_lumir.data.volumes import UNREADABLE, unreadable
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.headers import check_options, choose_affine, spacing_of
 
@@ -156,8 +156,8 @@ def _open(path: Path, *, header_only: bool = False) -> tuple[nibabel.Nifti1Heade
         raise InputError(f"{path}: no such file") from None
     except InputError:
         raise
-    except _UNREADABLE as error:
-        raise InputError(_unreadable(path, error)) from None
+    except UNREADABLE as error:
+        raise InputError(unreadable(path, error)) from None
 
 
 def _header(content: bytes) -> nibabel.Nifti1Header:
@@ -199,7 +199,7 @@ def _values(path: Path, stored: nibabel.Nifti1Header, content: bytes, shape: tup
     except KeyError:
         raise InputError(f"{path}: unknown type of voxels (code {stored['datatype']}); export it as float32") from None
     except HeaderDataError as error:
-        raise InputError(_unreadable(path, error)) from None
+        raise InputError(unreadable(path, error)) from None
     if dtype.fields:
         raise InputError(f"{path}: the voxels are RGB colours; store one gray value each")
     if dtype.kind == "c":
@@ -208,7 +208,7 @@ def _values(path: Path, stored: nibabel.Nifti1Header, content: bytes, shape: tup
         raise InputError(f"{path}: voxels of type {dtype} cannot be used; store plain numbers")
     expected, found = math.prod(shape) * dtype.itemsize, len(content) - offset
     if offset < stored.sizeof_hdr or found < expected:
-        raise InputError(_unreadable(path, ValueError(f"{expected} bytes of voxels expected, {max(found, 0)} found")))
+        raise InputError(unreadable(path, ValueError(f"{expected} bytes of voxels expected, {max(found, 0)} found")))
     voxels = np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape, order="F")
     values: NDArray[Any]
     with np.errstate(over="ignore"):  # what exceeds float32 is found as infinite below

@@ -22,7 +22,7 @@ from sitreg_lumir.files.nifti import FIELD_LEVEL, writing
 from sitreg_lumir.files.scans import read_vectors
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
-_DISPLACEMENTS, _VECTORS = 1006, 1007  # NIfTI intents: ITK reads the first as RAS, the second as its own LPS
+_DISPLACEMENTS, VECTOR_INTENTS = 1006, 1007  # NIfTI intents: ITK reads the first as RAS, the second as its own LPS
 _LARGEST_SPACING = 1.0  # mm, of the fields written: the model's own, finer samples than that of coarse scans
 
 
@@ -80,7 +80,7 @@ def save_itk_field(path: Path, disp: NDArray[Any], affine: Matrix, *, compressle
     image.set_sform(matrix, code=1)
     image.set_qform(matrix, code=1)
     image.header.set_xyzt_units("mm")
-    image.header.set_intent(_VECTORS)
+    image.header.set_intent(VECTOR_INTENTS)
     with writing(path) as temporary, temporary.open("wb") as raw:
         if path.name.endswith(".gz"):
             with gzip.GzipFile("", "wb", compresslevel, raw, mtime=0) as stream:  # no name and time: same bytes
@@ -100,13 +100,13 @@ def load_itk_field(path: Path, header: str | None = None) -> Field:
         InputError: the file is missing or broken, or holds something else.
     """
     vectors, affine, intent = read_vectors(path, header)
-    if vectors.shape[-1] != 3 or intent not in (_DISPLACEMENTS, _VECTORS):
+    if vectors.shape[-1] != 3 or intent not in (_DISPLACEMENTS, VECTOR_INTENTS):
         raise InputError(
             f"{path}: {vectors.shape[-1]} components and intent {intent}, an ITK displacement field has 3 and the "
             "intent 1007 (VECTOR); write it with ITK"
         )
     disp = np.ascontiguousarray(np.moveaxis(vectors[:, :, :, 0], -1, 0))
-    if intent == _VECTORS:
+    if intent == VECTOR_INTENTS:
         disp[:2] *= -1
     return Field(disp, affine)
 

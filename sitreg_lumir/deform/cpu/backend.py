@@ -187,17 +187,21 @@ def _lookup_adjoint(
     if need_values:
         grad_values = _new_values(values, shape, last).zero_()
         target = _flat(grad_values, last)
+        rest = (flat_points, grid, relative, flat_grad, target)
         if last:
-            args = (shape, channels, flat_points, grid, relative, flat_grad, target)
-            _run_tiles(features.scatter_lookup, [flat_points], points.shape, shape, relative, 1, *args)
+            _run_tiles(features.scatter_lookup, [flat_points], points.shape, shape, relative, 1, shape, channels, *rest)
         else:
             parts = -(-channels // _CHANNELS_PER_TASK)
-            args = (shape, channels, parts, flat_points, grid, relative, flat_grad, target)
-            _run_tiles(scatter.scatter_lookup, [flat_points], points.shape, shape, relative, parts, *args)
+            _run_tiles(
+                scatter.scatter_lookup, [flat_points], points.shape, shape, relative, parts,
+                shape, channels, parts, *rest,
+            )  # fmt: skip
     if need_points:
         grad_points = _empty(points)
-        args = (shape, _flat(values, last), channels, flat_points, grid, relative, flat_grad, _flat(grad_points))
-        run((features if last else lookups).lookup_slopes, _rows(points), *args)
+        run(
+            (features if last else lookups).lookup_slopes, _rows(points),
+            shape, _flat(values, last), channels, flat_points, grid, relative, flat_grad, _flat(grad_points),
+        )  # fmt: skip
     return grad_values, grad_points
 
 
