@@ -24,6 +24,8 @@ verbs, each with an example:
              sitreg-lumir predict --members A.ckpt B.ckpt --data.root LUMIR -o predictions
   carry      carry a field to another grid of the same world, most of all a finer one
              sitreg-lumir carry disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz -o fine/disp_0100_0101.nii.gz
+  apply      move images, label maps and points by transforms, composed and sampled once
+             sitreg-lumir apply -t registration --to fixed --labels moving_labels.nii.gz -o labels_on_fixed.nii.gz
   evaluate   score a folder of fields by the challenge's definitions
              sitreg-lumir evaluate predictions --dataset LUMIR/LUMIR_dataset.json
   submit     check a folder of fields and zip it for the challenge
@@ -63,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"sitreg-lumir {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="sitreg-lumir")
     for add in (
-        _add_fit, _add_validate, _add_test, _add_predict, _add_carry, _add_evaluate, _add_submit, _add_container,
-        _add_export, _add_demo,
+        _add_fit, _add_validate, _add_test, _add_predict, _add_carry, _add_apply, _add_evaluate, _add_submit,
+        _add_container, _add_export, _add_demo,
     ):  # fmt: skip
         add(verbs)
     options, rest = parser.parse_known_args(arguments)
@@ -263,6 +265,79 @@ def _carry(options: argparse.Namespace, rest: list[str]) -> None:
     carry(
         options.field, options.to, options.output, itk=options.itk, image=options.image, warped=options.warped,
         nearest=options.nearest, header=options.header, assume_orientation=options.assume_orientation,
+    )  # fmt: skip
+
+
+def _add_apply(verbs: Verbs) -> None:
+    more = (
+        "-t is a registration's folder, with from-moving_to-fixed_xfm.nii.gz and from-fixed_to-moving_xfm.nii.gz, or\n"
+        "a file of ITK, ANTs or 3D Slicer: a displacement field (NIfTI) or an affine (.tfm, .txt, .mat; '[FILE,1]' is\n"
+        "its inverse). Several are composed as by antsApplyTransforms: the first is the one next to the result's\n"
+        "grid. The image is sampled once.\n\n"
+        "Points go the other way than images: a transform tells each point of the grid it lies on where to look in\n"
+        "the other image. So an image comes onto the fixed grid by the field that lies on the fixed grid, but a point\n"
+        "of the moving image gets to the fixed one by the field that lies on the moving grid.\n"
+        "  With a folder, --to says where things go, and one line serves all kinds: points take the inverse of the\n"
+        "    list by themselves, the other field of the folder, the inverse of affines, the last first.\n"
+        "  Files alone are used as they are, the first one first, without --to. For points give files that map\n"
+        "    points, as to antsApplyTransformsToPoints: -t '[0GenericAffine.mat,1]' -t 1InverseWarp.nii.gz carries\n"
+        "    them from moving to fixed.\n\n"
+        "Images are interpolated linearly: integers are rounded and keep their type, all else becomes float32.\n"
+        "Nothing is smoothed for a coarser grid. Label maps take the nearest voxel and keep values and type. What is\n"
+        "a label map is never guessed from the type: say --labels, or let the header's intent say LABEL. Integers of\n"
+        "more than 16 bits are written as int32. Of 4-D images every frame is moved.\n"
+        "Outside its own grid a field moves nothing, as in ITK (a note tells if that happens); points there become\n"
+        "NaN and are counted.\n\n"
+        "example: sitreg-lumir apply -t registration --to fixed --image moving_t2.nii.gz -o t2_on_fixed.nii.gz\n"
+        "         sitreg-lumir apply -t registration --to fixed --points moving.csv -o points_in_fixed.csv\n"
+        "         sitreg-lumir apply -t 1Warp.nii.gz -t 0GenericAffine.mat --labels moving_labels.nii.gz \\\n"
+        "             --reference fixed.nii.gz -o labels_on_fixed.nii.gz"
+    )
+    summary = "Move an image, a label map or points by transforms, composed and sampled once."
+    parser = _verb(verbs, "apply", summary, more)
+    parser.add_argument(
+        "-t", "--transform", action="append", required=True, metavar="XFM", help="folder or file; may be repeated"
+    )
+    parser.add_argument(
+        "--to", choices=("fixed", "moving"), help="where things go; needed with a folder, and only there"
+    )
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--image", type=Path, metavar="FILE", help="NIfTI, interpolated linearly")
+    kind.add_argument("--labels", type=Path, metavar="FILE", help="NIfTI, nearest voxels")
+    kind.add_argument(
+        "--points", type=Path, metavar="CSV", help="header with x,y,z, RAS, mm; other columns and the order stay"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=".nii.gz, .nii; points: .csv")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="GRID",
+        help="NIfTI image with the grid wanted, e.g. the fixed image (default: the grid of the first -t, a field)",
+    )
+    parser.add_argument(
+        "--linear-labels",
+        action="store_true",
+        help="interpolate each label's own map, the largest wins: smoother borders than the nearest voxel's",
+    )
+    parser.add_argument("--lps", action="store_true", help="the points are in LPS (ITK's), as read and as written")
+    parser.add_argument(
+        "--outside", type=float, metavar="VALUE", help="where the image does not reach (default: 0; nan for floats)"
+    )
+    parser.add_argument("--header", choices=("sform", "qform"), help="which to use, in every file, if they differ")
+    parser.add_argument(
+        "--assume-orientation", metavar="RAS", help="of images whose header does not say where the axes point to"
+    )
+    parser.set_defaults(run=_apply)
+
+
+def _apply(options: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest, "apply")
+    from sitreg_lumir.files.apply import apply
+
+    apply(
+        options.transform, options.output, image=options.image, labels=options.labels, points=options.points,
+        to=options.to, reference=options.reference, linear_labels=options.linear_labels, lps=options.lps,
+        outside=options.outside, header=options.header, assume_orientation=options.assume_orientation,
     )  # fmt: skip
 
 

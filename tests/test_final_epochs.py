@@ -106,10 +106,15 @@ def test_the_final_epochs_follow_a_finished_first_phase_with_their_own_rate(root
         assert torch.equal(tensor, weights(runs, "second")[name]), name
 
 
-def test_recomputing_the_pairs_in_turn_gives_the_gradient_of_keeping_them() -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recomputing_the_pairs_in_turn_gives_the_gradient_of_keeping_them(recompute: bool) -> None:
+    """Also where each pair's activations are recomputed in turn, a recomputation within the other."""
+
     def gradients(in_turn: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        module = MindRegistration(features=[8, 8], head_features=[8, 8], window=3).double()
+        module = MindRegistration(
+            features=[8, 8], head_features=[8, 8], window=3, recompute=recompute and in_turn
+        ).double()
         module.active_terms = lambda scope: [(term, 1.0) for term in module.terms if term.scope == scope]  # type: ignore
         images = torch.rand(3, 1, 1, 10, 8, 6, dtype=torch.float64)
         views = [View(image, image > 0.2, module.inputs(image)) for image in images]
