@@ -21,6 +21,11 @@ from sitreg_lumir.network.weights import load_member
 SMALL = ["--model.features", "[4,4]", "--model.head_features", "[4,4]", "--model.window", "3"]
 
 
+VERBS = (
+    "fit", "validate", "test", "predict", "carry", "apply", "evaluate", "submit", "container", "export", "demo",
+)  # fmt: skip
+
+
 def fit_arguments(root: Path, runs: Path, *more: str, name: str = "tiny") -> list[str]:
     data = [
         "--data.root",
@@ -85,11 +90,11 @@ def test_help_answers_within_two_seconds_and_names_every_verb() -> None:
     done = subprocess.run([sys.executable, "-m", "sitreg_lumir.cli", "--help"], capture_output=True, text=True)
     assert time.monotonic() - start < 2
     assert done.returncode == 0
-    for verb in ("fit", "validate", "test", "predict", "evaluate", "export", "demo"):
+    for verb in VERBS:
         assert f"sitreg-lumir {verb}" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict", "evaluate", "export", "demo"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_s_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
