@@ -352,6 +352,11 @@ def _add_evaluate(verbs: Verbs) -> None:
         "-o", "--output", type=Path, metavar="FOLDER", help="for evaluation.csv/.json (default: FOLDER)"
     )
     parser.add_argument("--identity", action="store_true", help="score no deformation at all (affine only)")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="also write report.html beside them: one file to look at, the worst cases first",
+    )
     parser.set_defaults(run=_evaluate)
 
 
@@ -359,11 +364,18 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     _refuse(rest, "evaluate")
     if options.folder is None and not options.identity:
         raise InputError("name the folder of fields, or --identity to score the images as they are")
+    if options.report and options.identity and options.output is None:
+        raise InputError("--report with --identity needs -o FOLDER, for report.html")
     from sitreg_lumir.data.lumir import read_dataset
     from sitreg_lumir.files.evaluate import evaluate
 
     datasets = [read_dataset(path, validation=True) for path in options.dataset]
-    evaluate(options.folder, datasets, options.output, identity=options.identity)
+    result = evaluate(options.folder, datasets, options.output, identity=options.identity)
+    if options.report:
+        from sitreg_lumir.files.worst_pairs import report_evaluation
+
+        fields = None if options.identity else options.folder
+        report_evaluation((options.output or options.folder) / "report.html", result, datasets, fields)
 
 
 def _add_submit(verbs: Verbs) -> None:

@@ -86,13 +86,14 @@ def evaluate(
     names = {label: name for dataset in datasets for label, name in dataset.label_names.items()}
     summary["labels"] = _label_means(cases, names)
     notes += _notes(cases)
+    summary["notes"] = notes
     print(table(summary))
     for note in notes:
         print(f"note: {note}")
     target = out or (None if identity else folder)
     if target is not None:
         _write_csv(target / "evaluation.csv", cases)
-        _write_text(target / "evaluation.json", json.dumps(_plain(summary | {"notes": notes}), indent=1) + "\n")
+        _write_text(target / "evaluation.json", json.dumps(_plain(summary), indent=1) + "\n")
         print(f"written: {target / 'evaluation.csv'}, {target / 'evaluation.json'}")
     return Evaluation(cases, summary)
 

@@ -1,0 +1,216 @@
+"""Slices of one registered pair as small pictures: images, edges, deformed grid, Jacobian, disagreement."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from sitreg_lumir.report.colours import Array, Coloured, Mask, colour_jacobian, colour_mm, jpeg, lines, png
+from sitreg_lumir.report.plots import PLANES
+
+GRID_MM = 8.0  # between two lines of the grid
+_LONGEST = 256  # pixels of a picture's longest side at most
+_FINE = 448  # about as many for lines, which would look ragged at the images' size
+_SAMPLE = 2_000_000  # voxels that decide on a window, about
+_EDGE_MM = 1.2  # standard deviation of the smoothing before edges are looked for
+_EDGE_SLOPE = (0.045, 0.09)  # from where an edge starts to show to where it is drawn in full, window per mm
+_START = {0: 0.38, 1: 0.5, 2: 0.5}  # of the chosen slices, by axis; the mid-sagittal one shows the gap between halves
+
+
+@dataclass(frozen=True, eq=False)
+class Volumes:
+    """What there is to see of one pair, all on the fixed grid, axes in RAS order and direction.
+
+    Args:
+        fixed: ``(X, Y, Z)``, background 0.
+        moving: the same shape, as it was before registration.
+        warped: the moving image after it.
+        disp: ``(3, X, Y, Z)``, voxels, fixed grid.
+        jac_det: ``(X, Y, Z)``, no unit; NaN where it is not known.
+        disagreement: ``(X, Y, Z)``, mm.
+        voxel_size: mm along each axis.
+
+    Raises:
+        ValueError: shapes differ, or a voxel size is not positive.
+    """
+
+    fixed: Array
+    moving: Array
+    warped: Array
+    disp: Array
+    jac_det: Array | None = None
+    disagreement: Array | None = None
+    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.fixed)
+        if len(shape) != 3 or min(shape) < 2:
+            raise ValueError(f"fixed must be (X, Y, Z) with axes of 2 or more, got {shape}")
+        for field in fields(self)[1:-1]:
+            value = getattr(self, field.name)
+            wanted = (3, *shape) if field.name == "disp" else shape
+            if value is not None and np.shape(value) != wanted:
+                raise ValueError(f"{field.name} must be {wanted}, got {np.shape(value)}")
+        if len(self.voxel_size) != 3 or not min(self.voxel_size) > 0:
+            raise ValueError(f"voxel_size must be three positive numbers, got {self.voxel_size}")
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One direction of view: for each layer one picture (a data URI) per slice.
+
+    ``indices`` are the slices' places on their axis, voxels; ``size`` is width and height of the images in pixels,
+    which are square; ``start`` the slice to show first.
+    """
+
+    name: str
+    indices: list[int]
+    start: int
+    size: tuple[int, int]
+    layers: dict[str, list[str]]
+
+
+def render(volumes: Volumes, slices: int) -> tuple[list[Plane], dict[str, Coloured]]:
+    """All pictures of a pair.
+
+    Args:
+        volumes: what is to be shown.
+        slices: of each plane, spread over the fixed image's foreground.
+
+    Returns:
+        the planes with layers ``fixed``, ``moving``, ``warped``, ``edges`` (the fixed image's), ``grid`` (a regular
+        grid of the moving image, carried along with it) and, if given, ``jacobian`` and ``disagreement``; and the
+        colours of the last two.
+    """
+    mask = np.asarray(volumes.fixed) != 0
+    if not mask.any():
+        mask = np.ones_like(mask)
+    seen = _window(volumes.moving)
+    images = {
+        "fixed": (volumes.fixed, _window(volumes.fixed)),
+        "moving": (volumes.moving, seen),
+        "warped": (volumes.warped, seen),
+    }
+    coloured: dict[str, Coloured] = {}
+    if volumes.jac_det is not None:
+        coloured["jacobian"] = colour_jacobian(volumes.jac_det, mask)
+    if volumes.disagreement is not None:
+        coloured["disagreement"] = colour_mm(volumes.disagreement, mask)
+    planes = []
+    for name, axis in reversed(PLANES):
+        indices = _choose(mask, axis, slices)
+        size, fine = _sizes(mask.shape, volumes.voxel_size, axis)
+        layers: dict[str, list[str]] = {}
+        for key, (image, window) in images.items():
+            pictures = [_scaled(_slice(image, axis, index), window) for index in indices]
+            layers[key] = [jpeg(_resize(picture, size)) for picture in pictures]
+            if key == "fixed":
+                edges = (_edges(picture, fine, volumes.voxel_size, axis) for picture in pictures)
+                layers["edges"] = [lines(edge, (255, 194, 61)) for edge in edges]
+        layers["grid"] = [lines(_grid(volumes, axis, index, fine), (106, 236, 210)) for index in indices]
+        for key, colours in coloured.items():
+            shown = (_resize(_slice(colours.places, axis, index), size, Image.Resampling.NEAREST) for index in indices)
+            layers[key] = [png(places, colours.palette) for places in shown]
+        start = round(_START[axis] * (len(indices) - 1))
+        planes.append(Plane(name, indices, start, size, layers))
+    return planes, coloured
+
+
+def _choose(mask: Mask, axis: int, slices: int) -> list[int]:
+    """Places of evenly spread slices through the foreground, without its rims, where little is to be seen."""
+    filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+    low, high = int(filled[0]), int(filled[-1])
+    rim = 0.08 * (high - low)
+    return [int(place) for place in np.unique(np.rint(np.linspace(low + rim, high - rim, slices)))]
+
+
+def _sizes(
+    shape: tuple[int, ...], voxel_size: tuple[float, float, float], axis: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height of images and of lines, in square pixels; one pixel size for all three planes."""
+    extent = [size * step for size, step in zip(shape, voxel_size, strict=True)]
+    pixel = max(min(voxel_size), max(extent) / _LONGEST)
+    factor = min(max(1, round(_FINE * pixel / max(extent))), 4)
+    width, height = (max(1, round(extent[other] / pixel)) for other in range(3) if other != axis)
+    return (width, height), (width * factor, height * factor)
+
+
+def _slice(volume: Array, axis: int, index: int) -> Array:
+    """Rows from top to bottom: towards the feet or the back; columns from left to right: to the right or the front."""
+    shown: Array = np.take(volume, index, axis).T[::-1]
+    return shown
+
+
+def _resize(picture: Array, size: tuple[int, int], how: Image.Resampling = Image.Resampling.BICUBIC) -> Array:
+    """``picture`` with ``size`` (width, height); the pixels' outer border stays where it is."""
+    if picture.shape == size[::-1]:
+        return picture
+    resized: Array = np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size, how))
+    return resized
+
+
+def _window(image: Array) -> tuple[float, float]:
+    """The range of intensities that is worth showing; 0, the background, belongs to it."""
+    known = np.asarray(image).ravel()
+    known = known[:: 1 + known.size // _SAMPLE].astype(np.float32)
+    known = known[np.isfinite(known) & (known != 0)]
+    low, high = np.percentile(known, (0.5, 99.5)) if known.size else (0.0, 1.0)
+    return min(float(low), 0.0), float(high)
+
+
+def _scaled(picture: Array, window: tuple[float, float]) -> NDArray[np.float32]:
+    """``picture`` with the window as 0..1; what is not known is as dark as can be."""
+    low, high = window
+    scaled = (np.nan_to_num(picture.astype(np.float32), nan=low) - low) / max(high - low, 1e-12)
+    clipped: NDArray[np.float32] = np.clip(scaled, 0, 1, dtype=np.float32)
+    return clipped
+
+
+def _edges(picture: Array, size: tuple[int, int], voxel_size: tuple[float, float, float], axis: int) -> Array:
+    """How much of each pixel an edge covers, 0..1: where the slope along itself is largest, and large enough.
+
+    Source: Marr & Hildreth, Theory of edge detection, Proc. R. Soc. B 1980.
+    """
+    across = next(other for other in range(3) if other != axis)
+    pixel = picture.shape[1] * voxel_size[across] / size[0]  # mm
+    smooth = _resize(picture, size).astype(np.float32)
+    sigma = _EDGE_MM / pixel
+    slope = ndimage.gaussian_gradient_magnitude(smooth, sigma) / pixel
+    strength = np.clip((slope - _EDGE_SLOPE[0]) / (_EDGE_SLOPE[1] - _EDGE_SLOPE[0]), 0, 1)
+    curvature = ndimage.gaussian_laplace(smooth, sigma)
+    covered: Array = _cover(curvature, curvature, 1.6) * strength
+    return covered
+
+
+def _grid(volumes: Volumes, axis: int, index: int, size: tuple[int, int]) -> Array:
+    """How much of each pixel a line of the moving image's grid covers, 0..1.
+
+    A line lies where ``x + disp(x)`` is a multiple of the lines' distance: exact also where the field leaves the
+    plane, since planes of the moving image are cut, not lines projected.
+    """
+    covered = np.zeros(size[::-1], dtype=np.float32)
+    across, along = (other for other in range(3) if other != axis)
+    for other, length in ((across, size[0]), (along, size[1])):
+        voxels = volumes.fixed.shape[other]
+        here = (np.arange(length, dtype=np.float32) + 0.5) * voxels / length - 0.5
+        here = here[None, :] if other == across else here[::-1, None]
+        moved = _resize(_slice(volumes.disp[other], axis, index).astype(np.float32), size)
+        place = (here + moved) * (volumes.voxel_size[other] / GRID_MM)
+        covered = np.maximum(covered, _cover(place - np.rint(place), place, 1.5))
+    return covered
+
+
+def _cover(value: Array, smooth: Array, width: float) -> Array:
+    """Share of each pixel, 0..1, covered by a line ``width`` pixels wide along ``value`` = 0.
+
+    Args:
+        value: ``(rows, columns)``, perhaps with jumps far from 0.
+        smooth: the same but for a constant, without jumps, for the slope.
+        width: pixels.
+    """
+    down, right = np.gradient(smooth)
+    distance = np.abs(value) / np.maximum(np.hypot(down, right), 1e-6)
+    covered: Array = np.clip((width + 1) / 2 - distance, 0, 1)
+    return covered
