@@ -1,7 +1,8 @@
 """Every operation on deformations and its adjoint in compiled CPU loops: same results as ``torch_backend``, faster.
 
-Fields are ``(B, 3, X, Y, Z)``, voxels; float32 or float64, any layout. Nothing but the results is kept in memory:
-the loops go through whole chains of look-ups one voxel at a time. Results do not depend on the number of threads.
+Fields are ``(B, 3, X, Y, Z)``, voxels; float32 or float64, any layout. The loops go through whole chains of look-ups
+one row at a time. Besides the results, memory is taken for one interleaved copy (4/3 of a field) of each field that
+is looked up, and of each gradient that is added to. Results do not depend on the number of threads.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sitreg_lumir.deform.bspline import upsampling_matrix
-from sitreg_lumir.deform.cpu import features, grids, lookups, scatter
+from sitreg_lumir.deform.cpu import chains, features, grids, interleaved, inversion, lookups, scatter
 from sitreg_lumir.deform.cpu.images import correlation as correlation
 from sitreg_lumir.deform.cpu.images import diffusion as diffusion
 from sitreg_lumir.deform.cpu.images import diffusion_adjoint as diffusion_adjoint
@@ -104,38 +105,66 @@ def invert(disp: Tensor, tolerance: float, max_iterations: int) -> Tensor:
     if max_iterations < 1:
         return -disp
     shape, inverse = tuple(disp.shape[2:]), _empty(disp)
-    run(lookups.invert, len(disp) * shape[0], shape, _flat(disp), tolerance, max_iterations, _flat(inverse))
+    run(inversion.invert, _planes(disp), shape, _interleaved([disp])[0], tolerance, max_iterations, _flat(inverse))
     return inverse
 
 
 def invert_adjoint(grad: Tensor, disp: Tensor, inverse: Tensor) -> Tensor:
     """Gradient of :func:`invert` with respect to ``disp``: a 3x3 solve per voxel and one adjoint look-up."""
-    shape, grad_disp = tuple(disp.shape[2:]), _zeros(disp)
-    flat_inverse = _flat(inverse)
-    args = (shape, _flat(grad), _flat(disp), flat_inverse, _flat(grad_disp))
-    _run_tiles(scatter.scatter_invert, [flat_inverse], disp.shape, shape, True, 1, *args)
-    return grad_disp
+    shape, flat_inverse, copies = tuple(disp.shape[2:]), _flat(inverse), _interleaved([disp])
+    (target,) = _cleared(1, disp)
+    args = (shape, _flat(grad), copies[0], flat_inverse, target)
+    _run_tiles(inversion.scatter_invert, [flat_inverse], disp.shape, shape, True, 1, *args)
+    del args, copies  # room for the result
+    return _separated(target, disp)
 
 
 def compose(disps: Sequence[Tensor]) -> Tensor:
     """The field of ``disps[0] o disps[1] o ...`` (last one first) on the grid; nothing is resampled between."""
-    composed = _empty(disps[0])
-    fields = tuple(_flat(disp) for disp in disps)
-    run(lookups.compose, _rows(composed), tuple(composed.shape[2:]), fields, _flat(composed))
+    composed, shape = _empty(disps[0]), tuple(disps[0].shape[2:])
+    run(chains.compose, _rows(composed), shape, _interleaved(disps[:-1]), _flat(disps[-1]), _flat(composed))
     return composed
 
 
 def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of :func:`compose` with respect to each field, None where ``needed`` says so."""
-    needed = tuple(bool(need) for need in needed)
-    grads = [_zeros(grad) if need else None for need in needed[:-1]]
-    grads.append(_empty(grad) if needed[-1] else None)
-    shape, fields = tuple(grad.shape[2:]), tuple(_flat(disp) for disp in disps)
-    nothing = _flat(grad.new_empty(0))
-    targets = tuple(nothing if target is None else _flat(target) for target in grads)
-    args = (shape, _flat(grad), fields, targets, needed)
-    _run_tiles(scatter.scatter_compose, fields[:0:-1], grad.shape, shape, True, 1, *args)
-    return grads
+    shape, inner, copies = tuple(grad.shape[2:]), _flat(disps[-1]), _interleaved(disps[:-1])
+    slots = np.where(needed, np.cumsum(needed) - 1, -1)
+    targets = _cleared(sum(map(bool, needed[:-1])), grad)
+    grad_inner = _empty(grad) if needed[-1] else grad.new_empty(0)
+    args = (shape, _flat(grad), copies, inner, targets, slots, _flat(grad_inner))
+    chain = [inner, *(_flat(disp) for disp in disps[-2:0:-1])]
+    _run_tiles(chains.scatter_compose, chain, grad.shape, shape, True, 1, *args)
+    del args, copies  # room for the results
+    grads = [_separated(targets[slot], grad) if slot >= 0 else None for slot in slots[:-1]]
+    return [*grads, grad_inner if needed[-1] else None]
+
+
+def _interleaved(fields: Sequence[Tensor]) -> Any:
+    """Interleaved copies of fields, as rows of one array."""
+    copies = _new_copies(len(fields), fields[0])
+    for field, copy in zip(fields, copies, strict=True):
+        run(interleaved.interleave, _planes(field), tuple(field.shape[2:]), _flat(field), copy)
+    return copies
+
+
+def _cleared(count: int, like: Tensor) -> Any:
+    """Interleaved fields of zeros, as rows of one array."""
+    copies = _new_copies(count, like)
+    for copy in copies:
+        run(interleaved.clear, _planes(like), tuple(like.shape[2:]), copy)
+    return copies
+
+
+def _separated(copy: Any, like: Tensor) -> Tensor:
+    """The field of an interleaved copy."""
+    field = _empty(like)
+    run(interleaved.separate, _planes(field), tuple(field.shape[2:]), copy, _flat(field))
+    return field
+
+
+def _new_copies(count: int, like: Tensor) -> Any:
+    return torch.empty(count, 4 * like[:, 0].numel(), dtype=like.dtype).numpy()
 
 
 def warp(values: Tensor, disp: Tensor, factor: int) -> Tensor:
@@ -252,6 +281,11 @@ def _empty(like: Tensor) -> Tensor:
 
 def _zeros(like: Tensor) -> Tensor:
     return torch.zeros(like.shape, dtype=like.dtype)
+
+
+def _planes(field: Tensor) -> int:
+    """Number of planes along the first axis, over the batch."""
+    return len(field) * field.shape[2]
 
 
 def _rows(field: Tensor) -> int:
