@@ -1,0 +1,77 @@
+"""The one command, `sitreg-lumir`. Heavy imports happen only in the verb that needs them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from sitreg_lumir import __version__
+from sitreg_lumir.cli.challenge import add_container, add_demo, add_evaluate, add_predict, add_submit
+from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
+from sitreg_lumir.cli.transforms import add_apply, add_carry
+from sitreg_lumir.errors import InputError, RunStoppedError
+
+DESCRIPTION = """\
+SITReg on MIND features: symmetric, inverse consistent, diffeomorphic brain MRI registration.
+
+verbs, each with an example:
+  fit        train a network
+             sitreg-lumir fit --config ens_seed3 --data.root LUMIR
+  validate   score a checkpoint on the validation pairs
+             sitreg-lumir validate --config runs/mind/config.yaml --ckpt_path runs/mind/checkpoints/last.ckpt
+  test       the same, by Lightning's test loop
+             sitreg-lumir test --config runs/mind/config.yaml --ckpt_path runs/mind/checkpoints/last.ckpt
+  predict    write displacement fields for the pairs of a data set, by one network or an ensemble
+             sitreg-lumir predict --members A.ckpt B.ckpt --data.root LUMIR -o predictions
+  carry      carry a field to another grid of the same world, most of all a finer one
+             sitreg-lumir carry disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz -o fine/disp_0100_0101.nii.gz
+  apply      move images, label maps and points by transforms, composed and sampled once
+             sitreg-lumir apply -t registration --to fixed --labels moving_labels.nii.gz -o labels_on_fixed.nii.gz
+  evaluate   score a folder of fields by the challenge's definitions
+             sitreg-lumir evaluate predictions --dataset LUMIR/LUMIR_dataset.json
+  submit     check a folder of fields and zip it for the challenge
+             sitreg-lumir submit predictions --dataset LUMIR/LUMIR25_dataset.json -o submission.zip
+  container  write the fields of the challenge's test phase, as its container does
+             sitreg-lumir container --dataset LUMIR25_dataset.json --images LUMIR --members members -o output
+  export     turn a checkpoint into safetensors + JSON
+             sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors
+  demo       make small data, train, predict, evaluate, draw: all in minutes on a CPU
+             sitreg-lumir demo -o demo
+
+`sitreg-lumir VERB --help` tells a verb's options. Configs by name: see `sitreg-lumir fit --list`.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; 0 when it worked, 2 for a user's mistake (told in one line)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        "sitreg-lumir",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sitreg-lumir {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="sitreg-lumir")
+    for add in (
+        add_fit, add_validate, add_test, add_predict, add_carry, add_apply, add_evaluate, add_submit,
+        add_container, add_export, add_demo,
+    ):  # fmt: skip
+        add(verbs)
+    options, rest = parser.parse_known_args(arguments)
+    run: Callable[[argparse.Namespace, list[str]], None] = options.run
+    try:
+        run(options, rest)
+    except InputError as error:
+        print(f"sitreg-lumir: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RunStoppedError as stop:
+        print(f"sitreg-lumir: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("\nsitreg-lumir: stopped", file=sys.stderr)
+        return 130
+    return 0

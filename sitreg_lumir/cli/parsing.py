@@ -1,0 +1,26 @@
+"""What all verbs share: their parsers, and one line for what is not understood."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from sitreg_lumir.errors import InputError
+
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def verb(verbs: Verbs, name: str, summary: str, more: str) -> argparse.ArgumentParser:
+    """The parser of a new verb; ``more`` is told after the options, as it is."""
+    return verbs.add_parser(
+        name,
+        description=summary,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def refuse(rest: Sequence[str], parser_of: str) -> None:
+    """Arguments that the verb does not know."""
+    if rest:
+        raise InputError(f"unknown argument {rest[0]!r}; see `sitreg-lumir {parser_of} --help`")

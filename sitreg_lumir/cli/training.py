@@ -1,0 +1,110 @@
+"""The verbs that train and score: fit, validate, test, export."""
+
+import argparse
+from pathlib import Path
+
+from sitreg_lumir.cli.parsing import Verbs, refuse, verb
+from sitreg_lumir.errors import InputError
+
+FIT_MORE = """\
+Every setting of the data, the model and Lightning's Trainer is an option, too:
+  --data.root FOLDER|JSON      the LUMIR data set (needed)
+  --data.validation '[LUMIR_dataset_multimodal.json]'    more lists of validation pairs
+  --data.batch_size 4          pairs in one step, over all devices
+  --model.augmentation Augmentation    augmented views for the network
+  --trainer.max_epochs 30      --trainer.devices 3      --trainer.precision 32-true
+`sitreg-lumir fit --options` lists all of them; `--print_config` shows the resolved config.
+
+example: sitreg-lumir fit --config minilumir/mind_small --data.root ../shared/minilumir/2mm
+"""
+
+
+def add_fit(verbs: Verbs) -> None:
+    parser = verb(verbs, "fit", "Train a network into runs/<name>/.", FIT_MORE)
+    parser.add_argument("--config", "-c", action="append", default=[], help="name of a shipped config, or a YAML file")
+    parser.add_argument("--name", help="name of the run (default: the config's name)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument("--wandb", choices=("offline", "online", "off"), default="offline", help="default: offline")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="last",
+        metavar="CKPT",
+        help="go on from the run's last.ckpt, or from CKPT",
+    )
+    parser.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS", help="default: 50")
+    parser.add_argument(
+        "--keep-every", type=int, default=5, metavar="EPOCHS", help="checkpoints that stay (default: 5)"
+    )
+    parser.add_argument("--list", action="store_true", help="list the shipped configs and stop")
+    parser.add_argument("--options", action="store_true", help="list every option and stop")
+    parser.set_defaults(run=_fit)
+
+
+def _fit(options: argparse.Namespace, rest: list[str]) -> None:
+    from sitreg_lumir.train.configs import config_names
+
+    if options.list:
+        print("\n".join(config_names()))
+        return
+    passed = [argument for config in options.config for argument in ("--config", config)] + rest
+    if options.options or any(argument.startswith("--print_config") for argument in rest):
+        from sitreg_lumir.train.run import build
+
+        build([*passed, "--help"] if options.options else passed)
+        return
+    name = options.name or (Path(options.config[-1]).stem if options.config else "mind")
+    from sitreg_lumir.train.run import RunOptions, fit
+
+    folder = options.runs / name
+    resume = None
+    if options.resume is not None:
+        resume = folder / "checkpoints" / "last.ckpt" if options.resume == "last" else Path(options.resume)
+    fit(passed, RunOptions(folder, options.wandb, resume, options.checkpoint_every, options.keep_every))
+
+
+def add_validate(verbs: Verbs) -> None:
+    _add_scoring(verbs, "validate")
+
+
+def add_test(verbs: Verbs) -> None:
+    _add_scoring(verbs, "test")
+
+
+def _add_scoring(verbs: Verbs, name: str) -> None:
+    more = (
+        f"example: sitreg-lumir {name} --config runs/mind/config.yaml --ckpt_path runs/mind/checkpoints/last.ckpt\n"
+        "Settings of data and Trainer are options as in `fit`: --data.root, --data.validation, --trainer.devices ..."
+    )
+    parser = verb(verbs, name, "Score a checkpoint on the validation pairs.", more)
+    parser.add_argument("--config", "-c", action="append", default=[], help="the run's config.yaml")
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint to score")
+    parser.set_defaults(run=_validate)
+
+
+def _validate(options: argparse.Namespace, rest: list[str]) -> None:
+    from sitreg_lumir.train.run import validate
+
+    passed = [argument for config in options.config for argument in ("--config", config)] + rest
+    validate(passed, options.ckpt_path, options.verb)
+
+
+def add_export(verbs: Verbs) -> None:
+    more = "example: sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors"
+    parser = verb(verbs, "export", "Turn a checkpoint into safetensors + JSON that hold all that predict needs.", more)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="ends in .safetensors")
+    parser.add_argument("--half", action="store_true", help="store half precision")
+    parser.add_argument("--official", action="store_true", help="CKPT was saved by the authors' code; needs --dataset")
+    parser.add_argument("--dataset", type=Path, metavar="JSON", help="with --official: the data set it was trained on")
+    parser.add_argument("--licence", default=None, help="of the weights, for the card")
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> None:
+    refuse(rest, "export")
+    from sitreg_lumir.train.predict import export
+
+    if options.official != (options.dataset is not None):
+        raise InputError("--official and --dataset belong together: the file does not say its grid, the data set does")
+    export(options.checkpoint, options.output, half=options.half, licence=options.licence, dataset=options.dataset)
