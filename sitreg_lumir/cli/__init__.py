@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from sitreg_lumir import __version__
 from sitreg_lumir.cli.challenge import add_container, add_demo, add_evaluate, add_predict, add_submit
+from sitreg_lumir.cli.register import add_register
 from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
 from sitreg_lumir.cli.transforms import add_apply, add_carry
 from sitreg_lumir.errors import InputError, RunStoppedError
@@ -15,6 +16,8 @@ DESCRIPTION = """\
 SITReg on MIND features: symmetric, inverse consistent, diffeomorphic brain MRI registration.
 
 verbs, each with an example:
+  register   register two brain scans, any NIfTI files, both ways at once
+             sitreg-lumir register --fixed MNI152 --moving brain.nii.gz -o registration
   fit        train a network
              sitreg-lumir fit --config ens_seed3 --data.root LUMIR
   validate   score a checkpoint on the validation pairs
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"sitreg-lumir {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="sitreg-lumir")
     for add in (
+        add_register,
         add_fit, add_validate, add_test, add_predict, add_carry, add_apply, add_evaluate, add_submit,
         add_container, add_export, add_demo,
     ):  # fmt: skip

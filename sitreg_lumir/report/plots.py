@@ -1,7 +1,7 @@
 """Pictures of one registered pair: the images, and the grid as the field deforms it."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ PLANES = (("sagittal", 0), ("coronal", 1), ("axial", 2))
 
 
 def plot_pair(
-    fixed: Array, moving: Array, warped: Array, disp: Array, file: Path, title: str = "", spacing: int = 4
+    fixed: Array, moving: Array, warped: Array, disp: Array, file: Path | IO[bytes], title: str = "", spacing: int = 4
 ) -> None:
     """Fixed, moving, warped and the deformed grid, in the middle slice of each plane, as a PNG.
 
@@ -20,7 +20,7 @@ def plot_pair(
         moving: the same shape.
         warped: the moving image on the fixed grid.
         disp: ``(3, X, Y, Z)``, voxels, fixed grid.
-        file: where the PNG goes.
+        file: where the PNG goes; a file or a stream.
         title: above the picture.
         spacing: voxels between two lines of the grid.
     """
@@ -30,10 +30,11 @@ def plot_pair(
     figure = Figure(figsize=(12, 9.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(PLANES), 4)
-    top = max(float(np.percentile(image[image > 0], 99.5)) if (image > 0).any() else 1.0 for image in (fixed, moving))
+    tops = [float(np.percentile(image[image > 0], 99.5)) if (image > 0).any() else 1.0 for image in (fixed, moving)]
     middle = [size // 2 for size in fixed.shape]
     for row, (plane, axis) in zip(axes, PLANES, strict=True):
-        for panel, image, name in zip(row, (fixed, moving, warped), ("fixed", "moving", "warped moving"), strict=False):
+        shown = ((fixed, "fixed", tops[0]), (moving, "moving", tops[1]), (warped, "warped moving", tops[1]))
+        for panel, (image, name, top) in zip(row, shown, strict=False):
             slice_ = np.take(image, middle[axis], axis)
             panel.imshow(slice_.T, origin="lower", cmap="gray", vmin=0, vmax=top, interpolation="nearest")
             panel.set_title(f"{name}, {plane}", fontsize=10)
@@ -42,7 +43,7 @@ def plot_pair(
         for panel in row:
             panel.set_axis_off()
     figure.suptitle(title, fontsize=12)
-    figure.savefig(file, dpi=100)
+    figure.savefig(file, dpi=100, format="png")
 
 
 def _draw_grid(panel: Any, background: Array, disp: Array, axis: int, spacing: int) -> None:

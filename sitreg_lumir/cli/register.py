@@ -1,0 +1,110 @@
+"""The verb for anyone with two brain scans: register."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sitreg_lumir.cli.parsing import Verbs, refuse, verb
+from sitreg_lumir.errors import InputError
+
+MORE = """\
+Any NIfTI file: any orientation, voxel size, field of view, number type, contrast. Scans must be skull-stripped, or come
+with a mask of the brain. Both directions come at once: exchanging the scans exchanges the results.
+
+OUT gets
+  warped_moving.nii.gz                the moving image on the fixed grid, sampled once from the original
+  warped_fixed.nii.gz                 the fixed image on the moving grid
+  from-moving_to-fixed_xfm.nii.gz     the whole transform as an ITK field (mm, LPS) on the fixed grid: ANTs, ITK, 3D Slicer
+  from-fixed_to-moving_xfm.nii.gz     its inverse, on the moving grid; `sitreg-lumir apply -t OUT` uses both
+  jac_det.nii.gz, jac_det_deformation.nii.gz    local volume change, with and without the alignments
+  disagreement.nii.gz                 of an ensemble's members, mm: a lower bound, no measure of the error
+  disp_*.nii.gz, deformation_xfm.nii.gz, *_to-MNI152.tfm    the parts: deformation on the model's grid, alignments
+  summary.json, report.html           numbers, verdict and pictures
+
+ITK leaves points outside a field where they are, so a point just outside the image jumps. --padding MM makes the
+transforms reach further.
+
+--align auto aligns each scan by itself to MNI152 (affine, mutual information), if that moves its brain by more than a
+few mm; `each` always does, `none` trusts the headers. --initial-transform takes an affine that ANTs or ITK found for the
+pair (fixed to moving); --fixed-to-template and --moving-to-template take what `sitreg-lumir preprocess` found.
+
+PAIRS is a CSV with the columns fixed,moving and if wanted name,fixed_mask,moving_mask,...; results go to OUT/<name>, a
+table of all to OUT/pairs.csv; what is there already is skipped.
+
+example: sitreg-lumir register --fixed MNI152 --moving brain.nii.gz -o registration
+         sitreg-lumir register --fixed t1.nii.gz --moving t2.nii.gz --moving-mask t2_brain.nii.gz -o registration
+         sitreg-lumir register --pairs pairs.csv -o registrations
+"""
+
+
+def add_register(verbs: Verbs) -> None:
+    """Adds the verb `register`."""
+    parser = verb(verbs, "register", "Register two brain scans, both ways at once.", MORE)
+    image = "NIfTI file, or MNI152: the ICBM 2009a nonlinear symmetric template"
+    parser.add_argument("--fixed", metavar="F", help=image)
+    parser.add_argument("--moving", metavar="M", help=image)
+    parser.add_argument("--pairs", type=Path, metavar="CSV", help="a table of pairs instead")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument("--fixed-mask", type=Path, metavar="FILE", help="brain mask of the fixed scan, any grid")
+    parser.add_argument("--moving-mask", type=Path, metavar="FILE", help="of the moving scan")
+    parser.add_argument("--align", choices=("auto", "each", "none"), default="auto", help="default: auto")
+    parser.add_argument("--initial-transform", type=Path, metavar="XFM", help="ITK affine, fixed to moving")
+    parser.add_argument("--fixed-to-template", type=Path, metavar="XFM", help="ITK affine, fixed to MNI152")
+    parser.add_argument("--moving-to-template", type=Path, metavar="XFM", help="ITK affine, moving to MNI152")
+    parser.add_argument("--header", choices=("sform", "qform"), help="which to use, in every file, if they differ")
+    parser.add_argument(
+        "--assume-orientation", metavar="RAS", help="of files whose header does not say where the axes point to"
+    )
+    parser.add_argument(
+        "--refine", type=int, default=0, metavar="N", help="steps of optimisation for this very pair (default: 0)"
+    )
+    parser.add_argument("--fixed-lesion", type=Path, metavar="FILE", help="mask left out of what --refine compares")
+    parser.add_argument("--moving-lesion", type=Path, metavar="FILE", help="the same of the moving scan")
+    parser.add_argument(
+        "--padding", type=float, default=0.0, metavar="MM", help="border of the transforms (default: 0)"
+    )
+    parser.add_argument(
+        "--members", nargs="+", metavar="PATH", help="trained members, files or folders (default: the shipped ones)"
+    )
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or gpu (default: auto)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    parser.add_argument("--no-report", action="store_true", help="do not write report.html")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier registration in OUT")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> None:
+    refuse(rest, "register")
+    single = (
+        "fixed", "moving", "fixed_mask", "moving_mask", "initial_transform", "fixed_to_template", "moving_to_template",
+        "fixed_lesion", "moving_lesion",
+    )  # fmt: skip
+    files: dict[str, Any] = {name: getattr(options, name) for name in single}
+    if options.pairs is not None:
+        given = next((name for name, value in files.items() if value is not None), None)
+        if given is not None:
+            raise InputError(f"--{given.replace('_', '-')}: with --pairs, files stand in the table; add a column")
+    elif files["fixed"] is None or files["moving"] is None:
+        raise InputError("name --fixed and --moving, or a table with --pairs")
+    from sitreg_lumir.cli.progress import show_progress
+    from sitreg_lumir.registration.model import load_model
+    from sitreg_lumir.registration.pairs import TABLE, read_pairs, register_pairs
+    from sitreg_lumir.registration.register import register
+
+    show_progress()
+    common = {"align": options.align, "refine": options.refine, "header": options.header,
+              "assume_orientation": options.assume_orientation, "padding_mm": options.padding,
+              "report": not options.no_report, "overwrite": options.overwrite}  # fmt: skip
+    pairs = None if options.pairs is None else read_pairs(options.pairs)
+    model = load_model(options.members, device=options.device, precision=options.precision)
+    if pairs is None:
+        found = register(out=options.output, model=model, **files, **common)
+        print(f"verdict: {found.verdict}" + "".join(f"\n  {reason}" for reason in found.summary["reasons"]))
+        print(f"written: {options.output}" + ("" if options.no_report else f"; look at {options.output}/report.html"))
+        return
+    rows = register_pairs(pairs, options.output, model, **common)
+    print(f"written: {options.output / TABLE}")
+    failed = [row for row in rows if row["verdict"] == "error"]
+    if failed:
+        raise InputError(f"{failed[0]['name']}: {failed[0]['reasons']} ({len(failed)} of {len(rows)} pairs failed; the "
+                         "others are done)")  # fmt: skip

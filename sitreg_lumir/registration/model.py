@@ -1,0 +1,139 @@
+"""The trained members that register scans, loaded once and used for any number of pairs."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.files.headers import spacing_of
+from sitreg_lumir.files.provenance import file_entry
+from sitreg_lumir.network.shipped import default_members
+from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
+from sitreg_lumir.network.weights import Member, ModelCard, load_members, member_files
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One network or an ensemble.
+
+    Attributes:
+        members: of one architecture and geometry, on ``device``.
+        files: where they came from.
+        checksums: name and SHA-256 of each file.
+        device: where they run.
+        precision: of the convolutions, ``float32`` or ``bfloat16``.
+    """
+
+    members: tuple[Member, ...]
+    files: tuple[Path, ...]
+    checksums: tuple[dict[str, str], ...]
+    device: torch.device
+    precision: str = "float32"
+
+    @property
+    def card(self) -> ModelCard:
+        """Of the first member; what matters here is the same for all."""
+        return self.members[0].card
+
+    @property
+    def networks(self) -> list[SITReg]:
+        """The members' networks."""
+        return [member.network for member in self.members]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(X, Y, Z)`` of the grid that the members know."""
+        x, y, z = self.card.shape
+        return x, y, z
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """``(4, 4)`` voxel-to-world matrix of that grid, RAS, mm."""
+        return np.asarray(self.card.affine, dtype=np.float64)
+
+    @property
+    def spacing(self) -> float:
+        """Voxel size of that grid, mm, mean over the axes."""
+        return float(spacing_of(self.affine).mean())
+
+    def __str__(self) -> str:
+        count = f"{len(self.members)} members" if len(self.members) > 1 else self.files[0].name
+        x, y, z = self.shape
+        return f"{count}, {x} x {y} x {z} at {self.spacing:g} mm"
+
+    def __repr__(self) -> str:
+        return f"Model({self}, {self.device}, {self.precision})"
+
+    def inputs(self, image: Tensor) -> Tensor:
+        """The networks' input from an image ``(B, 1, X, Y, Z)`` with intensity in [0, 1]."""
+        return self.members[0].inputs(image)
+
+    def run(self, *, fixed: Tensor, moving: Tensor, levels: Sequence[int] = (0,)) -> list[Stage]:
+        """The stages of :func:`~sitreg_lumir.network.sitreg.run_stages`, fields both ways, without gradients.
+
+        Args:
+            fixed: ``(B, 1, X, Y, Z)``, intensity in [0, 1], on the model's grid.
+            moving: the same.
+            levels: after which stages fields are wanted.
+        """
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with torch.inference_mode(), half:
+            return run_stages(
+                self.networks,
+                fixed=self.inputs(fixed.to(self.device)),
+                moving=self.inputs(moving.to(self.device)),
+                levels=levels,
+                disagreement=len(self.members) > 1,
+            )
+
+
+def load_model(
+    paths: str | Path | Sequence[str | Path] | None = None, *, device: str = "auto", precision: str = "float32"
+) -> Model:
+    """Loads members once, to register any number of pairs.
+
+    Args:
+        paths: ``.safetensors`` or ``.ckpt`` files, or folders of them; several are an ensemble. By default what
+            ``SITREG_LUMIR_WEIGHTS`` names, else what comes with the package.
+        device: ``auto``, ``cpu``, or ``gpu`` (also ``cuda``, ``cuda:1``).
+        precision: of the convolutions: ``float32`` or ``bfloat16``.
+
+    Raises:
+        InputError: a file is missing or damaged, members do not go together, or there is no such device.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision}: must be float32 or bfloat16")
+    if paths is None:
+        files = default_members()
+    else:
+        files = member_files([paths] if isinstance(paths, str | os.PathLike) else paths)
+    where = _device(device)
+    members = tuple(member.to(where) for member in load_members(files))
+    return Model(members, tuple(files), tuple(map(file_entry, files)), where, precision)
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if available else "cpu"
+    wanted = "cuda" if name == "gpu" else name
+    if wanted != "cpu" and not (wanted.startswith("cuda") and available):
+        raise InputError(f"--device {name}: there is no such device; use cpu")
+    try:
+        return torch.device(wanted)
+    except RuntimeError:
+        raise InputError(f"--device {name}: must be auto, cpu or gpu") from None
+
+
+def as_tensor(volume: NDArray[Any]) -> Tensor:
+    """``(X, Y, Z)`` stored values 0..255 -> ``(1, 1, X, Y, Z)``, float32, intensity in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None, None] / 255

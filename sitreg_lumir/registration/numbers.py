@@ -1,0 +1,143 @@
+"""What is measured of a registration: similarity, folding, inverse error, coverage, disagreement."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sitreg_lumir.deform.ops import warp
+from sitreg_lumir.files.chain import Chain, Matrix, inside, map_points, transform_by
+from sitreg_lumir.measures.losses import similarity
+from sitreg_lumir.measures.metrics import ndv
+from sitreg_lumir.network.mind import Mind
+from sitreg_lumir.prepare.conform import Mask, inverse
+
+_MIND = Mind()
+_POINTS = 50_000  # of the brain at most, on a regular grid
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPair:
+    """Both scans on the model's grid, as the network knows them: ``(1, 1, X, Y, Z)``.
+
+    Attributes:
+        fixed: intensity in [0, 1].
+        fixed_brain: bool.
+        moving: intensity in [0, 1], aligned.
+        moving_brain: bool.
+        as_placed: the moving image and brain where the headers alone would put them; None if that is elsewhere.
+        fixed_lesion: bool, or None.
+        moving_lesion: bool, or None.
+    """
+
+    fixed: Tensor
+    fixed_brain: Tensor
+    moving: Tensor
+    moving_brain: Tensor
+    as_placed: tuple[Tensor, Tensor] | None
+    fixed_lesion: Tensor | None
+    moving_lesion: Tensor | None
+
+
+def similarities(
+    fixed: Tensor, moving: Tensor, fixed_brain: Tensor, moving_brain: Tensor, disp: Tensor | None
+) -> dict[str, float]:
+    """How alike the fixed and the warped moving image are, on the model's grid.
+
+    Args:
+        fixed: ``(1, 1, X, Y, Z)``, intensity in [0, 1].
+        moving: the same.
+        fixed_brain: the same shape, bool.
+        moving_brain: the same.
+        disp: ``(1, 3, X, Y, Z)``, voxels; None for no deformation.
+
+    Returns:
+        ``mind``: mean absolute difference of the MIND descriptors within both brains, lower is better, any contrast;
+        ``lncc``: mean squared local correlation, higher is better; ``brain_overlap``: Dice coefficient of the brains.
+    """
+    with torch.inference_mode():
+        if disp is None:
+            disp = torch.zeros(1, 3, *fixed.shape[2:])
+        warped = warp(moving, disp)
+        brain = warp(moving_brain.float(), disp) >= 0.5
+        both = brain & fixed_brain
+        size = int(both.sum())
+        apart = (_MIND(fixed) - _MIND(warped)).abs().mean(dim=1, keepdim=True)
+        return {
+            "mind": float(apart[both].mean()) if size else math.nan,
+            "lncc": -float(similarity(disp, fixed, moving, fixed_brain, moving_brain)),
+            "brain_overlap": 2 * size / max(1, int(brain.sum()) + int(fixed_brain.sum())),
+        }
+
+
+def folding(disp: NDArray[np.float32], brain: Mask) -> float:
+    """Non-diffeomorphic volume in percent of the brain; ``disp`` is ``(3, X, Y, Z)``, voxels."""
+    return ndv(disp, brain)
+
+
+def brain_points(brain: Mask, affine: Matrix) -> NDArray[np.float64]:
+    """World positions ``(N, 3)``, RAS, mm, of brain voxels on a regular grid."""
+    step = max(1, math.ceil((brain.sum() / _POINTS) ** (1 / 3)))
+    where = np.argwhere(brain[::step, ::step, ::step]) * step
+    return transform_by(affine, where.T.astype(np.float64)).T
+
+
+def inverse_error(forward: Chain, backward: Chain, points: NDArray[np.float64]) -> dict[str, float]:
+    """How far points of the fixed world ``(N, 3)`` come back from where they started, mm."""
+    there = map_points(forward, points)
+    apart = np.linalg.norm(map_points(backward, there) - points, axis=1)
+    return {
+        "median": float(np.median(apart)),
+        "p99": float(np.percentile(apart, 99)),
+        "largest": float(apart.max()),
+    }
+
+
+def coverage(
+    forward: Chain, points: NDArray[np.float64], shape: tuple[int, int, int], moving_affine: Matrix
+) -> dict[str, float]:
+    """Shares (0..1) of the fixed brain's points ``(N, 3)`` that lie in the model's grid, and that see the moving scan.
+
+    Args:
+        forward: fixed world -> moving world.
+        points: of the fixed brain, RAS, mm.
+        shape: of the moving scan.
+        moving_affine: ``(4, 4)`` its voxel-to-world matrix.
+    """
+    to_model = inverse(forward.model_affine) @ forward.fixed_to_model
+    to_moving = inverse(moving_affine)
+    return {
+        "in_model_grid": float(inside(transform_by(to_model, points.T), forward.disp.shape[1:]).mean()),
+        "seen_by_other": float(inside(transform_by(to_moving, map_points(forward, points).T), shape).mean()),
+    }
+
+
+def displacement(forward: Chain, points: NDArray[np.float64]) -> dict[str, float]:
+    """How far the deformation alone, without the alignments, moves points ``(N, 3)`` of the fixed brain, model mm."""
+    plain = Chain(np.eye(4), np.eye(4), forward.model_affine, forward.disp)
+    start = transform_by(forward.fixed_to_model, points.T).T
+    moved = np.linalg.norm(map_points(plain, start) - start, axis=1)
+    return {"median": float(np.median(moved)), "p95": float(np.percentile(moved, 95)), "largest": float(moved.max())}
+
+
+def spread(values: NDArray[np.float32], brain: Mask, spacing: float) -> dict[str, float]:
+    """Of the members' disagreement ``(X, Y, Z)``, voxels, within the brain, in mm."""
+    found = values[brain] * spacing
+    return {"median": float(np.median(found)), "p95": float(np.percentile(found, 95))}
+
+
+def plain(value: Any) -> Any:
+    """Numbers as JSON knows them: NaN becomes None, numpy's become Python's; rounded to six digits."""
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

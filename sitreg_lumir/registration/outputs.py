@@ -1,0 +1,162 @@
+"""The folder of a registration: every file whole, and all of them or none."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.files.apply import IMAGES_TO
+from sitreg_lumir.files.chain import Chain, Matrix, composite_field
+from sitreg_lumir.files.nifti import save_disp, save_volume
+from sitreg_lumir.files.transforms import field_grid, save_affine_tfm, save_itk_field
+from sitreg_lumir.registration.pictures import picture_volumes
+from sitreg_lumir.registration.result import Registration
+from sitreg_lumir.registration.sides import Side
+
+SUMMARY = "summary.json"
+REPORT = "report.html"
+WARPED = {"fixed": "warped_moving.nii.gz", "moving": "warped_fixed.nii.gz"}
+FILES = {
+    WARPED["fixed"]: "the moving image on the fixed grid",
+    WARPED["moving"]: "the fixed image on the moving grid",
+    IMAGES_TO["fixed"]: "transform, ITK field on the fixed grid",
+    IMAGES_TO["moving"]: "transform, ITK field on the moving grid",
+    "jac_det.nii.gz": "local volume change of the whole map, fixed grid",
+    "jac_det_deformation.nii.gz": "the same without the alignments",
+    "disagreement.nii.gz": "of the members, mm, fixed grid (ensembles)",
+    "fixed_to-MNI152.tfm": "alignment of the fixed scan, ITK affine",
+    "moving_to-MNI152.tfm": "alignment of the moving scan",
+    "disp_fixed_moving.nii.gz": "deformation on the model's grid, voxels, as in LUMIR",
+    "disp_moving_fixed.nii.gz": "its inverse",
+    "deformation_xfm.nii.gz": "the deformation alone as an ITK field in MNI152 space",
+    SUMMARY: "numbers and verdict",
+    REPORT: "pictures and numbers to look at",
+}
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuses a folder that a registration cannot go to, before any work is done.
+
+    Raises:
+        InputError: it is a file, cannot be written, or holds things that would be lost or mixed up.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder for the results with -o")
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in there if name not in FILES]
+    if foreign:
+        raise InputError(f"{folder}: holds other files ({foreign[0]}); name a new or empty folder with -o")
+    if there and not overwrite:
+        raise InputError(f"{folder}: holds a registration already; name another folder, or add --overwrite")
+    parent = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: cannot be written (permission denied); choose a folder with access")
+
+
+def save_registration(found: Registration, folder: Path, *, padding_mm: float, report: bool, overwrite: bool) -> Path:
+    """Writes all results; see :meth:`Registration.save`."""
+    check_folder(folder, overwrite)
+    with _whole(folder) as temporary:
+        fixed, moving = found.fixed, found.moving
+        _save_image(temporary / WARPED["fixed"], found.warped, moving, fixed.affine)
+        _save_image(temporary / WARPED["moving"], found.warped_fixed, fixed, moving.affine)
+        for to, chain, side in (("fixed", found.forward, fixed), ("moving", found.backward, moving)):
+            grid = field_grid(side.shape, side.affine, padding_mm)
+            save_itk_field(temporary / IMAGES_TO[to], composite_field(chain, *grid), grid[1])  # type: ignore[index]
+        save_volume(temporary / "jac_det.nii.gz", found.jacobian(), fixed.affine)
+        deformation = found.jacobian(with_alignment=False)
+        save_volume(temporary / "jac_det_deformation.nii.gz", deformation, fixed.affine)
+        disagreement = found.disagreement()
+        if disagreement is not None:
+            save_volume(temporary / "disagreement.nii.gz", disagreement, fixed.affine)
+        save_affine_tfm(temporary / "fixed_to-MNI152.tfm", found.forward.fixed_to_model)
+        save_affine_tfm(temporary / "moving_to-MNI152.tfm", found.forward.moving_to_model)
+        affine = found.forward.model_affine
+        save_disp(temporary / "disp_fixed_moving.nii.gz", found.disp, affine)
+        save_disp(temporary / "disp_moving_fixed.nii.gz", found.disp_inv, affine)
+        plain = Chain(np.eye(4), np.eye(4), affine, found.disp)
+        field = composite_field(plain, found.disp.shape[1:], affine)
+        save_itk_field(temporary / "deformation_xfm.nii.gz", field, affine)
+        (temporary / SUMMARY).write_text(json.dumps(found.summary, indent=1, ensure_ascii=False) + "\n")
+        if report:
+            _write_report(temporary / REPORT, found)
+    return folder
+
+
+def _save_image(path: Path, image: NDArray[np.float32], original: Side, affine: Matrix) -> None:
+    """Integers stay of their type."""
+    dtype = original.data.dtype
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        image = np.clip(np.rint(image, dtype=np.float64), limits.min, limits.max).astype(dtype)
+    save_volume(path, image, affine)
+
+
+def _write_report(path: Path, found: Registration) -> None:
+    from sitreg_lumir.report.report import write_pair_report
+
+    volumes = picture_volumes(found)
+    summary = found.summary
+    write_pair_report(
+        path,
+        **vars(volumes),
+        numbers=report_numbers(summary),
+        verdict=summary["verdict"],
+        reasons=summary["reasons"],
+        title=f"{found.moving.name} onto {found.fixed.name}",
+        names=(found.fixed.name, found.moving.name),
+    )
+
+
+def report_numbers(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary's most telling numbers as plain values, the rest as tables."""
+    similarity = summary["similarity"]
+    plain = {
+        "MIND difference, aligned": similarity["aligned"]["mind"],
+        "MIND difference, registered": similarity["registered"]["mind"],
+        "local correlation, aligned": similarity["aligned"]["lncc"],
+        "local correlation, registered": similarity["registered"]["lncc"],
+        "folded volume, % of the brain": summary["ndv_percent"],
+        "inverse error, median, mm": summary["inverse_error_mm"]["median"],
+        "displacement, 95th percentile, mm": summary["displacement_mm"]["p95"],
+    }
+    tables = {}
+    for key, value in summary.items():
+        if isinstance(value, dict) and key != "similarity":
+            tables[key.replace("_", " ")] = {
+                name.replace("_", " "): each for name, each in value.items() if not isinstance(each, dict | list)
+            }
+    for stage, values in similarity.items():
+        if values:
+            tables[f"similarity, {stage.replace('_', ' ')}"] = {
+                name.replace("_", " "): each for name, each in values.items()
+            }
+    return {**plain, **tables}
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder``, whose files move there at the end; on any error nothing is left of it."""
+    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        folder.mkdir(exist_ok=True)
+        (folder / SUMMARY).unlink(missing_ok=True)  # it speaks for all other files
+        for name in FILES:
+            if (temporary / name).exists():
+                os.replace(temporary / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{folder}: cannot be written ({reason}); choose a folder with space and access") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
