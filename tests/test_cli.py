@@ -22,7 +22,7 @@ SMALL = ["--model.features", "[4,4]", "--model.head_features", "[4,4]", "--model
 
 
 VERBS = (
-    "fit", "validate", "test", "predict", "carry", "apply", "evaluate", "submit", "container", "export", "demo",
+    "register", "preprocess", "doctor", "fit", "validate", "test", "predict", "carry", "apply", "evaluate", "submit", "container", "export", "demo",
 )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from sitreg_lumir import __version__
 from sitreg_lumir.cli.challenge import add_container, add_demo, add_evaluate, add_predict, add_submit
+from sitreg_lumir.cli.doctor import add_doctor
+from sitreg_lumir.cli.preprocess import add_preprocess
 from sitreg_lumir.cli.register import add_register
 from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
 from sitreg_lumir.cli.transforms import add_apply, add_carry
@@ -18,6 +20,8 @@ SITReg on MIND features: symmetric, inverse consistent, diffeomorphic brain MRI 
 verbs, each with an example:
   register   register two brain scans, any NIfTI files, both ways at once
              sitreg-lumir register --fixed MNI152 --moving brain.nii.gz -o registration
+  preprocess make a LUMIR-like volume of a raw head scan: bias field, skull stripping, alignment to MNI152
+             sitreg-lumir preprocess head.nii.gz -o brain.nii.gz
   fit        train a network
              sitreg-lumir fit --config ens_seed3 --data.root LUMIR
   validate   score a checkpoint on the validation pairs
@@ -40,6 +44,8 @@ verbs, each with an example:
              sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors
   demo       make small data, train, predict, evaluate, draw: all in minutes on a CPU
              sitreg-lumir demo -o demo
+  doctor     tell what is installed and whether two scans can be registered
+             sitreg-lumir doctor
 
 `sitreg-lumir VERB --help` tells a verb's options. Configs by name: see `sitreg-lumir fit --list`.
 """
@@ -57,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"sitreg-lumir {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="sitreg-lumir")
     for add in (
-        add_register,
+        add_register, add_preprocess,
         add_fit, add_validate, add_test, add_predict, add_carry, add_apply, add_evaluate, add_submit,
-        add_container, add_export, add_demo,
+        add_container, add_export, add_demo, add_doctor,
     ):  # fmt: skip
         add(verbs)
     options, rest = parser.parse_known_args(arguments)

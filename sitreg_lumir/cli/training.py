@@ -36,6 +36,19 @@ def add_fit(verbs: Verbs) -> None:
     parser.add_argument(
         "--keep-every", type=int, default=5, metavar="EPOCHS", help="checkpoints that stay (default: 5)"
     )
+    parser.add_argument(
+        "--panels-every",
+        type=int,
+        default=5,
+        metavar="EPOCHS",
+        help="pictures of the same pairs into panels/ (default: 5)",
+    )
+    parser.add_argument(
+        "--wandb-images",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="these pictures to W&B, too (default: offline yes, online no)",
+    )
     parser.add_argument("--list", action="store_true", help="list the shipped configs and stop")
     parser.add_argument("--options", action="store_true", help="list every option and stop")
     parser.set_defaults(run=_fit)
@@ -60,7 +73,18 @@ def _fit(options: argparse.Namespace, rest: list[str]) -> None:
     resume = None
     if options.resume is not None:
         resume = folder / "checkpoints" / "last.ckpt" if options.resume == "last" else Path(options.resume)
-    fit(passed, RunOptions(folder, options.wandb, resume, options.checkpoint_every, options.keep_every))
+    fit(
+        passed,
+        RunOptions(
+            folder,
+            options.wandb,
+            resume,
+            options.checkpoint_every,
+            options.keep_every,
+            options.panels_every,
+            options.wandb_images,
+        ),
+    )
 
 
 def add_validate(verbs: Verbs) -> None:

@@ -1,6 +1,7 @@
 """LightningDataModule: groups of training images and validation pairs of a LUMIR dataset."""
 
 import hashlib
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,11 @@ class LumirDataModule(LightningDataModule):
         return self.trainer is None or self.trainer.state.fn in (None, "fit")
 
     def _loading(self) -> dict[str, Any]:
-        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": ignore_stop_signals,
+        }
 
     def _read(self, *, check_files: bool) -> None:
         training = self._training()
@@ -291,6 +296,12 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
     """One item -> a batch: volumes ``(1, 1, X, Y, Z)``, ``pair`` a list of one ``Pair``."""
     (item,) = items
     return {key: value[None, None] if isinstance(value, Tensor) else [value] for key, value in item.items()}
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """In a process that loads volumes: schedulers signal all processes of a job, and the training one decides."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _key(images: Sequence[Image]) -> str:

@@ -45,12 +45,12 @@ def read_pairs(table: Path) -> list[PairRow]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, restkey="", strict=True)
+            columns = list(reader.fieldnames or [])
             lines = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
         raise InputError(f"{table}: no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: cannot be read as a CSV table ({error})") from None
-    columns = list(reader.fieldnames or [])
     unknown = [column for column in columns if column not in ("name", *FILE_COLUMNS)]
     if unknown or not {"fixed", "moving"} <= set(columns):
         told = f"unknown column {unknown[0]!r}" if unknown else "no columns fixed and moving"

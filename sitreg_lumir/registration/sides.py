@@ -1,5 +1,6 @@
 """One scan of a pair: read, masked, and placed in the model's world, by itself."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -177,15 +178,17 @@ def meet_half_way(fixed: Matrix, moving: Matrix, initial: Matrix) -> tuple[Matri
 
 
 def _square_root(matrix: Matrix) -> Matrix:
-    """The principal square root of an affine, by the Denman-Beavers iteration."""
+    """The principal square root of an affine, by the Denman-Beavers iteration.
+
+    Source: Denman & Beavers, The matrix sign function and computations in systems, 1976.
+    """
     root, inverse = matrix.copy(), np.eye(4)
-    for _ in range(100):
-        before = root
-        root, inverse = (root + np.linalg.inv(inverse)) / 2, (inverse + np.linalg.inv(root)) / 2
-        if np.abs(root - before).max() < 1e-13 * max(1.0, float(np.abs(root).max())):
-            break
-    error = float(np.abs(root @ root - matrix).max())
-    if not np.isfinite(root).all() or error > 1e-6 or np.linalg.det(root[:3, :3]) <= 0:
+    with suppress(np.linalg.LinAlgError):
+        for _ in range(50):
+            root, inverse = (root + np.linalg.inv(inverse)) / 2, (inverse + np.linalg.inv(root)) / 2
+            if np.abs(root @ root - matrix).max() < 1e-12 * np.abs(matrix).max():
+                break
+    if not np.abs(root @ root - matrix).max() < 1e-6 or np.linalg.det(root[:3, :3]) <= 0:
         raise InputError(
             "--initial-transform: too far from the alignment of each scan (mirrored, or turned half round); check "
             "its direction (fixed to moving, as ANTs writes it), or use --align none"

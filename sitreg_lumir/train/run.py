@@ -1,11 +1,10 @@
 """`fit`, `validate` and `test`: LightningCLI over the modules and the data, and the run folder.
 
-``runs/<name>/`` holds config.yaml, metrics.csv, checkpoints/ and wandb/.
+``runs/<name>/`` holds config.yaml, metrics.csv, checkpoints/, panels/ and wandb/.
 """
 
 import os
 import re
-import secrets
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -26,8 +25,11 @@ from sitreg_lumir.train.callbacks import AtomicCheckpointIO, RunMetrics, checkpo
 from sitreg_lumir.train.configs import nearest, resolve_config
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
 from sitreg_lumir.train.module import MindRegistration, RawRegistration, RegistrationModule
+from sitreg_lumir.train.panels import Panels
 from sitreg_lumir.train.settings import give_back_freed_memory, keep_freed_memory, prepare_process
 from sitreg_lumir.train.signals import StopOnSignal
+from sitreg_lumir.train.throughput import Throughput
+from sitreg_lumir.train.tracking import DataRecord, finish, variant, wandb_logger
 
 BY_SHORT_NAME = (MindRegistration, RawRegistration, NdvPenalty, GroupConsistency)  # imported, so configs can name them
 
@@ -55,6 +57,8 @@ class RunOptions:
         resume: a checkpoint to go on from, or None.
         checkpoint_every: steps between two writings of last.ckpt.
         keep_every: epochs between two checkpoints that stay.
+        panels_every: epochs between two pictures of the same pairs.
+        wandb_images: whether W&B gets these pictures, too; None means offline yes, online no.
     """
 
     folder: Path
@@ -62,6 +66,13 @@ class RunOptions:
     resume: Path | None = None
     checkpoint_every: int = 50
     keep_every: int = 5
+    panels_every: int = 5
+    wandb_images: bool | None = None
+
+    @property
+    def images_to_wandb(self) -> bool:
+        """Whether W&B gets pictures: nothing of the data leaves the machine unasked."""
+        return self.wandb == "offline" if self.wandb_images is None else self.wandb_images
 
 
 class RunCLI(LightningCLI):
@@ -99,42 +110,25 @@ class RunCLI(LightningCLI):
         if self.options is None:
             return self.trainer_class(**{**config, "logger": False, "enable_checkpointing": False})
         folder = self.options.folder
+        asked = config.get("logger")
+        loggers: list[Logger] = [RunMetrics(folder), *([] if isinstance(asked, bool) else _as_list(asked))]
+        if self.options.wandb != "off":
+            resolved = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+            files = [Path(str(file)) for file in _as_list(self.config.get("config"))]
+            tag = variant(self.model, _as_list(config.get("callbacks")))
+            loggers.append(wandb_logger(folder, self.options.wandb, resolved, tag, files))
         callbacks = [
             *callbacks,
+            DataRecord(),
             *checkpoint_callbacks(folder, self.options.checkpoint_every, self.options.keep_every),
+            Throughput(),
+            Panels(folder, self.options.panels_every, self.options.images_to_wandb),
             StopOnSignal(folder / "checkpoints" / "last.ckpt"),
         ]
         config["default_root_dir"] = str(folder)
-        config["logger"] = [RunMetrics(folder), *self._configured_loggers(config)]
+        config["logger"] = loggers
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         return super()._instantiate_trainer(config, callbacks)
-
-    def _configured_loggers(self, config: dict[str, Any]) -> list[Logger]:
-        """Loggers that the config asks for, and W&B as ``--wandb`` says."""
-        assert self.options is not None
-        asked = config.get("logger")
-        loggers = [] if isinstance(asked, bool) else _as_list(asked)
-        if self.options.wandb == "off":
-            return loggers
-        from lightning.pytorch.loggers import WandbLogger
-
-        wandb = WandbLogger(
-            project="sitreg-lumir",
-            name=self.options.folder.name,
-            id=_run_id(self.options.folder / "wandb" / "run_id"),
-            save_dir=self.options.folder,
-            offline=self.options.wandb == "offline",
-            resume="allow",
-        )
-        return [*loggers, wandb]
-
-
-def _run_id(file: Path) -> str:
-    """The W&B id of a run folder: drawn once, then the same each time the run goes on."""
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(4))
-    return file.read_text()
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -169,17 +163,23 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
         raise InputError(f"{options.folder}: cannot be made ({error.strerror}); choose another --runs") from None
     if options.resume is not None:
         drop_rows_from(options.folder / "metrics.csv", int(read_checkpoint(options.resume)["global_step"]))
+    done = False
     try:
         resume = options.resume and str(options.resume)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
+        done = True
     except RuntimeError as error:
         if cli.trainer.world_size == 1 or not _LOST_PEER.search(str(error)):
             raise
         raise RunStoppedError(
             "another process of this run ended; see its message, then go on with --resume", 1
         ) from None
+    finally:
+        if options.wandb != "off" and (line := finish(options.folder, failed=not done)):
+            pictures = " and pictures" if options.images_to_wandb else ""
+            print(f"\nto upload numbers, settings{pictures} to W&B:\n{line}")
     if cli.trainer.is_global_zero:
-        print(f"\nwritten: {options.folder}/ (config.yaml, metrics.csv, checkpoints/)")
+        print(f"\nwritten: {options.folder}/ (config.yaml, metrics.csv, checkpoints/, panels/)")
         print(
             f"next:    sitreg-lumir predict --members {options.folder}/checkpoints/last.ckpt "
             f"--data.root {cli.datamodule.root} -o predictions/{options.folder.name}"

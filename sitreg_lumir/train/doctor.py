@@ -1,0 +1,273 @@
+"""`doctor`: what is installed, what there is to compute on, which trained members are found; and whether it suffices.
+
+Each part is looked at by itself, since this must answer where something is broken. Heavy imports happen inside.
+"""
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sitreg_lumir import __version__
+from sitreg_lumir.errors import InputError
+
+REGISTERING = ("torch", "numpy", "scipy", "numba", "nibabel", "nilearn", "SimpleITK", "safetensors")
+"""Packages without which two scans cannot be registered."""
+OTHERS = ("lightning", "monai", "torchmetrics", "wandb", "matplotlib")
+"""Packages that training and pictures need."""
+EXTRAS = {"deepbet": "strip", "ipyniivue": "notebooks"}
+"""Packages that are asked for by name, and the extra that brings each."""
+
+Report = dict[str, Any]
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of Python, of this package and of what it computes with; None where a package is missing."""
+    packages = {name: _version(name) for name in (*REGISTERING, *OTHERS)}
+    return {"python": platform.python_version(), "sitreg-lumir": __version__, **packages}
+
+
+def examine() -> Report:
+    """Everything that `doctor` tells, plain values only.
+
+    Returns:
+        ``versions``, ``device``, ``backends``, ``models``, ``extras``, ``wandb``; ``ready``: whether two scans can be
+        registered; ``reasons``: one line each why they cannot. A part that could not be looked at is an ``error``.
+    """
+    versions = package_versions()
+    reasons = [f"{name} is not installed; pip install {name}" for name in REGISTERING if not versions[name]]
+    report: Report = {"versions": versions}
+    parts: dict[str, Callable[[list[str]], Any]] = {
+        "device": _device, "backends": _backends, "models": _models, "extras": _extras, "wandb": _wandb,
+    }  # fmt: skip
+    for name, look in parts.items():
+        try:
+            report[name] = look(reasons)
+        except Exception as error:  # a broken package may raise anything, and the other parts still count
+            line = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            report[name] = {"error": line}
+            if name in ("backends", "models") and not reasons:
+                reasons.append(f"{name}: {line}")
+    return {**report, "ready": not reasons, "reasons": reasons}
+
+
+def lines(report: Report) -> list[str]:
+    """A report for people."""
+    told = ["versions"]
+    told += [f"  {name:<14}{value or 'missing'}" for name, value in report["versions"].items()]
+    for part in ("device", "backends", "models", "extras", "wandb"):
+        told += ["", part, *(f"  {line}" for line in _indented(report[part]))]
+    told += ["", "two scans can be registered" if report["ready"] else "two scans cannot be registered:"]
+    return told + [f"  {reason}" for reason in report["reasons"]]
+
+
+def _indented(value: Any) -> list[str]:
+    """Nested values as lines; entries of a list are set apart by a dash."""
+    if isinstance(value, dict):
+        flat = {key: each for key, each in value.items() if not isinstance(each, dict | list)}
+        told = [f"{key:<14}{_word(each)}" for key, each in flat.items()]
+        for key, each in value.items():
+            if isinstance(each, dict | list) and each:
+                told += [key, *(f"  {line}" for line in _indented(each))]
+        return told
+    if isinstance(value, list):
+        return [line for each in value for line in _dashed(_indented(each))]
+    return [_word(value)]
+
+
+def _dashed(told: list[str]) -> list[str]:
+    return [f"{'- ' if place == 0 else '  '}{line}" for place, line in enumerate(told)]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _device(reasons: list[str]) -> Report:
+    import torch
+
+    total, free = _memory()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: Report = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "usable cores": usable,
+        "torch threads": torch.get_num_threads(),
+        "memory": _gigabytes(total),
+        "free memory": _gigabytes(free),
+        "mps": bool(torch.backends.mps.is_available()),
+        "cuda": [],
+    }
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        properties = torch.cuda.get_device_properties(index)
+        found["cuda"].append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory": _gigabytes(total),
+                "free memory": _gigabytes(free),
+            }
+        )
+    found["chosen"] = "cuda" if found["cuda"] else "cpu"
+    return found
+
+
+def _backends(reasons: list[str]) -> Report:
+    """Which loops compute deformations: found out by a small composition on each device."""
+    import torch
+
+    from sitreg_lumir.deform import cuda
+    from sitreg_lumir.deform.ops import backend_of, compose
+
+    asked = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
+    found: Report = {"asked for": asked, "triton": find_spec("triton") is not None}
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    for device in devices:
+        field = torch.zeros(1, 3, 2, 2, 2, device=device)
+        try:
+            module = backend_of(field).__name__
+            compose(field, field)
+        except ValueError as error:
+            reasons.append(f"deformations on {device}: {error}")
+            found[device] = {"chosen": None, "why": str(error)}
+            continue
+        chosen, why = _why(module, asked)
+        found[device] = {"chosen": chosen, "why": why}
+        if device != "cpu" and chosen == "torch" and asked == "auto":
+            try:
+                cuda.usable(torch.device(device), asked=True)
+            except ValueError as error:
+                found[device]["why"] = str(error)
+    folder, writable = _numba_cache()
+    found["compiled loops"] = {"folder": folder, "writable": writable}
+    if not writable:
+        found["compiled loops"]["note"] = "compiled anew in each process; set NUMBA_CACHE_DIR to a writable folder"
+    return found
+
+
+def _why(module: str, asked: str) -> tuple[str, str]:
+    """Name and reason of a backend module."""
+    if module.endswith("torch_backend"):
+        chosen, why = "torch", "plain PyTorch, no faster kernels for this device"
+    elif ".cuda." in module:
+        chosen, why = "cuda", "Triton kernels, compiled and run on this device"
+    else:
+        chosen, why = "cpu", "loops compiled by numba"
+    return chosen, why if asked == "auto" else f"SITREG_LUMIR_BACKEND={asked}"
+
+
+def _numba_cache() -> tuple[str | None, bool]:
+    """Where numba keeps machine code, and whether it can."""
+    from sitreg_lumir.deform.cpu import chains
+
+    path = chains.compose.stats.cache_path  # type: ignore[attr-defined]
+    if path is None:
+        return None, False
+    folder = Path(path)
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    return str(folder), os.access(existing, os.W_OK)
+
+
+def _models(reasons: list[str]) -> Report:
+    from sitreg_lumir.network.shipped import SHIPPED, VARIABLE, default_members
+    from sitreg_lumir.network.weights import load_members
+
+    named = os.environ.get(VARIABLE)
+    found: Report = {"from": f"{VARIABLE}={named}" if named else str(SHIPPED), "members": []}
+    try:
+        files = default_members()
+    except InputError as error:
+        reasons.append(str(error))
+        return found
+    found["members"] = [_member(file, reasons) for file in files]
+    if len(files) > 1 and not any("error" in member for member in found["members"]):
+        try:
+            load_members(files)
+        except InputError as error:
+            reasons.append(str(error))
+    return found
+
+
+def _member(file: Path, reasons: list[str]) -> Report:
+    """One member: loaded, with its checksum compared with its card's."""
+    import numpy as np
+    from nibabel.affines import voxel_sizes
+
+    from sitreg_lumir.files.provenance import sha256_file
+    from sitreg_lumir.network.weights import load_member
+
+    found: Report = {"file": str(file)}
+    try:
+        member = load_member(file)
+        found["sha256"] = sha256_file(file)
+    except InputError as error:
+        reasons.append(str(error))
+        return {**found, "error": str(error)}
+    found["checksum"] = "that of its card" if _has_checksum(file) else "computed here, its card names none"
+    found["grid"] = " x ".join(map(str, member.card.shape))
+    found["resolution"] = " x ".join(f"{size:g}" for size in voxel_sizes(np.asarray(member.card.affine))) + " mm"
+    found["input"] = "intensities" if member.card.mind is None else "MIND"
+    found["parameters"] = sum(parameter.numel() for parameter in member.parameters())
+    found["licence"] = member.card.licence
+    return found
+
+
+def _has_checksum(file: Path) -> bool:
+    """Whether a card with a checksum lies beside a member; loading has compared them."""
+    card = file.with_suffix(".json")
+    return file.suffix == ".safetensors" and '"sha256"' in card.read_text(encoding="utf-8")
+
+
+def _extras(reasons: list[str]) -> Report:
+    return {
+        name: _version(name) or f"missing; pip install 'sitreg-lumir[{extra}]' brings it"
+        for name, extra in EXTRAS.items()
+    }
+
+
+def _wandb(reasons: list[str]) -> Report:
+    found: Report = {"installed": find_spec("wandb") is not None, "mode": "offline, unless fit is told --wandb online"}
+    if os.environ.get("WANDB_MODE"):
+        found["WANDB_MODE"] = f"{os.environ['WANDB_MODE']}, which `fit` does not follow: --wandb decides"
+    return found
+
+
+def _cpu_name() -> str:
+    """The processor's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Memory of the machine and what is free of it, bytes; None where the system does not say."""
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        entries = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        total, free = (int(entries[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+        return total, free
+    if sys.platform == "darwin":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
+    return None, None
+
+
+def _gigabytes(count: int | None) -> str | None:
+    return None if count is None else f"{count / 1e9:.1f} GB"

@@ -1,0 +1,485 @@
+"""`register`: both ways at once, whatever the headers, and one clear line for what cannot be registered."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 (its usual name)
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+import sitreg_lumir
+from sitreg_lumir.cli import main
+from sitreg_lumir.data.demo import make_demo_data
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.files import transforms
+from sitreg_lumir.files.chain import map_points
+from sitreg_lumir.files.transforms import load_affine, load_itk_field, save_affine_tfm
+from sitreg_lumir.network.mind import Mind
+from sitreg_lumir.network.shipped import VARIABLE
+from sitreg_lumir.network.sitreg import SITReg
+from sitreg_lumir.network.weights import ModelCard, save_member
+from sitreg_lumir.registration.numbers import brain_points
+from sitreg_lumir.registration.outputs import FILES
+from sitreg_lumir.registration.register import closer_inverses, register
+from sitreg_lumir.registration.sides import meet_half_way
+from sitreg_lumir.registration.summary import judge
+
+Array = NDArray[Any]
+SHAPE = (40, 56, 48)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two brains at 4 mm, T1 and T2, on LUMIR's field of view."""
+    folder = tmp_path_factory.mktemp("scans") / "data"
+    make_demo_data(folder, training=2)
+    return folder / "imagesVal"
+
+
+@pytest.fixture(scope="module")
+def members(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small untrained members whose fields are a few mm large: geometry does not ask for skill."""
+    folder = tmp_path_factory.mktemp("members")
+    affine = np.asarray(nib.load(data / "LUMIRMRI_0100_0000.nii.gz").affine)  # type: ignore[attr-defined]
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        network = SITReg(in_channels=6, features=(4, 8, 8), head_features=(8, 8, 8))
+        with torch.no_grad():
+            for head in network.heads:
+                head.final.weight.normal_(std=0.3)  # type: ignore[union-attr, operator]
+        mind = Mind()
+        card = ModelCard(
+            network.architecture, {"sigma": mind.sigma, "radius": mind.radius}, list(SHAPE), affine.tolist()
+        )
+        save_member(folder / f"seed{seed}.safetensors", network, card)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def t1(data: Path) -> Path:
+    return data / "LUMIRMRI_0100_0000.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def t2(data: Path) -> Path:
+    return data / "LUMIRMRI_0101_0001.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def found(t1: Path, t2: Path, members: Path) -> sitreg_lumir.Registration:
+    return register(t1, t2, model=members, align="none")
+
+
+@pytest.fixture(scope="module")
+def folder(found: sitreg_lumir.Registration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return found.save(tmp_path_factory.mktemp("out") / "registration")
+
+
+@pytest.fixture
+def coarse_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transforms on the images' own 4 mm grid instead of 1 mm: 64 times fewer voxels to write."""
+    monkeypatch.setattr(transforms, "_LARGEST_SPACING", 4.0)
+
+
+def load(path: Path) -> tuple[Array, Array]:
+    image: Any = nib.load(path)  # type: ignore[attr-defined]
+    return np.asarray(image.dataobj), np.asarray(image.affine)
+
+
+def changed(path: Path, out: Path, axes: tuple[int, ...] = (0, 1, 2), flips: tuple[int, ...] = ()) -> Path:
+    """The same voxels at the same places in the world, stored in another order."""
+    values, affine = load(path)
+    turn = np.eye(4)
+    turn[:3, :3] = np.eye(3)[:, list(axes)]
+    values = values.transpose(axes)
+    for axis in flips:
+        values = np.flip(values, axis)
+        turn[:3, 3] += turn[:3, axis] * (values.shape[axis] - 1)
+        turn[:3, axis] *= -1
+    nib.Nifti1Image(np.ascontiguousarray(values), affine @ turn).to_filename(out)
+    return out
+
+
+def in_brain(found: sitreg_lumir.Registration) -> Array:
+    return brain_points(found.fixed.brain, found.fixed.affine)
+
+
+def apart(first: Array, second: Array) -> Array:
+    return np.linalg.norm(first - second, axis=1)
+
+
+def test_the_maps_move_the_brain_and_are_inverse(found: sitreg_lumir.Registration) -> None:
+    points = in_brain(found)
+    there = found.transform_points(points, to="moving")
+    assert 0.5 < np.median(apart(there, points)) < 20  # mm: something happened, and nothing wild
+    back = apart(found.transform_points(there, to="fixed"), points)
+    assert np.median(back) < 0.2  # of 4 mm voxels
+    assert found.summary["inverse_error_mm"]["median"] == pytest.approx(np.median(back), rel=1e-3, abs=1e-5)
+    assert found.summary["ndv_percent"] < 0.1
+
+
+def test_exchanging_the_scans_exchanges_the_maps(
+    found: sitreg_lumir.Registration, t1: Path, t2: Path, members: Path
+) -> None:
+    other = register(t2, t1, model=members, align="none")
+    points = in_brain(found)
+    assert apart(map_points(found.forward, points), map_points(other.backward, points)).max() < 0.05
+    points = in_brain(other)
+    assert apart(map_points(found.backward, points), map_points(other.forward, points)).max() < 0.05
+
+
+@pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (0, 1)), ((2, 0, 1), (2,)), ((1, 0, 2), ())])
+def test_the_order_of_the_voxels_does_not_matter(
+    found: sitreg_lumir.Registration, t1: Path, t2: Path, members: Path, tmp_path: Path,
+    axes: tuple[int, ...], flips: tuple[int, ...],
+) -> None:  # fmt: skip
+    other = register(
+        changed(t1, tmp_path / "f.nii.gz", axes, flips), changed(t2, tmp_path / "m.nii.gz", (1, 2, 0), (0,)),
+        model=members, align="none",
+    )  # fmt: skip
+    points = in_brain(found)
+    assert apart(map_points(found.forward, points), map_points(other.forward, points)).max() < 0.05
+
+
+def test_the_folder_holds_what_the_help_says(folder: Path, found: sitreg_lumir.Registration) -> None:
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    assert not list(folder.parent.glob(".*"))  # no temporary folder stays
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(found.summary))
+    assert summary["fixed"]["name"] == "LUMIRMRI_0100_0000.nii.gz" and len(summary["fixed"]["sha256"]) == 64
+    assert str(folder.parents[1]) not in (folder / "summary.json").read_text()  # base names only
+    assert summary["verdict"] in ("ok", "check", "failed")
+    assert summary["disagreement_mm"]["median"] > 0
+    for name in ("warped_moving", "jac_det", "jac_det_deformation", "disagreement"):
+        values, affine = load(folder / f"{name}.nii.gz")
+        assert values.shape == SHAPE and np.allclose(affine, found.fixed.affine)
+    values, _ = load(folder / "warped_moving.nii.gz")
+    assert values.dtype == np.uint8  # the type of the original
+    report = (folder / "report.html").read_text()
+    assert "LUMIRMRI_0101_0001.nii.gz" in report and len(report) < 25e6
+
+
+def test_itk_moves_images_as_the_registration_does(
+    folder: Path, found: sitreg_lumir.Registration, t1: Path, t2: Path
+) -> None:
+    for name, fixed, moving, ours in (
+        ("from-moving_to-fixed_xfm.nii.gz", t1, t2, found.warped),
+        ("from-fixed_to-moving_xfm.nii.gz", t2, t1, found.warped_fixed),
+    ):
+        vectors = sitk.ReadImage(str(folder / name), sitk.sitkVectorFloat64)
+        transform = sitk.DisplacementFieldTransform(vectors)
+        source = sitk.ReadImage(str(moving), sitk.sitkFloat32)
+        theirs = sitk.Resample(source, sitk.ReadImage(str(fixed)), transform, sitk.sitkLinear, 0.0)
+        difference = np.abs(sitk.GetArrayFromImage(theirs).T - ours)
+        assert difference[2:-2, 2:-2, 2:-2].mean() < 0.5  # of 255
+        assert ours.max() > 100
+
+
+def test_the_field_on_disk_is_the_chain(folder: Path, found: sitreg_lumir.Registration) -> None:
+    field = load_itk_field(folder / "from-moving_to-fixed_xfm.nii.gz")
+    samples = in_brain(found)
+    error = apart(map_points(field, samples), map_points(found.forward, samples))
+    assert np.percentile(error, 99) < 0.3  # mm, between the samples; the chain bends at its own, 4 mm apart
+    at_samples = map_points(np.eye(4), field.affine[:3, 3] + np.argwhere(np.ones((4, 4, 4))) @ field.affine[:3, :3].T)
+    np.testing.assert_allclose(map_points(field, at_samples), map_points(found.forward, at_samples), atol=0.01)
+    aligned = load_affine(folder / "fixed_to-MNI152.tfm"), load_affine(folder / "moving_to-MNI152.tfm")
+    deformation = load_itk_field(folder / "deformation_xfm.nii.gz")
+    parts = map_points([aligned[0], deformation, np.linalg.inv(aligned[1])], samples)
+    assert np.percentile(apart(parts, map_points(found.forward, samples)), 99) < 0.05
+
+
+def test_the_jacobian_is_that_of_the_map(found: sitreg_lumir.Registration) -> None:
+    step = 2.0
+    points = in_brain(found)[::7]
+    columns = [
+        (map_points(found.forward, points + step * axis) - map_points(found.forward, points - step * axis)) / 2 / step
+        for axis in np.eye(3)
+    ]
+    numeric = np.linalg.det(np.stack(columns, axis=-1))
+    voxels = np.rint((points - found.fixed.affine[:3, 3]) @ np.linalg.inv(found.fixed.affine[:3, :3]).T).astype(int)
+    stored = found.jacobian()[tuple(voxels.T)]
+    assert np.corrcoef(numeric, stored)[0, 1] > 0.95
+    assert np.median(np.abs(numeric - stored)) < 0.05
+
+
+def test_the_volume_change_of_the_alignment_counts(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:
+    larger = np.diag([1.1, 1.1, 1.1, 1])
+    save_affine_tfm(tmp_path / "larger.tfm", larger)
+    found = register(t1, t2, model=members, align="none", moving_to_template=tmp_path / "larger.tfm")
+    whole, alone = found.jacobian(), found.jacobian(with_alignment=False)
+    known = np.isfinite(alone)
+    np.testing.assert_allclose(whole[known], alone[known] / 1.1**3, rtol=1e-5)
+
+
+def test_a_given_affine_is_met_half_way() -> None:
+    fixed, moving, initial = (np.eye(4) for _ in range(3))
+    fixed[:3, :3] = Rotation.from_euler("xyz", (10, 5, -8), degrees=True).as_matrix() * 1.1
+    moving[:3, 3] = (3, -8, 5)
+    initial[:3, :3] = Rotation.from_euler("xyz", (12, 2, -3), degrees=True).as_matrix() * 1.05
+    initial[:3, 3] = (1, 9, -4)
+    one = meet_half_way(fixed, moving, initial)
+    np.testing.assert_allclose(np.linalg.inv(one[1]) @ one[0], initial, atol=1e-9)
+    other = meet_half_way(moving, fixed, np.linalg.inv(initial))
+    np.testing.assert_allclose(other, one[::-1], atol=1e-9)
+    with pytest.raises(InputError, match="--initial-transform"):
+        meet_half_way(np.eye(4), np.eye(4), np.diag([-1.0, 1, 1, 1]))
+
+
+def test_inverses_come_closer(found: sitreg_lumir.Registration) -> None:
+    rough = torch.from_numpy(found.disp)[None], torch.from_numpy(found.disp_inv)[None] * 1.1
+    better = closer_inverses(*rough)
+    exchanged = closer_inverses(rough[1], rough[0])
+    torch.testing.assert_close(exchanged, better[::-1])
+    chain = type(found.forward)
+    points = in_brain(found)
+
+    def error(disp: torch.Tensor, disp_inv: torch.Tensor) -> float:
+        maps = [chain(np.eye(4), np.eye(4), found.forward.model_affine, each[0].numpy()) for each in (disp, disp_inv)]
+        return float(np.median(apart(map_points(maps, points), points)))
+
+    assert error(*better) < 0.5 * error(*rough), (error(*better), error(*rough))
+
+
+def test_pictures_in_jupyter(found: sitreg_lumir.Registration) -> None:
+    html = found._repr_html_()
+    assert "data:image/png;base64," in html and "LUMIRMRI_0101_0001.nii.gz onto LUMIRMRI_0100_0000.nii.gz" in html
+
+
+def test_the_api_is_the_packages() -> None:
+    assert sitreg_lumir.register is register
+    assert sitreg_lumir.apply.__module__ == "sitreg_lumir.files.apply"
+    with pytest.raises(AttributeError):
+        _ = sitreg_lumir.nothing
+
+
+SUMMARY: dict[str, Any] = {
+    "similarity": {
+        "aligned": {"mind": 0.4, "lncc": 0.2, "brain_overlap": 0.9},
+        "registered": {"mind": 0.1, "lncc": 0.5, "brain_overlap": 0.98},
+    },
+    "ndv_percent": 0.0,
+    "inverse_error_mm": {"median": 0.01, "p99": 0.1},
+    "coverage_fixed": {"in_model_grid": 1.0, "seen_by_other": 1.0},
+    "coverage_moving": {"in_model_grid": 1.0, "seen_by_other": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "verdict", "reason"),
+    [
+        ("ndv_percent", 0.0, "ok", ""),
+        ("similarity/registered/mind", 0.45, "failed", "differ more than before"),
+        ("similarity/registered/mind", None, "failed", "do not overlap"),
+        ("similarity/registered/brain_overlap", 0.5, "failed", "overlap by 0.50"),
+        ("ndv_percent", 2.0, "check", "2.000 % of the brain folds"),
+        ("inverse_error_mm/p99", 3.0, "check", "inverse to 3.00 mm"),
+        ("coverage_moving/in_model_grid", 0.8, "check", "80% of the moving brain"),
+        ("coverage_fixed/seen_by_other", 0.2, "failed", "20% of the fixed brain"),
+    ],
+)
+def test_the_verdict_and_its_reasons(place: str, value: float | None, verdict: str, reason: str) -> None:
+    summary = json.loads(json.dumps(SUMMARY))
+    *parents, key = place.split("/")
+    inner = summary
+    for parent in parents:
+        inner = inner[parent]
+    inner[key] = value
+    told, reasons = judge(summary)
+    assert told == verdict
+    assert reason in "; ".join(reasons)
+
+
+@pytest.mark.usefixtures("coarse_fields")
+def test_pairs_go_on_after_a_bad_one(t1: Path, t2: Path, members: Path, tmp_path: Path,
+                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    shutil.copy(t1, tmp_path / "a.nii.gz")
+    shutil.copy(t2, tmp_path / "b.nii.gz")
+    values, affine = load(t1)
+    nib.Nifti1Image(values[..., None].repeat(3, -1), affine).to_filename(tmp_path / "frames.nii.gz")
+    table = tmp_path / "pairs.csv"
+    table.write_text("name,fixed,moving\n,a.nii.gz,b.nii.gz\nbad,a.nii.gz,frames.nii.gz\nback,b.nii.gz,a.nii.gz\n")
+    command = ["register", "--pairs", str(table), "-o", str(tmp_path / "out"), "--members", str(members)]
+    assert main([*command, "--align", "none", "--no-report"]) == 2
+    assert "1 of 3 pairs failed" in capsys.readouterr().err
+    with (tmp_path / "out" / "pairs.csv").open(newline="") as stream:
+        rows = {row["name"]: row for row in csv.DictReader(stream)}
+    assert [*rows] == ["a_b", "bad", "back"]
+    assert rows["bad"]["verdict"] == "error" and "4-D" in rows["bad"]["reasons"]
+    assert float(rows["a_b"]["mind_registered"]) > 0 and not (tmp_path / "out" / "bad").exists()
+    made = (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns
+    table.write_text("name,fixed,moving\n,a.nii.gz,b.nii.gz\n")
+    assert main([*command, "--align", "none"]) == 0
+    assert (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns == made  # skipped
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "no columns fixed and moving"),
+        ("fixed,moving\n", "holds no pair"),
+        ("fixed,moving,colour\na,b,c\n", "unknown column 'colour'"),
+        ("fixed,moving\na.nii.gz\n", "line 2"),
+        ("fixed,moving\na.nii.gz,gone.nii.gz\n", "no such file"),
+        ("fixed,moving,name\na.nii.gz,a.nii.gz,../x\n", "no folder's"),
+        ("fixed,moving\na.nii.gz,a.nii.gz\na.nii.gz,a.nii.gz\n", "a second pair called a_a"),
+    ],
+)
+def test_tables_that_are_none(text: str, told: str, t1: Path, tmp_path: Path,
+                              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    shutil.copy(t1, tmp_path / "a.nii.gz")
+    (tmp_path / "pairs.csv").write_text(text)
+    assert main(["register", "--pairs", str(tmp_path / "pairs.csv"), "-o", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert told in message and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def spoil(kind: str, t1: Path, folder: Path) -> Path:
+    """A file that cannot be registered."""
+    path = folder / f"{kind}.nii.gz"
+    values, affine = load(t1)
+    values = values.astype(np.float32)
+    if kind == "missing":
+        return path
+    if kind == "text":
+        path.write_text("not an image")
+        return path
+    if kind == "truncated":
+        path.write_bytes(t1.read_bytes()[:2000])
+        return path
+    if kind == "nan":
+        values[20, 20, 20] = np.nan
+    elif kind == "empty":
+        values[:] = 0
+    elif kind == "flat":
+        values = values[:, :, 20]
+    elif kind == "frames":
+        values = values[..., None].repeat(2, -1)
+    elif kind == "complex":
+        values = values.astype(np.complex64)
+    elif kind == "rgb":
+        image = nib.Nifti1Image(np.zeros(SHAPE, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])), affine)
+        image.to_filename(path)
+        return path
+    elif kind == "shear":
+        affine = affine @ np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    elif kind == "far":
+        affine = affine.copy()
+        affine[:3, 3] += 1000
+    image = nib.Nifti1Image(values, affine)
+    if kind == "shear":
+        image.header.set_sform(affine, code=1)
+        image.header.set_qform(None, code=0)
+    image.to_filename(path)
+    if kind == "spacing":
+        import gzip
+
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[80:84] = bytes(4)  # pixdim[1]
+        content[254:256] = bytes(2)  # no sform
+        content[252:254] = (1).to_bytes(2, "little")
+        path.write_bytes(gzip.compress(bytes(content)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("missing", "no such file"),
+        ("text", "no NIfTI"),
+        ("truncated", "truncated"),
+        ("nan", "NaN"),
+        ("empty", "all voxels are 0"),
+        ("flat", "single slice"),
+        ("frames", "4-D"),
+        ("complex", "complex"),
+        ("rgb", "RGB"),
+        ("shear", "not orthogonal"),
+        ("spacing", "voxel size"),
+        ("far", "no brain in the model's field of view"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    kind: str, told: str, t1: Path, t2: Path, members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = spoil(kind, t1, tmp_path)
+    out = tmp_path / "out"
+    command = ["register", "--fixed", str(t2), "--moving", str(wrong), "-o", str(out), "--members", str(members)]
+    assert main([*command, "--align", "none"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("sitreg-lumir: error: ") and message.count("\n") == 1
+    assert told in message and wrong.name in message
+    assert not out.exists() and not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--moving", "T2"], "name --fixed and --moving"),
+        (["--fixed", "MNI152", "--moving", "T2", "--fixed-mask", "T1"], "leave the options for it out"),
+        (["--fixed", "T1", "--moving", "T2", "--refine", "-1"], "--refine -1"),
+        (["--fixed", "T1", "--moving", "T2", "--fixed-lesion", "T1"], "--refine N"),
+        (["--fixed", "T1", "--moving", "T2", "--padding", "-3"], "--padding -3"),
+        (["--fixed", "T1", "--moving", "T2", "--initial-transform", "T1"], "not a readable ITK transform"),
+        (["--fixed", "T1", "--moving", "T2", "--members", "gone"], "gone: no such file"),
+        (["--fixed", "T1", "--moving", "T2", "--device", "tpu"], "no such device"),
+        (["--fixed", "T1", "--moving", "T2", "--header", "qform"], "no qform is set"),
+    ],
+)
+def test_options_that_do_not_fit(
+    options: list[str], told: str, t1: Path, t2: Path, members: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(VARIABLE, str(members))
+    only_sform = tmp_path / "only_sform.nii.gz"
+    values, affine = load(t1)
+    image = nib.Nifti1Image(values, affine)
+    image.header.set_qform(None, code=0)
+    image.to_filename(only_sform)
+    given = [{"T1": str(only_sform), "T2": str(t2)}.get(option, option) for option in options]
+    assert main(["register", *given, "-o", str(tmp_path / "out"), "--align", "none"]) == 2
+    message = capsys.readouterr().err
+    assert told in message and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("coarse_fields")
+def test_an_earlier_result_is_kept_unless_asked(folder: Path, found: sitreg_lumir.Registration, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    with pytest.raises(InputError, match="--overwrite"):
+        found.save(kept)
+    found.save(kept, report=False, overwrite=True)
+    assert not (kept / "report.html").exists()  # it spoke of the earlier one
+    (kept / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"other files \(notes.txt\)"):
+        found.save(kept, overwrite=True)
+    with pytest.raises(InputError, match="is a file"):
+        found.save(kept / "notes.txt")
+
+
+@pytest.mark.usefixtures("coarse_fields")
+def test_a_full_disk_leaves_nothing(
+    found: sitreg_lumir.Registration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sitreg_lumir.registration import outputs
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outputs, "save_disp", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        found.save(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(t1: Path, t2: Path, members: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be written"):
+        register(t1, t2, "/proc/registration", model=members, align="none")
