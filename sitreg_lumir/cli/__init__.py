@@ -42,7 +42,7 @@ verbs, each with an example:
              sitreg-lumir container --dataset LUMIR25_dataset.json --images LUMIR --members members -o output
   export     turn a checkpoint into safetensors + JSON
              sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors
-  demo       make small data, train, predict, evaluate, draw: all in minutes on a CPU
+  demo       register an example pair; make small data, train, predict, evaluate: in minutes on a CPU
              sitreg-lumir demo -o demo
   doctor     tell what is installed and whether two scans can be registered
              sitreg-lumir doctor
@@ -51,9 +51,8 @@ verbs, each with an example:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; 0 when it worked, 2 for a user's mistake (told in one line)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+def command_line() -> argparse.ArgumentParser:
+    """The parser of all verbs; what a verb does is its ``run``."""
     parser = argparse.ArgumentParser(
         "sitreg-lumir",
         description=DESCRIPTION,
@@ -63,12 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"sitreg-lumir {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="sitreg-lumir")
     for add in (
-        add_register, add_preprocess,
-        add_fit, add_validate, add_test, add_predict, add_carry, add_apply, add_evaluate, add_submit,
-        add_container, add_export, add_demo, add_doctor,
+        add_register, add_preprocess, add_apply, add_carry, add_fit, add_validate, add_test, add_predict, add_evaluate,
+        add_submit, add_container, add_export, add_demo, add_doctor,
     ):  # fmt: skip
         add(verbs)
-    options, rest = parser.parse_known_args(arguments)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; 0 when it worked, 2 for a user's mistake (told in one line)."""
+    options, rest = command_line().parse_known_args(list(sys.argv[1:] if argv is None else argv))
     run: Callable[[argparse.Namespace, list[str]], None] = options.run
     try:
         run(options, rest)

@@ -142,7 +142,7 @@ def _container(options: argparse.Namespace, rest: list[str]) -> None:
 
 def add_demo(verbs: Verbs) -> None:
     more = "example: sitreg-lumir demo -o demo"
-    parser = verb(verbs, "demo", "Make small data, train, predict, evaluate and draw, in minutes on a CPU.", more)
+    parser = verb(verbs, "demo", "Register the example pair; then make small data, train a little, predict, evaluate: in minutes on a CPU.", more)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="default: demo")
     parser.add_argument("--steps", type=int, default=None, help="training steps (default: the demo config's)")
     parser.set_defaults(run=_demo)
@@ -150,6 +150,6 @@ def add_demo(verbs: Verbs) -> None:
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "demo")
-    from sitreg_lumir.train.demo import demo
+    from sitreg_lumir.demo import demo
 
     demo(options.output, options.steps)

@@ -19,7 +19,7 @@ OUT gets
   jac_det.nii.gz, jac_det_deformation.nii.gz    local volume change, with and without the alignments
   disagreement.nii.gz                 of an ensemble's members, mm: a lower bound, no measure of the error
   disp_*.nii.gz, deformation_xfm.nii.gz, *_to-MNI152.tfm    the parts: deformation on the model's grid, alignments
-  summary.json, report.html           numbers, verdict and pictures
+  summary.json, report.html, picture.png        numbers and verdict, pictures
 
 ITK leaves points outside a field where they are, so a point just outside the image jumps. --padding MM makes the
 transforms reach further.
@@ -31,7 +31,8 @@ pair (fixed to moving); --fixed-to-template and --moving-to-template take what `
 PAIRS is a CSV with the columns fixed,moving and if wanted name,fixed_mask,moving_mask,...; results go to OUT/<name>, a
 table of all to OUT/pairs.csv; what is there already is skipped.
 
-example: sitreg-lumir register --fixed MNI152 --moving brain.nii.gz -o registration
+example: sitreg-lumir register --fixed EXAMPLE-T1 --moving EXAMPLE-T2 -o registration
+         sitreg-lumir register --fixed MNI152 --moving brain.nii.gz -o registration
          sitreg-lumir register --fixed t1.nii.gz --moving t2.nii.gz --moving-mask t2_brain.nii.gz -o registration
          sitreg-lumir register --pairs pairs.csv -o registrations
 """
@@ -40,7 +41,7 @@ example: sitreg-lumir register --fixed MNI152 --moving brain.nii.gz -o registrat
 def add_register(verbs: Verbs) -> None:
     """Adds the verb `register`."""
     parser = verb(verbs, "register", "Register two brain scans, both ways at once.", MORE)
-    image = "NIfTI file, or MNI152: the ICBM 2009a nonlinear symmetric template"
+    image = "NIfTI file; or MNI152, the ICBM 2009a nonlinear symmetric template; or EXAMPLE-T1, EXAMPLE-T2"
     parser.add_argument("--fixed", metavar="F", help=image)
     parser.add_argument("--moving", metavar="M", help=image)
     parser.add_argument("--pairs", type=Path, metavar="CSV", help="a table of pairs instead")

@@ -16,12 +16,14 @@ from sitreg_lumir.files.apply import IMAGES_TO
 from sitreg_lumir.files.chain import Chain, Matrix, composite_field
 from sitreg_lumir.files.nifti import save_disp, save_volume
 from sitreg_lumir.files.transforms import field_grid, save_affine_tfm, save_itk_field
-from sitreg_lumir.registration.pictures import picture_volumes
+from sitreg_lumir.registration.pictures import picture_png, picture_volumes
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.registration.sides import Side
+from sitreg_lumir.report.pictures import Volumes
 
 SUMMARY = "summary.json"
 REPORT = "report.html"
+PICTURE = "picture.png"
 WARPED = {"fixed": "warped_moving.nii.gz", "moving": "warped_fixed.nii.gz"}
 FILES = {
     WARPED["fixed"]: "the moving image on the fixed grid",
@@ -38,6 +40,7 @@ FILES = {
     "deformation_xfm.nii.gz": "the deformation alone as an ITK field in MNI152 space",
     SUMMARY: "numbers and verdict",
     REPORT: "pictures and numbers to look at",
+    PICTURE: "fixed, moving and warped image, deformed grid",
 }
 
 
@@ -86,7 +89,9 @@ def save_registration(found: Registration, folder: Path, *, padding_mm: float, r
         save_itk_field(temporary / "deformation_xfm.nii.gz", field, affine)
         (temporary / SUMMARY).write_text(json.dumps(found.summary, indent=1, ensure_ascii=False) + "\n")
         if report:
-            _write_report(temporary / REPORT, found)
+            volumes = picture_volumes(found)
+            _write_report(temporary / REPORT, found, volumes)
+            (temporary / PICTURE).write_bytes(picture_png(found, volumes))
     return folder
 
 
@@ -99,10 +104,9 @@ def _save_image(path: Path, image: NDArray[np.float32], original: Side, affine: 
     save_volume(path, image, affine)
 
 
-def _write_report(path: Path, found: Registration) -> None:
+def _write_report(path: Path, found: Registration, volumes: Volumes) -> None:
     from sitreg_lumir.report.report import write_pair_report
 
-    volumes = picture_volumes(found)
     summary = found.summary
     write_pair_report(
         path,

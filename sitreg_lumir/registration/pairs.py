@@ -14,7 +14,7 @@ from sitreg_lumir.files.nifti import writing
 from sitreg_lumir.registration.model import Model
 from sitreg_lumir.registration.outputs import REPORT, SUMMARY
 from sitreg_lumir.registration.register import register
-from sitreg_lumir.registration.sides import MNI152
+from sitreg_lumir.registration.sides import BUILT_IN
 
 TABLE = "pairs.csv"
 FILE_COLUMNS = (
@@ -63,9 +63,9 @@ def read_pairs(table: Path) -> list[PairRow]:
             raise InputError(f"{table}, line {number}: another number of values than the header has; mend the line")
         files = {column: row[column].strip() for column in columns if column != "name" and row[column].strip()}
         if "fixed" not in files or "moving" not in files:
-            raise InputError(f"{table}, line {number}: fixed or moving is empty; name a file, or {MNI152}")
+            raise InputError(f"{table}, line {number}: fixed or moving is empty; name a file, or {BUILT_IN[0]}")
         files = {column: _located(table, value) for column, value in files.items()}
-        missing += [value for value in files.values() if value != MNI152 and not Path(value).is_file()]
+        missing += [value for value in files.values() if value not in BUILT_IN and not Path(value).is_file()]
         name = (row.get("name") or "").strip() or f"{_stem(files['fixed'])}_{_stem(files['moving'])}"
         if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
             raise InputError(f"{table}, line {number}: the name {name!r} is no folder's; use letters, digits, - and _")
@@ -147,7 +147,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _located(table: Path, value: str) -> str:
-    return value if value == MNI152 else str(table.parent / value)
+    return value if value in BUILT_IN else str(table.parent / value)
 
 
 def _stem(file: str) -> str:

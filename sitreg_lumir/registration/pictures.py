@@ -82,11 +82,16 @@ def as_html(found: Registration) -> str:
     return f"<b>{title}</b><br><img src='data:image/png;base64,{picture}' style='max-width:100%'><table>{table}</table>"
 
 
-def picture_png(found: Registration) -> bytes:
-    """Fixed, aligned and warped moving image and the deformed grid in three planes, as a PNG."""
+def picture_png(found: Registration, volumes: Volumes | None = None) -> bytes:
+    """Fixed, aligned and warped moving image and the deformed grid in three planes, as a PNG.
+
+    Args:
+        found: the pair.
+        volumes: of :func:`picture_volumes`, if they are at hand.
+    """
     from sitreg_lumir.report.plots import plot_pair
 
-    volumes = picture_volumes(found)
+    volumes = volumes or picture_volumes(found)
     stream = io.BytesIO()
     plot_pair(
         np.asarray(volumes.fixed), np.asarray(volumes.moving), np.asarray(volumes.warped), np.asarray(volumes.disp),

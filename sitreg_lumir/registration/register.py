@@ -49,7 +49,8 @@ def register(
     """Registers the moving scan onto the fixed scan; symmetric, so both directions come at once.
 
     Args:
-        fixed: NIfTI file, any orientation, voxel size, field of view and contrast; or ``MNI152``, the template.
+        fixed: NIfTI file, any orientation, voxel size, field of view and contrast; or ``MNI152``, the
+            template; or ``EXAMPLE-T1``, ``EXAMPLE-T2``, which come with the package.
         moving: the same.
         out: folder for all results (see :meth:`Registration.save`); None writes nothing.
         model: of :func:`load_model`, or files of members; by default those that come with the package.

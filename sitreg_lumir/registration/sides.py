@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from sitreg_lumir.data.examples import EXAMPLES, FOLDER
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.chain import Matrix
 from sitreg_lumir.files.headers import spacing_of
@@ -24,6 +25,8 @@ from sitreg_lumir.prepare.stripped import check_stripped
 
 MNI152 = "MNI152"
 """Given instead of a file: the template."""
+BUILT_IN = (MNI152, *EXAMPLES)
+"""What may be given instead of files: the template, and the scans that come with the package."""
 
 Align: TypeAlias = Literal["auto", "each", "none"]
 ALIGN = ("auto", "each", "none")
@@ -34,7 +37,7 @@ class Given:
     """What a user gives of one scan.
 
     Attributes:
-        image: NIfTI file, or ``MNI152``.
+        image: NIfTI file, or one of :data:`BUILT_IN`.
         role: ``fixed`` or ``moving``, for messages.
         mask: file of the brain's mask, on any grid of the same world; None for a skull-stripped scan.
         lesion: file of a mask of what has no counterpart in the other scan.
@@ -112,7 +115,8 @@ def read_side(given: Given, align: Align, header: str | None, assume_orientation
         plain = plain_header(frame.image.shape, frame.affine, np.float32)
         return Side(TEMPLATE, frame.image, frame.affine, plain, "template", frame.mask, None, np.eye(4), None,
                     "the template itself", None)  # fmt: skip
-    scan = read_image(Path(given.image), header, assume_orientation)
+    built_in = EXAMPLES.get(str(given.image))
+    scan = read_image(FOLDER / built_in if built_in else Path(given.image), header, assume_orientation)
     name = str(scan.path)
     if given.mask is not None:
         brain = _read_mask(given.mask, scan.shape, scan.affine, header, assume_orientation)

@@ -1,4 +1,4 @@
-"""`demo`: the whole method on data made from the MNI152 template, in minutes on a CPU."""
+"""`demo`: two scans registered by the shipped members, then the whole method on small data, in minutes on a CPU."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from sitreg_lumir.data.demo import make_demo_data
+from sitreg_lumir.data.examples import labels_of
 from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
@@ -14,29 +15,35 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.evaluate import evaluate
 from sitreg_lumir.files.nifti import load_disp
 from sitreg_lumir.files.provenance import find_field
+from sitreg_lumir.files.resample import resample_labels
+from sitreg_lumir.files.scans import read_image
+from sitreg_lumir.measures.metrics import dsc
+from sitreg_lumir.registration.register import register
 from sitreg_lumir.report.plots import plot_pair
 from sitreg_lumir.train.predict import predict
 from sitreg_lumir.train.run import RunOptions, fit
 
 
 def demo(folder: Path, steps: int | None = None) -> None:
-    """Makes data, trains a small MIND model on T1 pairs, and registers T1-T1 and T1-T2 pairs with it.
+    """Registers the example pair, then makes data, trains a small MIND model a little, and scores it.
 
     Each part is skipped when its result is there, so that a demo that was stopped goes on.
 
     Args:
-        folder: gets ``data/``, ``runs/demo/``, ``predictions/``, ``demo.png``.
+        folder: gets ``registration/``, ``data/``, ``runs/demo/``, ``predictions/``, ``demo.png``.
         steps: of training, instead of the demo config's.
 
     Raises:
         InputError: the folder cannot be used.
     """
-    print(f"1/4  data made from the MNI152 template: {folder / 'data'}", flush=True)
+    print(f"1/5  a T2 registered onto a T1 by the shipped members: {folder / 'registration'}", flush=True)
+    _register_examples(folder / "registration")
+    print(f"2/5  data made from the MNI152 template: {folder / 'data'}", flush=True)
     dataset = make_demo_data(folder / "data")
     both = [dataset, dataset.with_name("LUMIR_dataset_multimodal.json")]
     run = folder / "runs" / "demo"
     checkpoint = run / "checkpoints" / "last.ckpt"
-    print(f"2/4  training a small network on T1 pairs: {run}", flush=True)
+    print(f"3/5  training a small network on T1 pairs: {run}", flush=True)
     finished = run / "finished"
     if finished.is_file():
         print("     trained already")
@@ -49,12 +56,12 @@ def demo(folder: Path, steps: int | None = None) -> None:
         resume = checkpoint if checkpoint.is_file() else None
         fit(arguments, RunOptions(run, wandb="off", resume=resume))
         finished.touch()
-    print("3/4  fields for the validation pairs", flush=True)
+    print("4/5  fields for the validation pairs", flush=True)
     predictions = folder / "predictions"
     for each in both:
         data = ["--data.root", str(each), "--data.cache", str(folder / "cache"), "--data.num_workers", "0"]
         predict([str(checkpoint)], predictions, data, overwrite=True)
-    print("4/4  scores before (affine only) and after", flush=True)
+    print("5/5  scores before (affine only) and after", flush=True)
     datasets = [read_dataset(each, validation=True) for each in both]
     before = evaluate(None, datasets, folder / "before", identity=True)
     after = evaluate(predictions, datasets)
@@ -64,8 +71,28 @@ def demo(folder: Path, steps: int | None = None) -> None:
     for group in ("T1-T1", "T1-T2"):
         was, is_ = (each.summary["groups"][group]["dsc"]["mean"] for each in (before, after))
         print(f"Dice {group}: {was:.3f} before, {is_:.3f} after")
-    print(f"picture: {picture}")
+    print(f"a few steps only, to show how: the shipped members were trained longer; picture: {picture}")
+    print(f"look at: {folder / 'registration' / 'report.html'}")
     print(f"next:    sitreg-lumir fit --config minilumir/mind_small --data.root {dataset}")
+
+
+def _register_examples(folder: Path) -> None:
+    """The pair that comes with the package, and the Dice coefficient of its structures before and after."""
+    if (folder / "summary.json").is_file():
+        print("     registered already")
+        return
+    found = register("EXAMPLE-T1", "EXAMPLE-T2", folder, overwrite=True)
+    fixed, moving = (read_image(labels_of(name)) for name in ("EXAMPLE-T1", "EXAMPLE-T2"))
+    affine = np.linalg.inv(found.forward.moving_to_model) @ found.forward.fixed_to_model
+    labels = [label for label in np.unique(fixed.data) if label]
+    scores = [
+        np.nanmean(dsc(fixed.data, moving.data, moved, labels))
+        for moved in (
+            resample_labels(moving.data, moving.affine, affine, fixed.shape, fixed.affine),
+            found.warp(moving.data, moving.affine, labels=True),
+        )
+    ]
+    print(f"     Dice: {scores[0]:.3f} aligned, {scores[1]:.3f} registered; verdict: {found.verdict}")
 
 
 def _draw(predictions: Path, dataset: Path, picture: Path) -> None:

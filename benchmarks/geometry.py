@@ -1,0 +1,192 @@
+"""How much the headers, grids and intensities of two scans change their registration: nothing, or little.
+
+    python benchmarks/geometry.py MINILUMIR/1mm                  # T1-T1, T1-T2 and MNI152, table and JSON
+    python benchmarks/geometry.py MINILUMIR/1mm --only T1-T2 --members runs/mind/checkpoints/last.ckpt
+
+A pair is registered as it is (each scan aligned by itself), then with the moving file changed. *Lossless* changes keep
+all voxels; their maps should agree to 0.05 mm. *Lossy* ones resample or cut; the median in the brain should stay below
+0.5 mm and Dice within one point. Distances are between the maps of the fixed brain's points, in the fixed scan's world.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from sitreg_lumir.files.chain import map_points, transform_by
+from sitreg_lumir.files.resample import resample
+from sitreg_lumir.measures.metrics import dsc
+from sitreg_lumir.registration.model import load_model
+from sitreg_lumir.registration.numbers import brain_points
+from sitreg_lumir.registration.register import register
+from sitreg_lumir.registration.result import Registration
+from sitreg_lumir.registration.sides import MNI152
+
+Array = NDArray[Any]
+Change = Callable[[Array, Array], tuple[Array, Array, Array]]  # values, affine -> the same, and the world's motion
+STILL = np.eye(4)
+
+
+def flipped(values: Array, affine: Array) -> tuple[Array, Array, Array]:
+    """Axes turned round and exchanged in the file."""
+    turn = np.eye(4)
+    turn[:3, :3] = np.eye(3)[:, [2, 0, 1]]
+    values = np.flip(values.transpose(2, 0, 1), 0)
+    turn[:3, 3] += turn[:3, 0] * (values.shape[0] - 1)
+    turn[:3, 0] *= -1
+    return values, affine @ turn, STILL
+
+
+def turned(values: Array, affine: Array) -> tuple[Array, Array, Array]:
+    """A header turned by 15 degrees: the head lies elsewhere in the world."""
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_euler("xyz", (12, -6, 7), degrees=True).as_matrix()
+    return values, motion @ affine, motion
+
+
+def rescaled(values: Array, affine: Array) -> tuple[Array, Array, Array]:
+    """Intensities 3 I + 100 as floats, background noise of 1e-5."""
+    noise = np.random.default_rng(0).normal(0, 1e-5, values.shape)
+    return (3.0 * values + 100 + noise).astype(np.float32), affine, STILL
+
+
+def standardised(values: Array, affine: Array) -> tuple[Array, Array, Array]:
+    """Mean 0 and standard deviation 1."""
+    return ((values - values.mean()) / values.std()).astype(np.float32), affine, STILL
+
+
+def anisotropic(values: Array, affine: Array) -> tuple[Array, Array, Array]:
+    """Resampled to 1.3 x 0.9 x 2.0 mm."""
+    step = np.array([1.3, 0.9, 2.0]) / np.linalg.norm(affine[:3, :3], axis=0)
+    coarse = affine @ np.diag([*step, 1])
+    shape = np.floor((np.array(values.shape) - 1) / step).astype(int) + 1
+    smooth = ndimage.gaussian_filter(values.astype(np.float32), np.sqrt(np.maximum(step**2 - 1, 0) / 12))
+    sampled = resample(smooth, affine, STILL, shape, coarse)
+    mask = resample((values > 0).astype(np.float32), affine, STILL, shape, coarse) >= 0.5
+    return np.where(mask, np.maximum(sampled, 1), 0).round().astype(np.uint8), coarse, STILL
+
+
+def cropped(values: Array, affine: Array) -> tuple[Array, Array, Array]:
+    """The lowest 25 mm of the brain outside the field of view."""
+    where = np.argwhere(values > 0)
+    low = int(where[:, 2].min() + 25 / np.linalg.norm(affine[:3, 2]))
+    moved = affine.copy()
+    moved[:3, 3] += low * affine[:3, 2]
+    return values[:, :, low:], moved, STILL
+
+
+CHANGES: dict[str, tuple[Change, bool]] = {
+    "axes flipped and permuted": (flipped, True),
+    "header turned by 15 degrees": (turned, True),
+    "3 I + 100, float noise 1e-5": (rescaled, True),
+    "z-scored": (standardised, True),
+    "1.3 x 0.9 x 2.0 mm": (anisotropic, False),
+    "field of view cropped by 25 mm": (cropped, False),
+}
+
+
+def main() -> None:
+    """Prints a table and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, metavar="MINILUMIR", help="folder of miniLUMIR at 1 mm")
+    parser.add_argument("--members", nargs="+", help="default: the shipped ones")
+    parser.add_argument("--only", nargs="+", default=["T1-T1", "T1-T2", MNI152], help="of T1-T1, T1-T2, MNI152")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "geometry.json")
+    options = parser.parse_args()
+    model = load_model(options.members)
+    pairs = {
+        "T1-T1": (options.root / "imagesVal/LUMIRMRI_0100_0000.nii.gz", "0101_0000"),
+        "T1-T2": (options.root / "imagesVal/LUMIRMRI_0100_0000.nii.gz", "0101_0001"),
+        MNI152: (MNI152, "0101_0000"),
+    }
+    rows = []
+    print(
+        f"{'pair':8} {'moving file':32} {'median':>8} {'p99':>8} {'Dice':>7} {'inv. med':>9} {'inv. p99':>9} {'s':>6}"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in options.only:
+            fixed, subject = pairs[name]
+            moving = options.root / f"imagesVal/LUMIRMRI_{subject}.nii.gz"
+            labels = None if name == MNI152 else [
+                np.asarray(nib.load(options.root / f"labelsVal/{file.name}").dataobj) for file in (fixed, moving)
+            ]  # fmt: skip
+            first = None
+            for change in ["as it is", *CHANGES]:
+                start = time.perf_counter()
+                path, motion = (moving, STILL) if change == "as it is" else changed(moving, change, Path(temporary))
+                found = register(fixed, path, model=model, align="each")
+                seconds = time.perf_counter() - start
+                first = first or found
+                rows.append(row(name, change, first, found, motion, moving, labels, seconds))
+                last = rows[-1]
+                shown = "-" if last["dice"] is None else f"{last['dice']:.4f}"
+                print(
+                    f"{name:8} {change:32} {last['median_mm']:8.4f} {last['p99_mm']:8.4f} {shown:>7} "
+                    f"{last['inverse_median_mm']:9.4f} {last['inverse_p99_mm']:9.4f} {seconds:6.1f}",
+                    flush=True,
+                )
+            rows += [exchanged(name, first, fixed, moving, model)]
+            print(f"{name:8} {'scans exchanged':32} {rows[-1]['median_mm']:8.4f} {rows[-1]['p99_mm']:8.4f}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"model": str(model), "peak_gb": peak, "rows": rows}, indent=1) + "\n")
+    print(f"peak memory {peak:.2f} GB; written: {options.out}")
+
+
+def changed(path: Path, change: str, folder: Path) -> tuple[Path, Array]:
+    """The changed file, and how its world moved."""
+    image: Any = nib.load(path)
+    values, affine, motion = CHANGES[change][0](np.asarray(image.dataobj), image.affine)
+    out = folder / f"{path.name.split('.')[0]}_changed.nii.gz"
+    stored = nib.Nifti1Image(np.ascontiguousarray(values), affine)
+    stored.header.set_xyzt_units("mm")
+    stored.to_filename(out)
+    return out, motion
+
+
+def row(
+    name: str, change: str, first: Registration, found: Registration, motion: Array, moving: Path,
+    labels: list[Array] | None, seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """How far a registration's map differs from the first one's; both in the unchanged moving world."""
+    points = brain_points(first.fixed.brain, first.fixed.affine)
+    there = map_points(found.forward, points)
+    there = transform_by(np.linalg.inv(motion), there.T).T
+    apart = np.linalg.norm(there - map_points(first.forward, points), axis=1)
+    dice = None
+    if labels is not None:
+        affine = np.asarray(nib.load(moving).affine)
+        warped = resample(
+            labels[1], motion @ affine, found.forward, labels[0].shape, first.fixed.affine, interpolation="nearest"
+        )
+        dice = float(np.nanmean(dsc(labels[0], labels[1], warped, [k for k in np.unique(labels[0]) if k])))
+    error = found.summary["inverse_error_mm"]
+    return {
+        "pair": name, "change": change, "lossless": change == "as it is" or CHANGES[change][1],
+        "median_mm": float(np.median(apart)), "p99_mm": float(np.percentile(apart, 99)),
+        "largest_mm": float(apart.max()), "dice": dice, "inverse_median_mm": error["median"], "inverse_p99_mm": error["p99"], "seconds": seconds,
+        "verdict": found.verdict,
+    }  # fmt: skip
+
+
+def exchanged(name: str, first: Registration, fixed: Any, moving: Path, model: Any) -> dict[str, Any]:
+    """How far the maps of the exchanged scans differ."""
+    other = register(moving, fixed, model=model, align="each")
+    points = brain_points(first.fixed.brain, first.fixed.affine)
+    apart = np.linalg.norm(map_points(other.backward, points) - map_points(first.forward, points), axis=1)
+    return {"pair": name, "change": "scans exchanged", "median_mm": float(np.median(apart)),
+            "p99_mm": float(np.percentile(apart, 99)), "largest_mm": float(apart.max())}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
