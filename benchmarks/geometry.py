@@ -174,8 +174,8 @@ def row(
     return {
         "pair": name, "change": change, "lossless": change == "as it is" or CHANGES[change][1],
         "median_mm": float(np.median(apart)), "p99_mm": float(np.percentile(apart, 99)),
-        "largest_mm": float(apart.max()), "dice": dice, "inverse_median_mm": error["median"], "inverse_p99_mm": error["p99"], "seconds": seconds,
-        "verdict": found.verdict,
+        "largest_mm": float(apart.max()), "dice": dice, "inverse_median_mm": error["median"],
+        "inverse_p99_mm": error["p99"], "seconds": seconds, "verdict": found.verdict,
     }  # fmt: skip
 
 

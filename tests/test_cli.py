@@ -22,7 +22,8 @@ SMALL = ["--model.features", "[4,4]", "--model.head_features", "[4,4]", "--model
 
 
 VERBS = (
-    "register", "preprocess", "doctor", "fit", "validate", "test", "predict", "carry", "apply", "evaluate", "submit", "container", "export", "demo",
+    "register", "preprocess", "apply", "carry", "fit", "validate", "test", "predict", "evaluate", "submit", "container",
+    "export", "demo", "doctor",
 )  # fmt: skip
 
 

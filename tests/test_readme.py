@@ -19,8 +19,13 @@ OPEN_VERBS = ("fit", "validate", "test", "predict")  # they take every setting o
 
 def commands() -> list[list[str]]:
     """The arguments of each `sitreg-lumir` line in the README's code blocks."""
-    blocks = re.findall(r"^```\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    plain, fences = [], 0
+    for line in README.read_text().splitlines():
+        if line.startswith("```"):
+            fences = (fences + 1) % 2
+        elif fences:
+            plain.append(line)
+    lines = "\n".join(plain).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sitreg-lumir ")]
 
 

@@ -22,6 +22,10 @@ verbs, each with an example:
              sitreg-lumir register --fixed MNI152 --moving brain.nii.gz -o registration
   preprocess make a LUMIR-like volume of a raw head scan: bias field, skull stripping, alignment to MNI152
              sitreg-lumir preprocess head.nii.gz -o brain.nii.gz
+  apply      move images, label maps and points by transforms, composed and sampled once
+             sitreg-lumir apply -t registration --to fixed --labels moving_labels.nii.gz -o labels_on_fixed.nii.gz
+  carry      carry a field to another grid of the same world, most of all a finer one
+             sitreg-lumir carry disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz -o fine/disp_0100_0101.nii.gz
   fit        train a network
              sitreg-lumir fit --config ens_seed3 --data.root LUMIR
   validate   score a checkpoint on the validation pairs
@@ -30,10 +34,6 @@ verbs, each with an example:
              sitreg-lumir test --config runs/mind/config.yaml --ckpt_path runs/mind/checkpoints/last.ckpt
   predict    write displacement fields for the pairs of a data set, by one network or an ensemble
              sitreg-lumir predict --members A.ckpt B.ckpt --data.root LUMIR -o predictions
-  carry      carry a field to another grid of the same world, most of all a finer one
-             sitreg-lumir carry disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz -o fine/disp_0100_0101.nii.gz
-  apply      move images, label maps and points by transforms, composed and sampled once
-             sitreg-lumir apply -t registration --to fixed --labels moving_labels.nii.gz -o labels_on_fixed.nii.gz
   evaluate   score a folder of fields by the challenge's definitions
              sitreg-lumir evaluate predictions --dataset LUMIR/LUMIR_dataset.json
   submit     check a folder of fields and zip it for the challenge

@@ -16,7 +16,9 @@ def add_predict(verbs: Verbs) -> None:
         "example: sitreg-lumir predict --members runs/mind/checkpoints/last.ckpt --data.root LUMIR -o predictions"
     )
     parser = verb(verbs, "predict", "Write a displacement field for each validation pair of a data set.", more)
-    parser.add_argument("--members", nargs="+", required=True, metavar="PATH", help=".ckpt or .safetensors, or folders")
+    parser.add_argument(
+        "--members", nargs="+", metavar="PATH", help=".ckpt or .safetensors, or folders (default: the shipped members)"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the fields go")
     parser.add_argument("--inverse", action="store_true", help="also write inverse_<pair>.nii.gz, on the moving grid")
     parser.add_argument("--warped", action="store_true", help="also write warped_<pair>.nii.gz, the moved image")
@@ -142,7 +144,7 @@ def _container(options: argparse.Namespace, rest: list[str]) -> None:
 
 def add_demo(verbs: Verbs) -> None:
     more = "example: sitreg-lumir demo -o demo"
-    parser = verb(verbs, "demo", "Register the example pair; then make small data, train a little, predict, evaluate: in minutes on a CPU.", more)
+    parser = verb(verbs, "demo", "Register an example pair; make small data, train a little, predict, evaluate.", more)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="default: demo")
     parser.add_argument("--steps", type=int, default=None, help="training steps (default: the demo config's)")
     parser.set_defaults(run=_demo)

@@ -14,7 +14,7 @@ with a mask of the brain. Both directions come at once: exchanging the scans exc
 OUT gets
   warped_moving.nii.gz                the moving image on the fixed grid, sampled once from the original
   warped_fixed.nii.gz                 the fixed image on the moving grid
-  from-moving_to-fixed_xfm.nii.gz     the whole transform as an ITK field (mm, LPS) on the fixed grid: ANTs, ITK, 3D Slicer
+  from-moving_to-fixed_xfm.nii.gz     the whole transform as an ITK field (mm, LPS), fixed grid: ANTs, ITK, 3D Slicer
   from-fixed_to-moving_xfm.nii.gz     its inverse, on the moving grid; `sitreg-lumir apply -t OUT` uses both
   jac_det.nii.gz, jac_det_deformation.nii.gz    local volume change, with and without the alignments
   disagreement.nii.gz                 of an ensemble's members, mm: a lower bound, no measure of the error
@@ -25,8 +25,8 @@ ITK leaves points outside a field where they are, so a point just outside the im
 transforms reach further.
 
 --align auto aligns each scan by itself to MNI152 (affine, mutual information), if that moves its brain by more than a
-few mm; `each` always does, `none` trusts the headers. --initial-transform takes an affine that ANTs or ITK found for the
-pair (fixed to moving); --fixed-to-template and --moving-to-template take what `sitreg-lumir preprocess` found.
+few mm; `each` always does, `none` trusts the headers. --initial-transform takes an affine that ANTs or ITK found for
+the pair (fixed to moving); --fixed-to-template and --moving-to-template take what `sitreg-lumir preprocess` found.
 
 PAIRS is a CSV with the columns fixed,moving and if wanted name,fixed_mask,moving_mask,...; results go to OUT/<name>, a
 table of all to OUT/pairs.csv; what is there already is skipped.

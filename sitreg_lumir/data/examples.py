@@ -1,6 +1,6 @@
 """Two brains that come with the package, so that everything can be tried at once: rendered, no patient data.
 
-python -m sitreg_lumir.data.examples     # makes the files again, the same bytes
+python -m sitreg_lumir.data.examples     # makes the files again, the same voxels
 """
 
 from pathlib import Path

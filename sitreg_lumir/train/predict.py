@@ -20,6 +20,7 @@ from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.predictions import ALSO, plan_predictions, voxel_size
 from sitreg_lumir.network.official import import_official
+from sitreg_lumir.network.shipped import default_members
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.network.weights import (
     Member,
@@ -74,7 +75,7 @@ class Predictor(LightningModule):
 
 
 def predict(
-    member_paths: Sequence[str],
+    member_paths: Sequence[str] | None,
     folder: Path,
     data_args: Sequence[str],
     *,
@@ -89,7 +90,7 @@ def predict(
     """Writes ``disp_<fixed>_<moving>.nii.gz`` for each pair that is not there already.
 
     Args:
-        member_paths: checkpoints, safetensors files or folders of them.
+        member_paths: checkpoints, safetensors files or folders of them; None for those that come with the package.
         folder: where the fields go.
         data_args: ``--data.*`` arguments of :class:`LumirDataModule`.
         inverse: also write the inverse fields.
@@ -107,7 +108,7 @@ def predict(
     """
     prepare_process()
     give_back_freed_memory()
-    files = member_files(member_paths)
+    files = default_members() if member_paths is None else member_files(member_paths)
     if disagreement and len(files) < 2:
         raise InputError(f"{files[0]}: --disagreement needs two members or more; name them all with --members")
     members = load_members(files)
