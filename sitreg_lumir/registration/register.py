@@ -14,11 +14,11 @@ from sitreg_lumir.files.chain import Chain, Matrix, swap
 from sitreg_lumir.files.transforms import load_affine
 from sitreg_lumir.network.sitreg import Stage
 from sitreg_lumir.prepare.conform import conform, mask_on_grid
-from sitreg_lumir.prepare.frame import check_frame
+from sitreg_lumir.prepare.frame import check_frame, load_frame
 from sitreg_lumir.registration.model import Model, as_tensor, load_model
 from sitreg_lumir.registration.numbers import ModelPair, plain
 from sitreg_lumir.registration.result import Registration
-from sitreg_lumir.registration.sides import ALIGN, MNI152, Align, Given, Side, meet_half_way, read_side, template
+from sitreg_lumir.registration.sides import ALIGN, MNI152, Align, Given, Side, meet_half_way, read_side
 from sitreg_lumir.registration.summary import summarise
 
 _INVERSION_VOXELS = 1e-4
@@ -90,7 +90,7 @@ def register(
 
         check_folder(Path(out), overwrite)  # before the work, not after it
     network = model if isinstance(model, Model) else load_model(model)
-    check_frame(template(), network.shape, network.affine, str(network.files[0]))
+    check_frame(load_frame(), network.shape, network.affine, str(network.files[0]))
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     given = (

@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +19,7 @@ from sitreg_lumir.files.streams import plain_header
 from sitreg_lumir.files.transforms import load_affine
 from sitreg_lumir.prepare.align import Alignment, align_to_frame
 from sitreg_lumir.prepare.conform import Mask, mask_on_grid, support_mask
-from sitreg_lumir.prepare.frame import TEMPLATE, Frame, load_frame
+from sitreg_lumir.prepare.frame import TEMPLATE, load_frame
 from sitreg_lumir.prepare.stripped import check_stripped
 
 MNI152 = "MNI152"
@@ -92,12 +91,6 @@ class Side:
         return spacing_of(self.affine)
 
 
-@lru_cache(maxsize=1)
-def template() -> Frame:
-    """The MNI152 template, read once."""
-    return load_frame()
-
-
 def read_side(given: Given, align: Align, header: str | None, assume_orientation: str | None) -> Side:
     """Reads one scan, finds its brain and its place in the template's world.
 
@@ -110,7 +103,7 @@ def read_side(given: Given, align: Align, header: str | None, assume_orientation
     Raises:
         InputError: a file cannot be used, the scan shows a whole head, or it finds no place in the template's world.
     """
-    frame = template()
+    frame = load_frame()
     if str(given.image) == MNI152:
         plain = plain_header(frame.image.shape, frame.affine, np.float32)
         return Side(TEMPLATE, frame.image, frame.affine, plain, "template", frame.mask, None, np.eye(4), None,
