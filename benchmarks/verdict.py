@@ -50,7 +50,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(rows, indent=1) + "\n")
     for good in (True, False):
-        for key in ("mind", "gain", "brain_overlap", "displacement_p95", "ndv"):
+        for key in ("match", "gain", "brain_overlap", "displacement_p95", "ndv"):
             found = [row[key] for row in rows if row["good"] == good and row.get(key) is not None]
             if found:
                 low, middle, high = np.percentile(found, (0, 50, 100))
@@ -70,6 +70,7 @@ def measure(model: Any, fixed: Path, moving: Path) -> dict[str, Any]:
     return {
         "verdict": summary["verdict"],
         "mind": registered["mind"],
+        "match": None if registered["mind"] is None else registered["mind"] / registered["mind_by_chance"],
         "gain": None if registered["mind"] is None else aligned["mind"] - registered["mind"],
         "brain_overlap": registered["brain_overlap"],
         "displacement_p95": summary["displacement_mm"]["p95"],

@@ -17,6 +17,7 @@ from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.prepare.conform import Mask, inverse
 
 _MIND = Mind()
+_APART_MM = 12.0  # brains that far apart match nowhere
 _POINTS = 50_000  # of the brain at most, on a regular grid
 
 
@@ -44,7 +45,7 @@ class ModelPair:
 
 
 def similarities(
-    fixed: Tensor, moving: Tensor, fixed_brain: Tensor, moving_brain: Tensor, disp: Tensor | None
+    fixed: Tensor, moving: Tensor, fixed_brain: Tensor, moving_brain: Tensor, disp: Tensor | None, spacing: float
 ) -> dict[str, float]:
     """How alike the fixed and the warped moving image are, on the model's grid.
 
@@ -54,9 +55,12 @@ def similarities(
         fixed_brain: the same shape, bool.
         moving_brain: the same.
         disp: ``(1, 3, X, Y, Z)``, voxels; None for no deformation.
+        spacing: voxel size, mm.
 
     Returns:
         ``mind``: mean absolute difference of the MIND descriptors within both brains, lower is better, any contrast;
+        ``mind_by_chance``: the same with the images 12 mm apart from where they are, mean over six directions: what
+        brains that match nowhere would have;
         ``lncc``: mean squared local correlation, higher is better; ``brain_overlap``: Dice coefficient of the brains.
     """
     with torch.inference_mode():
@@ -66,12 +70,25 @@ def similarities(
         brain = warp(moving_brain.float(), disp) >= 0.5
         both = brain & fixed_brain
         size = int(both.sum())
-        apart = (_MIND(fixed) - _MIND(warped)).abs().mean(dim=1, keepdim=True)
+        of_fixed, of_warped = _MIND(fixed), _MIND(warped)
+        step = max(1, round(_APART_MM / spacing))
+        chance = [
+            _difference(of_fixed, of_warped.roll(sign * step, axis), fixed_brain & brain.roll(sign * step, axis))
+            for axis in (2, 3, 4)
+            for sign in (1, -1)
+        ]
         return {
-            "mind": float(apart[both].mean()) if size else math.nan,
+            "mind": _difference(of_fixed, of_warped, both),
+            "mind_by_chance": float(np.mean(chance)),
             "lncc": -float(similarity(disp, fixed, moving, fixed_brain, moving_brain)),
             "brain_overlap": 2 * size / max(1, int(brain.sum()) + int(fixed_brain.sum())),
         }
+
+
+def _difference(first: Tensor, second: Tensor, mask: Tensor) -> float:
+    """Mean absolute difference of descriptors ``(1, 6, X, Y, Z)`` within a mask; NaN if it is empty."""
+    apart = (first - second).abs().mean(dim=1, keepdim=True)[mask]
+    return float(apart.mean()) if apart.numel() else math.nan
 
 
 def folding(disp: NDArray[np.float32], brain: Mask) -> float:

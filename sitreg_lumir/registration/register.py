@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from sitreg_lumir.prepare.conform import conform, mask_on_grid
 from sitreg_lumir.prepare.frame import check_frame, load_frame
 from sitreg_lumir.registration.model import Model, as_tensor, load_model
 from sitreg_lumir.registration.numbers import ModelPair, plain
+from sitreg_lumir.registration.refine import Refined, control_points_of
+from sitreg_lumir.registration.refine import refine as refine_control_points
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.registration.sides import ALIGN, MNI152, Align, Given, Side, meet_half_way, read_side
 from sitreg_lumir.registration.summary import summarise
@@ -107,19 +110,25 @@ def register(
     if initial_transform is not None:
         prealigns = meet_half_way(*prealigns, load_affine(Path(initial_transform)))
         _log.info("both alignments changed to agree with %s", Path(initial_transform).name)
-    seconds["read and align"] = time.perf_counter() - start
     pair = _on_model_grid(network, sides[0], sides[1], *prealigns)
     seconds["read and align"] = time.perf_counter() - start
     start = time.perf_counter()
-    stage, refined = _predict(network, pair, refine)
+    stages = network.run(fixed=pair.fixed, moving=pair.moving, levels=_levels(network) if refine else (0,))
     seconds["predict"] = time.perf_counter() - start
     _log.info("fields by %s in %.1f s", network, seconds["predict"])
+    disp, disp_inv, refined = stages[-1].disp, stages[-1].disp_inv, None
+    if refine:
+        start = time.perf_counter()
+        improved = _refine(network, pair, stages, refine)
+        disp, disp_inv, refined = improved.disp, improved.disp_inv, _told(improved, refine)
+        seconds["refine"] = time.perf_counter() - start
+        _log.info("refined in %.1f s, %d of %d steps of use", seconds["refine"], improved.steps, refine)
     start = time.perf_counter()
-    disp, disp_inv = closer_inverses(stage.disp.float().cpu(), stage.disp_inv.float().cpu())
+    disp, disp_inv = closer_inverses(disp.float().cpu(), disp_inv.float().cpu())
     forward = Chain(*prealigns, network.affine, disp[0].numpy())
-    backward = swap(forward, disp_inv[0].numpy())
-    spread = None if stage.disagreement is None else stage.disagreement[0, 0].float().cpu().numpy()
-    found = Registration(sides[0], sides[1], network, forward, backward, spread)
+    disagreement = stages[-1].disagreement
+    spread = None if disagreement is None else disagreement[0, 0].float().cpu().numpy()
+    found = Registration(sides[0], sides[1], network, forward, swap(forward, disp_inv[0].numpy()), spread)
     found.summary.update(summarise(found, pair, align=align, refined=refined))
     seconds["measure"] = time.perf_counter() - start
     found.summary["seconds"] = plain(seconds)
@@ -158,11 +167,36 @@ def _on_model_grid(
     )
 
 
-def _predict(model: Model, pair: ModelPair, refine: int) -> tuple[Stage, dict[str, Any] | None]:
-    """The fields both ways, and what refining them did."""
-    levels = tuple(range(model.networks[0].levels)) if refine else (0,)
-    stages = model.run(fixed=pair.fixed, moving=pair.moving, levels=levels)
-    return stages[-1], None
+def _levels(model: Model) -> tuple[int, ...]:
+    return tuple(range(model.networks[0].levels))
+
+
+def _refine(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int) -> Refined:
+    """The pair's control points, optimised for MIND's similarity."""
+    member = model.members[0]
+
+    def there(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(model.device)
+
+    points = [(first.float().clone(), second.float().clone()) for first, second in control_points_of(stages)]
+    return refine_control_points(
+        points,
+        fixed=pair.fixed.to(model.device),
+        moving=pair.moving.to(model.device),
+        fixed_mask=pair.fixed_brain.to(model.device),
+        moving_mask=pair.moving_brain.to(model.device),
+        fixed_lesion=there(pair.fixed_lesion),
+        moving_lesion=there(pair.moving_lesion),
+        steps=steps,
+        mind=member.mind,
+        bound_multiplier=member.card.architecture.get("bound_multiplier", 0.99),
+    )
+
+
+def _told(improved: Refined, steps: int) -> dict[str, Any]:
+    """For the summary; the similarity is the local correlation of MIND features: higher is better."""
+    before, after = (-value for value in improved.dissimilarity)
+    return {"steps": steps, "best_step": improved.steps, "similarity_before": before, "similarity_after": after}
 
 
 def closer_inverses(disp: Tensor, disp_inv: Tensor) -> tuple[Tensor, Tensor]:
