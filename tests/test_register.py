@@ -247,6 +247,23 @@ def test_inverses_come_closer(found: sitreg_lumir.Registration) -> None:
     assert error(*better) < 0.5 * error(*rough), (error(*better), error(*rough))
 
 
+def test_refining_is_told_symmetric_and_spares_lesions(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:
+    values, affine = load(t2)
+    lesion = np.zeros(values.shape, np.uint8)
+    lesion[15:22, 25:32, 20:27] = 1
+    nib.Nifti1Image(lesion, affine).to_filename(tmp_path / "lesion.nii.gz")
+    given = {"model": members, "align": "none", "refine": 2}
+    found = register(t1, t2, moving_lesion=tmp_path / "lesion.nii.gz", **given)  # type: ignore[arg-type]
+    told = found.summary["refined"]
+    assert told["steps"] == 2 and told["best_step"] > 0
+    assert told["similarity_after"] > told["similarity_before"]
+    other = register(t2, t1, fixed_lesion=tmp_path / "lesion.nii.gz", **given)  # type: ignore[arg-type]
+    points = in_brain(found)
+    assert apart(map_points(found.forward, points), map_points(other.backward, points)).max() < 0.05
+    with pytest.raises(InputError, match="--refine N"):
+        register(t1, t2, model=members, align="none", moving_lesion=tmp_path / "lesion.nii.gz")
+
+
 def test_pictures_in_jupyter(found: sitreg_lumir.Registration) -> None:
     html = found._repr_html_()
     assert "data:image/png;base64," in html and "LUMIRMRI_0101_0001.nii.gz onto LUMIRMRI_0100_0000.nii.gz" in html

@@ -178,9 +178,9 @@ def _refine(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int) 
     def there(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(model.device)
 
-    points = [(first.float().clone(), second.float().clone()) for first, second in control_points_of(stages)]
+    points = control_points_of(stages, len(_levels(model)))
     return refine_control_points(
-        points,
+        [(first.float().clone(), second.float().clone()) for first, second in points],
         fixed=pair.fixed.to(model.device),
         moving=pair.moving.to(model.device),
         fixed_mask=pair.fixed_brain.to(model.device),

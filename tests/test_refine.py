@@ -1,0 +1,272 @@
+"""Instance optimisation: what it promises, on tiny volumes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sitreg_lumir.deform.bspline import control_point_bound
+from sitreg_lumir.deform.ops import compose, invert, upsample_control_points, warp, warp_mask
+from sitreg_lumir.deform.state import SymmetricState
+from sitreg_lumir.measures.losses import ndv_sum
+from sitreg_lumir.measures.metrics import ndv
+from sitreg_lumir.network.mind import Mind
+from sitreg_lumir.network.sitreg import SITReg, run_stages
+from sitreg_lumir.registration.refine import Refined, channel_lncc, control_points_of, refine
+
+SHAPE = (24, 22, 20)
+LEVELS = 3
+
+
+def draw_points(seed: int, share: float) -> list[tuple[Tensor, Tensor]]:
+    """Random updates of all levels, coarsest first, at most ``share`` of the bound."""
+    generator = torch.Generator().manual_seed(seed)
+    updates = []
+    for level in reversed(range(LEVELS)):
+        size = [-(-length // 2**level) for length in SHAPE]
+        reach = 0.99 * share * control_point_bound((2**level,) * 3)
+        one, other = (reach * (2 * torch.rand(1, 3, *size, generator=generator) - 1) for _ in range(2))
+        updates.append((one, other))
+    return updates
+
+
+def fields(updates: Any) -> tuple[Tensor, Tensor]:
+    """What the updates compose to."""
+    state = SymmetricState(SHAPE)
+    for level, update in zip(reversed(range(LEVELS)), updates, strict=True):
+        state.update(*update, 2**level)
+    disp, disp_inv = state.fields()
+    assert disp_inv is not None
+    return disp, disp_inv
+
+
+@pytest.fixture(scope="module")
+def pair() -> dict[str, Tensor]:
+    """A smooth brain-like blob, and the same deformed, with the contrast inverted."""
+    generator = torch.Generator().manual_seed(5)
+    image = torch.nn.functional.interpolate(
+        torch.rand(1, 1, 8, 8, 8, generator=generator), size=SHAPE, mode="trilinear", align_corners=True
+    )
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, length) for length in SHAPE), indexing="ij")
+    mask = (sum(axis.square() for axis in axes) < 0.8)[None, None]  # type: ignore[attr-defined]
+    disp, _ = fields(draw_points(seed=1, share=0.5))
+    moving_mask = warp_mask(mask, disp)
+    moving = (1 - warp(image, disp)) * moving_mask
+    return {"fixed": image * mask, "moving": moving, "fixed_mask": mask, "moving_mask": moving_mask}
+
+
+@pytest.fixture(scope="module")
+def refined(pair: dict[str, Tensor]) -> Refined:
+    return refine(draw_points(seed=2, share=0.2), **pair, steps=8)
+
+
+def exchanged(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same pair with the roles swapped."""
+    other = {"fixed": "moving", "moving": "fixed"}
+    return {name.replace(role, other[role]): value for name, value in values.items() for role in [name.split("_")[0]]}
+
+
+def assert_equal(one: Refined, other: Refined) -> None:
+    """To the last bit."""
+    assert torch.equal(one.disp, other.disp) and torch.equal(one.disp_inv, other.disp_inv)
+    assert (one.steps, one.objective, one.dissimilarity) == (other.steps, other.objective, other.dissimilarity)
+
+
+@pytest.mark.parametrize("similarity", ["mind", "lncc"])
+def test_the_objective_falls_and_the_images_grow_alike(pair: dict[str, Tensor], similarity: str) -> None:
+    found = refine(draw_points(seed=2, share=0.2), **pair, steps=8, similarity=similarity, window=5)
+    assert found.improved and 0 < found.steps <= 8
+    assert found.objective[1] < found.objective[0]
+    assert found.dissimilarity[1] < found.dissimilarity[0]
+
+
+def test_more_steps_never_give_something_worse(pair: dict[str, Tensor]) -> None:
+    """The steps are the same ones, and the best that was met is kept."""
+    start = draw_points(seed=2, share=0.2)
+    after = [refine(start, **pair, steps=steps).objective for steps in (0, 2, 5)]
+    assert after[0][0] == after[0][1] == after[1][0] == after[2][0]
+    assert after[2][1] <= after[1][1] <= after[0][1]
+
+
+def test_it_finds_a_known_deformation(pair: dict[str, Tensor]) -> None:
+    """From nothing, across an inverted contrast, well inside the image."""
+    start = [(torch.zeros_like(one), torch.zeros_like(other)) for one, other in draw_points(seed=2, share=0.0)]
+    truth, _ = fields(draw_points(seed=1, share=0.5))  # the fixed image's place in the moving one is its inverse
+    found = refine(start, **pair, steps=40, learning_rate=0.05)
+    back = compose(truth, found.disp)  # identity where the deformation is found
+    before = truth.norm(dim=1, keepdim=True)[pair["fixed_mask"]].mean()
+    assert float(back.norm(dim=1, keepdim=True)[pair["fixed_mask"]].mean()) < 0.75 * float(before)
+
+
+def test_exchanging_the_images_exchanges_the_results(pair: dict[str, Tensor], refined: Refined) -> None:
+    start = draw_points(seed=2, share=0.2)
+    found = refine([(reverse, points) for points, reverse in start], **exchanged(pair), steps=8)
+    assert torch.equal(found.disp, refined.disp_inv) and torch.equal(found.disp_inv, refined.disp)
+    assert found.objective == refined.objective and found.steps == refined.steps
+    for (points, reverse), (swapped, swapped_reverse) in zip(refined.control_points, found.control_points, strict=True):
+        assert torch.equal(points, swapped_reverse) and torch.equal(reverse, swapped)
+
+
+def test_exchanging_images_with_lesions_exchanges_the_results(pair: dict[str, Tensor]) -> None:
+    lesion = torch.zeros_like(pair["fixed_mask"])
+    lesion[..., 8:12, 8:12, 8:12] = True
+    start = draw_points(seed=2, share=0.2)
+    one = refine(start, **pair, steps=3, fixed_lesion=lesion)
+    other = refine([update[::-1] for update in start], **exchanged(pair), steps=3, moving_lesion=lesion)
+    assert torch.equal(one.disp, other.disp_inv) and torch.equal(one.disp_inv, other.disp)
+
+
+@pytest.mark.parametrize("learning_rate", [0.02, 3.0])
+def test_updates_stay_within_their_bounds(pair: dict[str, Tensor], learning_rate: float) -> None:
+    """However far a step goes: the bound keeps each update invertible."""
+    found = refine(draw_points(seed=2, share=1.0), **pair, steps=4, learning_rate=learning_rate, diffusion_weight=0.0)
+    for level, update in zip(reversed(range(LEVELS)), found.control_points, strict=True):
+        bound = control_point_bound((2**level,) * 3)
+        for points in update:
+            assert float(points.abs().max()) < bound
+            field = upsample_control_points(points, 2**level, SHAPE)
+            assert float(compose(field, invert(field, tolerance=1e-4)).abs().max()) < 1e-3
+
+
+def test_refinement_does_not_fold(pair: dict[str, Tensor], refined: Refined) -> None:
+    predicted, _ = fields(draw_points(seed=2, share=0.2))
+    assert ndv(predicted[0]) == 0
+    assert ndv(refined.disp[0]) == ndv(refined.disp_inv[0]) == 0
+
+
+def test_a_folded_prediction_is_unfolded(pair: dict[str, Tensor]) -> None:
+    """With a heavy penalty on a start that folds."""
+    start = draw_points(seed=7, share=1.0)
+    before = sum(float(ndv_sum(field)) for field in fields(start))
+    assert before > 0.01
+    found = refine(start, **pair, steps=8, ndv_weight=1e-2)
+    assert sum(float(ndv_sum(field)) for field in (found.disp, found.disp_inv)) < 0.5 * before
+
+
+@pytest.mark.parametrize("similarity", ["mind", "lncc"])
+def test_what_a_lesion_shows_does_not_matter(pair: dict[str, Tensor], similarity: str) -> None:
+    lesions = {}
+    for role, where in (("fixed", slice(8, 12)), ("moving", slice(11, 15))):
+        lesions[f"{role}_lesion"] = torch.zeros_like(pair["fixed_mask"])
+        lesions[f"{role}_lesion"][..., where, where, where] = True
+    changed = dict(pair)
+    for role in ("fixed", "moving"):
+        changed[role] = torch.where(lesions[f"{role}_lesion"], torch.rand(1, 1, *SHAPE), pair[role])
+    start = draw_points(seed=2, share=0.2)
+    options: dict[str, Any] = {"steps": 3, "similarity": similarity, "window": 5}
+    assert_equal(refine(start, **changed, **lesions, **options), refine(start, **pair, **lesions, **options))
+    without = refine(start, **changed, **options)
+    assert not torch.equal(without.disp, refine(start, **pair, **options).disp)  # but would without the lesion masks
+
+
+def test_a_lesion_moves_with_its_surroundings(pair: dict[str, Tensor]) -> None:
+    """Nothing inside is compared, yet the regularisers and its neighbours move it."""
+    lesion = torch.zeros_like(pair["fixed_mask"])
+    lesion[..., 9:14, 9:14, 9:14] = True
+    start = [(torch.zeros_like(one), torch.zeros_like(other)) for one, other in draw_points(seed=2, share=0.0)]
+    found = refine(start, **pair, steps=8, fixed_lesion=lesion)
+    assert float(found.disp[0, :, 11, 11, 11].norm()) > 1e-3
+
+
+def test_no_step_gives_the_prediction(pair: dict[str, Tensor]) -> None:
+    start = draw_points(seed=2, share=0.2)
+    found = refine(start, **pair, steps=0)
+    disp, disp_inv = fields(start)
+    assert torch.equal(found.disp, disp) and torch.equal(found.disp_inv, disp_inv)
+    assert found.steps == 0 and not found.improved and found.objective[0] == found.objective[1]
+
+
+def test_what_cannot_be_improved_is_kept(pair: dict[str, Tensor]) -> None:
+    """An image and itself from the identity: each step could but spoil it."""
+    start = [(torch.zeros_like(one), torch.zeros_like(other)) for one, other in draw_points(seed=2, share=0.0)]
+    same = {"fixed": pair["fixed"], "moving": pair["fixed"]}
+    masks = {"fixed_mask": pair["fixed_mask"], "moving_mask": pair["fixed_mask"]}
+    found = refine(start, **same, **masks, steps=3)
+    assert not found.improved and float(found.disp.abs().max()) == 0
+
+
+def test_a_step_that_overshoots_is_not_kept(pair: dict[str, Tensor]) -> None:
+    start = draw_points(seed=2, share=0.1)
+    found = refine(start, **pair, steps=2, learning_rate=50.0)
+    assert not found.improved and found.objective[1] == found.objective[0]
+    assert torch.equal(found.disp, fields(start)[0])
+
+
+def test_it_is_deterministic(pair: dict[str, Tensor], refined: Refined) -> None:
+    """Whatever the number of threads, and called in inference mode, too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            alike = {name: value.clone() for name, value in pair.items()}
+            assert_equal(refine(draw_points(seed=2, share=0.2), **alike, steps=8), refined)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_it_starts_from_what_a_network_predicts(pair: dict[str, Tensor]) -> None:
+    """Of an ensemble: the averages; neither they nor the images are written to."""
+    torch.manual_seed(3)
+    sizes = {"features": [4] * LEVELS, "head_features": [4] * LEVELS}
+    members = [SITReg(**sizes).eval() for _ in range(2)]  # type: ignore[arg-type]
+    mind = Mind()
+    with torch.inference_mode():
+        stages = run_stages(
+            members, fixed=mind(pair["fixed"]), moving=mind(pair["moving"]), levels=range(LEVELS), disagreement=True
+        )
+    start = control_points_of(stages, LEVELS)
+    copies = [(points.clone(), reverse.clone()) for points, reverse in start]
+    kept = refine(start, **pair, steps=0)
+    torch.testing.assert_close(kept.disp, stages[-1].disp, rtol=0, atol=1e-5)
+    assert refine(start, **pair, steps=3).improved
+    for update, copy in zip(start, copies, strict=True):
+        assert torch.equal(update[0], copy[0]) and torch.equal(update[1], copy[1])
+    with pytest.raises(ValueError, match=r"stages of all 3 levels .* got \[0\]"):
+        control_points_of(stages[-1:], LEVELS)
+
+
+def test_descriptors_are_compared_channel_by_channel(pair: dict[str, Tensor]) -> None:
+    """Alike up to a gain and an offset of each channel is all alike; one other channel costs its share."""
+    here = Mind()(pair["fixed"])
+    everywhere = torch.ones_like(pair["fixed_mask"])
+    there = here * torch.tensor([1.0, 2.0, -1.0, 0.5, 3.0, -2.0])[:, None, None, None] + 0.3
+    alike = float(channel_lncc(here, here, everywhere, 5))
+    assert float(channel_lncc(here, there, everywhere, 5)) == pytest.approx(alike, abs=0.01) and alike < -0.8
+    there[:, 2] = torch.rand(1, *SHAPE)
+    assert float(channel_lncc(here, there, everywhere, 5)) == pytest.approx(alike * 5 / 6, abs=0.05)
+
+
+def test_nothing_to_compare_leaves_the_prediction_to_the_regularisers(pair: dict[str, Tensor]) -> None:
+    """All of the brain is lesion: the field may only grow smoother."""
+    found = refine(draw_points(seed=2, share=0.2), **pair, steps=2, fixed_lesion=torch.ones_like(pair["fixed_mask"]))
+    assert found.dissimilarity == (0.0, 0.0) and found.objective[1] < found.objective[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"moving": torch.zeros(1, 1, 24, 22, 19)}, r"moving must be \(1, 1, 24, 22, 20\) .* got \(1, 1, 24, 22, 19\)"),
+        ({"fixed": torch.zeros(2, 1, *SHAPE)}, r"one pair at a time .* got \(2, 1, 24, 22, 20\)"),
+        ({"fixed": torch.zeros(*SHAPE)}, "one pair at a time"),
+        ({"fixed_mask": torch.ones(*SHAPE)}, "fixed_mask must be"),
+        ({"moving_lesion": torch.ones(1, 1, 3, 3, 3)}, "moving_lesion must be"),
+        ({"steps": -1}, "got -1"),
+        ({"learning_rate": 0.0}, r"got 1, 0\.0"),
+        ({"bound_multiplier": 1.5}, r"0\.02 and 1\.5"),
+        ({"similarity": "ssd"}, "mind, lncc, got 'ssd'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(pair: dict[str, Tensor], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        refine(draw_points(seed=2, share=0.2), **{**pair, "steps": 1, **change})
+
+
+def test_control_points_that_do_not_fit_are_refused(pair: dict[str, Tensor]) -> None:
+    start = draw_points(seed=2, share=0.2)
+    with pytest.raises(ValueError, match="no control points"):
+        refine([], **pair, steps=1)
+    with pytest.raises(ValueError, match=r"level 1 must be \(1, 3, 12, 11, 10\)"):
+        refine([start[0], start[2], start[1]], **pair, steps=1)
+    with pytest.raises(ValueError, match=r"level 2 .* bound"):
+        refine(draw_points(seed=2, share=2.0), **pair, steps=1)
