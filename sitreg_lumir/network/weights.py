@@ -175,6 +175,7 @@ def save_member(path: str | Path, network: SITReg, card: ModelCard, dtype: torch
         text = json.dumps({"format": 1, **asdict(card), "sha256": sha256(partial.read_bytes()).hexdigest()}, indent=1)
         card_partial = partial.with_suffix(".json")
         card_partial.write_text(text + "\n")
+        partial.chmod(card_partial.stat().st_mode & 0o777)  # safetensors lets nobody else read it
         os.replace(partial, path)
         os.replace(card_partial, path.with_suffix(".json"))
     except OSError as error:
