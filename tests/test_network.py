@@ -167,7 +167,7 @@ def test_wrong_input_is_named():
 def test_a_member_comes_back_as_it_was_written(tmp_path: Path):
     network = small_network()
     save_member(tmp_path / "a.safetensors", network, card(network))
-    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "a.json").stat().st_mode  # as readable as its card
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "a.json").stat().st_mode  # for others, too
     member = load_member(tmp_path / "a.safetensors")
     for name, tensor in network.state_dict().items():
         assert torch.equal(member.network.state_dict()[name], tensor)

@@ -57,7 +57,17 @@ def add_register(verbs: Verbs) -> None:
         "--assume-orientation", metavar="RAS", help="of files whose header does not say where the axes point to"
     )
     parser.add_argument(
-        "--refine", type=int, default=0, metavar="N", help="steps of optimisation for this very pair (default: 0)"
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="steps of optimisation for this very pair, e.g. 30 (default: 0)",
+    )
+    parser.add_argument(
+        "--refine-similarity",
+        choices=("mind", "lncc"),
+        default="mind",
+        help="what these raise: mind for any contrasts, lncc for scans of one contrast (default: mind)",
     )
     parser.add_argument("--fixed-lesion", type=Path, metavar="FILE", help="mask left out of what --refine compares")
     parser.add_argument("--moving-lesion", type=Path, metavar="FILE", help="the same of the moving scan")
@@ -93,7 +103,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.registration.register import register
 
     show_progress()
-    common = {"align": options.align, "refine": options.refine, "header": options.header,
+    common = {"align": options.align, "refine": options.refine,
+              "refine_similarity": options.refine_similarity, "header": options.header,
               "assume_orientation": options.assume_orientation, "padding_mm": options.padding,
               "report": not options.no_report, "overwrite": options.overwrite}  # fmt: skip
     pairs = None if options.pairs is None else read_pairs(options.pairs)
