@@ -212,7 +212,7 @@ def _told(improved: Refined, steps: int, similarity: str) -> dict[str, Any]:
 
 
 def closer_inverses(disp: Tensor, disp_inv: Tensor) -> tuple[Tensor, Tensor]:
-    """Each field's mean with the inverse of the other, twice: more than halves what resampling left of the error.
+    """Each field's mean with the inverse of the other, three times: halves what resampling left of the error.
 
     Exchanging the fields exchanges the results.
 
@@ -220,7 +220,7 @@ def closer_inverses(disp: Tensor, disp_inv: Tensor) -> tuple[Tensor, Tensor]:
         disp: ``(B, 3, X, Y, Z)``, voxels.
         disp_inv: its inverse, but for a fraction of a voxel.
     """
-    for _ in range(2):
+    for _ in range(3):
         first, second = invert(disp, _INVERSION_VOXELS), invert(disp_inv, _INVERSION_VOXELS)
         disp, disp_inv = (disp + second) / 2, (disp_inv + first) / 2
     return disp, disp_inv
