@@ -1,7 +1,6 @@
 """LightningDataModule: groups of training images and validation pairs of a LUMIR dataset."""
 
 import hashlib
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sitreg_lumir.data.cache import VolumeCache, default_folder
+from sitreg_lumir.data.loaders import OneLineLoader
 from sitreg_lumir.data.lumir import Image, LumirDataset, Pair, raise_problems, read_dataset
 from sitreg_lumir.data.sampler import (
     EpochLoader,
     GroupBatches,
     GroupDataset,
-    OneLineLoader,
     count_teams,
     draw_groups,
     split_batch,
@@ -228,11 +227,7 @@ class LumirDataModule(LightningDataModule):
         return self.trainer is None or self.trainer.state.fn in (None, "fit")
 
     def _loading(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": ignore_stop_signals,
-        }
+        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
 
     def _read(self, *, check_files: bool) -> None:
         training = self._training()
@@ -296,12 +291,6 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
     """One item -> a batch: volumes ``(1, 1, X, Y, Z)``, ``pair`` a list of one ``Pair``."""
     (item,) = items
     return {key: value[None, None] if isinstance(value, Tensor) else [value] for key, value in item.items()}
-
-
-def ignore_stop_signals(worker: int) -> None:
-    """In a process that loads volumes: schedulers signal all processes of a job, and the training one decides."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _key(images: Sequence[Image]) -> str:

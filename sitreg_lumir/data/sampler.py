@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from sitreg_lumir.data.cache import VolumeCache
+from sitreg_lumir.data.loaders import OneLineLoader
 from sitreg_lumir.data.lumir import Image
 from sitreg_lumir.errors import InputError
 
@@ -157,21 +158,6 @@ class GroupBatches(Sampler[list[int]]):
             step, part = divmod(batch, self.accumulate)
             first = step * self.batch_size + self.rank * self.share + part * self.micro_batch
             yield list(range(first, first + self.micro_batch))
-
-
-class OneLineLoader(DataLoader[Any]):
-    """Keeps an ``InputError`` of a worker in one line, and starts the workers at the first batch only.
-
-    Lightning calls ``iter`` twice before each epoch but the first.
-    """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        try:
-            yield from super().__iter__()
-        except InputError as error:
-            # what a worker raises arrives as its whole traceback, the message last
-            message = str(error).strip().splitlines()[-1]
-            raise InputError(message.rpartition(f"{InputError.__name__}: ")[2]) from None
 
 
 class EpochLoader(OneLineLoader):

@@ -8,9 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from sitreg_lumir.data.loaders import STOP_SIGNALS
 from sitreg_lumir.errors import RunStoppedError
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopOnSignal(Callback):
@@ -31,7 +30,7 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {each: signal.signal(each, self._hear) for each in SIGNALS}
+            self._before = {each: signal.signal(each, self._hear) for each in STOP_SIGNALS}
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.heard = number
