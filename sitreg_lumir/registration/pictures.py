@@ -96,5 +96,6 @@ def picture_png(found: Registration, volumes: Volumes | None = None) -> bytes:
     plot_pair(
         np.asarray(volumes.fixed), np.asarray(volumes.moving), np.asarray(volumes.warped), np.asarray(volumes.disp),
         stream, f"{found.moving.name} onto {found.fixed.name}", spacing=6,
+        moving_name="moving, aligned",
     )  # fmt: skip
     return stream.getvalue()

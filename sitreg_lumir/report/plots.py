@@ -11,8 +11,9 @@ PLANES = (("sagittal", 0), ("coronal", 1), ("axial", 2))
 
 
 def plot_pair(
-    fixed: Array, moving: Array, warped: Array, disp: Array, file: Path | IO[bytes], title: str = "", spacing: int = 4
-) -> None:
+    fixed: Array, moving: Array, warped: Array, disp: Array, file: Path | IO[bytes], title: str = "", spacing: int = 4,
+    moving_name: str = "moving",
+) -> None:  # fmt: skip
     """Fixed, moving, warped and the deformed grid, in the middle slice of each plane, as a PNG.
 
     Args:
@@ -23,6 +24,7 @@ def plot_pair(
         file: where the PNG goes; a file or a stream.
         title: above the picture.
         spacing: voxels between two lines of the grid.
+        moving_name: what the moving image is called.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,7 +35,7 @@ def plot_pair(
     tops = [float(np.percentile(image[image > 0], 99.5)) if (image > 0).any() else 1.0 for image in (fixed, moving)]
     middle = [size // 2 for size in fixed.shape]
     for row, (plane, axis) in zip(axes, PLANES, strict=True):
-        shown = ((fixed, "fixed", tops[0]), (moving, "moving", tops[1]), (warped, "warped moving", tops[1]))
+        shown = ((fixed, "fixed", tops[0]), (moving, moving_name, tops[1]), (warped, "warped moving", tops[1]))
         for panel, (image, name, top) in zip(row, shown, strict=False):
             slice_ = np.take(image, middle[axis], axis)
             panel.imshow(slice_.T, origin="lower", cmap="gray", vmin=0, vmax=top, interpolation="nearest")
