@@ -19,11 +19,12 @@ from sitreg_lumir.files import chain as chain_module
 from sitreg_lumir.files import streams
 from sitreg_lumir.files.carry import carry
 from sitreg_lumir.files.chain import Chain
-from sitreg_lumir.files.nifti import load_disp, save_disp, save_volume, writing
+from sitreg_lumir.files.nifti import load_disp, save_disp, save_volume
 from sitreg_lumir.files.provenance import sha256_file
 from sitreg_lumir.files.resample import resample, resample_labels
 from sitreg_lumir.files.streams import plain_header, writing_planes
 from sitreg_lumir.files.transforms import load_itk_field, save_itk_field
+from sitreg_lumir.writing import writing
 
 SHAPE, AFFINE = (14, 12, 10), matrix("RAS", (1, 1, 1), (0, 0, 0), (14, 12, 10), (3, -17, 19))
 GRIDS: dict[str, tuple[tuple[int, int, int], Array]] = {

@@ -20,6 +20,14 @@ def verb(verbs: Verbs, name: str, summary: str, more: str) -> argparse.ArgumentP
     )
 
 
+def add_header_options(parser: argparse.ArgumentParser) -> None:
+    """What to do with headers that contradict themselves or say nothing."""
+    parser.add_argument("--header", choices=("sform", "qform"), help="which to use, in every file, if they differ")
+    parser.add_argument(
+        "--assume-orientation", metavar="RAS", help="of images whose header does not say where the axes point to"
+    )
+
+
 def refuse(rest: Sequence[str], parser_of: str) -> None:
     """Arguments that the verb does not know."""
     if rest:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sitreg_lumir.cli.parsing import Verbs, refuse, verb
+from sitreg_lumir.cli.parsing import Verbs, add_header_options, refuse, verb
 
 
 def add_preprocess(verbs: Verbs) -> None:
@@ -32,10 +32,7 @@ def add_preprocess(verbs: Verbs) -> None:
     parser.add_argument("--mask", type=Path, metavar="MASK", help="NIfTI, above 0 in the brain")
     parser.add_argument("--strip", choices=("deepbet", "template", "none"), help="see below (default: deepbet)")
     parser.add_argument("--no-bias-correction", action="store_true", help="leave the bias field as it is")
-    parser.add_argument("--header", choices=("sform", "qform"), help="which to use, in every file, if they differ")
-    parser.add_argument(
-        "--assume-orientation", metavar="RAS", help="of files whose header does not say where the axes point to"
-    )
+    add_header_options(parser)
     parser.set_defaults(run=_preprocess)
 
 

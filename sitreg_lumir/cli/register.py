@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sitreg_lumir.cli.parsing import Verbs, refuse, verb
+from sitreg_lumir.cli.parsing import Verbs, add_header_options, refuse, verb
 from sitreg_lumir.errors import InputError
 
 MORE = """\
@@ -52,10 +52,7 @@ def add_register(verbs: Verbs) -> None:
     parser.add_argument("--initial-transform", type=Path, metavar="XFM", help="ITK affine, fixed to moving")
     parser.add_argument("--fixed-to-template", type=Path, metavar="XFM", help="ITK affine, fixed to MNI152")
     parser.add_argument("--moving-to-template", type=Path, metavar="XFM", help="ITK affine, moving to MNI152")
-    parser.add_argument("--header", choices=("sform", "qform"), help="which to use, in every file, if they differ")
-    parser.add_argument(
-        "--assume-orientation", metavar="RAS", help="of files whose header does not say where the axes point to"
-    )
+    add_header_options(parser)
     parser.add_argument(
         "--refine",
         type=int,

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sitreg_lumir.cli.parsing import Verbs, refuse, verb
+from sitreg_lumir.cli.parsing import Verbs, add_header_options, refuse, verb
 
 
 def add_carry(verbs: Verbs) -> None:
@@ -39,10 +39,7 @@ def add_carry(verbs: Verbs) -> None:
         action="store_true",
         help="MOVING is a label map: do not interpolate (default: only if its header says LABEL)",
     )
-    parser.add_argument("--header", choices=("sform", "qform"), help="which to use, in every file, if they differ")
-    parser.add_argument(
-        "--assume-orientation", metavar="RAS", help="of files whose header does not say where the axes point to"
-    )
+    add_header_options(parser)
     parser.set_defaults(run=_carry)
 
 
@@ -111,10 +108,7 @@ def add_apply(verbs: Verbs) -> None:
     parser.add_argument(
         "--outside", type=float, metavar="VALUE", help="where the image does not reach (default: 0; nan for floats)"
     )
-    parser.add_argument("--header", choices=("sform", "qform"), help="which to use, in every file, if they differ")
-    parser.add_argument(
-        "--assume-orientation", metavar="RAS", help="of images whose header does not say where the axes point to"
-    )
+    add_header_options(parser)
     parser.set_defaults(run=_apply)
 
 

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.chain import Field, Matrix, Transform, inside, map_points, positions, transform_by
-from sitreg_lumir.files.nifti import writing
+from sitreg_lumir.files.nifti import of_type
 from sitreg_lumir.files.points import read_points, save_points
 from sitreg_lumir.files.resample import resample, resample_labels
 from sitreg_lumir.files.scans import LABEL_INTENT, Scan, read_grid, read_image
 from sitreg_lumir.files.streams import plain_header, writing_planes
 from sitreg_lumir.files.transforms import load_itk_field, load_transform
+from sitreg_lumir.writing import writing
 
 Side: TypeAlias = Literal["fixed", "moving"]
 Sampling: TypeAlias = Literal["linear", "nearest labels", "linear labels"]
@@ -215,15 +216,7 @@ def _planes(
         elif sampling == "nearest labels":
             yield first, resample(frames, affine, chain, shape, here, interpolation="nearest", outside=outside)
         else:
-            yield first, _as_type(resample(frames, affine, chain, shape, here, outside=outside), values.dtype)
-
-
-def _as_type(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """float32 as it is, or rounded to integers."""
-    if dtype.kind == "f":
-        return values
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(values, dtype=np.float64), limits.min, limits.max).astype(dtype)
+            yield first, of_type(resample(frames, affine, chain, shape, here, outside=outside), values.dtype)
 
 
 def _storable(path: Path, values: NDArray[Any]) -> NDArray[Any]:

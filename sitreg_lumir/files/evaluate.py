@@ -20,10 +20,11 @@ from sitreg_lumir.data.lumir import LumirDataset, Pair, raise_problems
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.data.volumes import read_labels, read_volume
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.nifti import load_disp, writing
+from sitreg_lumir.files.nifti import load_disp
 from sitreg_lumir.files.provenance import find_field, shared_names
 from sitreg_lumir.measures.losses import similarity
 from sitreg_lumir.measures.metrics import GROUPS, METRICS, score_pair
+from sitreg_lumir.writing import writing
 
 COLUMNS = {  # score -> heading in the table and digits
     "dsc": ("Dice", 3),

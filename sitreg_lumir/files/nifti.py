@@ -1,13 +1,10 @@
-"""Fields and volumes as NIfTI files, written whole or not at all.
+"""Fields and volumes as NIfTI files.
 
 Files say mm, and sform = qform with code 1 (scanner space): readers agree on that code, whatever the space is.
 """
 
 import gzip
-import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +16,10 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.writing import writing
 
 FIELD_LEVEL = 1  # gzip: a field's digits are noise, level 6 takes longer and saves half a percent more
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder; what is written there takes the name ``path`` at the end of the block.
-
-    Whatever goes wrong, ``path`` keeps what it held and the temporary file is removed.
-
-    Raises:
-        InputError: the folder cannot be made or written to, or the disk is full.
-    """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{path}: cannot be written ({reason}); choose a folder with space and access") from None
-    finally:
-        with suppress(OSError):  # an unusable folder is what the error above says
-            temporary.unlink(missing_ok=True)
 
 
 def save_disp(path: Path, disp: NDArray[Any], affine: NDArray[Any], *, compresslevel: int = FIELD_LEVEL) -> None:
@@ -138,6 +112,14 @@ def load_disp(path: Path, *, shape: tuple[int, ...] | None = None) -> tuple[NDAr
         raise InputError(f"{path}: the field holds NaN or infinite values; predict this pair again")
     disp = np.ascontiguousarray(np.moveaxis(values, -1, 0), dtype=np.float32)
     return disp, np.asarray(image.affine, dtype=np.float64)
+
+
+def of_type(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """What an interpolated image is stored as: float32 as it is; integers of the original's type, rounded."""
+    if dtype.kind == "f":
+        return values
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(values, dtype=np.float64), limits.min, limits.max).astype(dtype)
 
 
 def _write(path: Path, array: NDArray[Any], affine: NDArray[Any], compresslevel: int) -> None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from sitreg_lumir import __version__
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.nifti import FIELD_LEVEL, write_disp, writing
+from sitreg_lumir.files.nifti import FIELD_LEVEL, write_disp
+from sitreg_lumir.writing import writing
 
 Provenance = dict[str, Any]
 

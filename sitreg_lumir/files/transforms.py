@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.chain import Field, Matrix, Transform, checked_disp, checked_matrix
 from sitreg_lumir.files.headers import spacing_of
-from sitreg_lumir.files.nifti import FIELD_LEVEL, writing
+from sitreg_lumir.files.nifti import FIELD_LEVEL
 from sitreg_lumir.files.scans import read_vectors
+from sitreg_lumir.writing import writing
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
 _DISPLACEMENTS, VECTOR_INTENTS = 1006, 1007  # NIfTI intents: ITK reads the first as RAS, the second as its own LPS

@@ -12,7 +12,6 @@ from torch import Tensor
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.files.chain import Chain, Matrix, inside, map_points, transform_by
 from sitreg_lumir.measures.losses import similarity
-from sitreg_lumir.measures.metrics import ndv
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.prepare.conform import Mask, inverse
 
@@ -89,11 +88,6 @@ def _difference(first: Tensor, second: Tensor, mask: Tensor) -> float:
     """Mean absolute difference of descriptors ``(1, 6, X, Y, Z)`` within a mask; NaN if it is empty."""
     apart = (first - second).abs().mean(dim=1, keepdim=True)[mask]
     return float(apart.mean()) if apart.numel() else math.nan
-
-
-def folding(disp: NDArray[np.float32], brain: Mask) -> float:
-    """Non-diffeomorphic volume in percent of the brain; ``disp`` is ``(3, X, Y, Z)``, voxels."""
-    return ndv(disp, brain)
 
 
 def brain_points(brain: Mask, affine: Matrix) -> NDArray[np.float64]:

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.apply import IMAGES_TO
-from sitreg_lumir.files.chain import Chain, Matrix, composite_field
-from sitreg_lumir.files.nifti import save_disp, save_volume
+from sitreg_lumir.files.chain import Chain, composite_field
+from sitreg_lumir.files.nifti import of_type, save_disp, save_volume
 from sitreg_lumir.files.transforms import field_grid, save_affine_tfm, save_itk_field
 from sitreg_lumir.registration.pictures import picture_png, picture_volumes
 from sitreg_lumir.registration.result import Registration
-from sitreg_lumir.registration.sides import Side
 from sitreg_lumir.report.pictures import Volumes
 
 SUMMARY = "summary.json"
@@ -68,8 +66,8 @@ def save_registration(found: Registration, folder: Path, *, padding_mm: float, r
     check_folder(folder, overwrite)
     with _whole(folder) as temporary:
         fixed, moving = found.fixed, found.moving
-        _save_image(temporary / WARPED["fixed"], found.warped, moving, fixed.affine)
-        _save_image(temporary / WARPED["moving"], found.warped_fixed, fixed, moving.affine)
+        save_volume(temporary / WARPED["fixed"], of_type(found.warped, moving.data.dtype), fixed.affine)
+        save_volume(temporary / WARPED["moving"], of_type(found.warped_fixed, fixed.data.dtype), moving.affine)
         for to, chain, side in (("fixed", found.forward, fixed), ("moving", found.backward, moving)):
             grid = field_grid(side.shape, side.affine, padding_mm)
             save_itk_field(temporary / IMAGES_TO[to], composite_field(chain, *grid), grid[1])  # type: ignore[index]
@@ -93,15 +91,6 @@ def save_registration(found: Registration, folder: Path, *, padding_mm: float, r
             _write_report(temporary / REPORT, found, volumes)
             (temporary / PICTURE).write_bytes(picture_png(found, volumes))
     return folder
-
-
-def _save_image(path: Path, image: NDArray[np.float32], original: Side, affine: Matrix) -> None:
-    """Integers stay of their type."""
-    dtype = original.data.dtype
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        image = np.clip(np.rint(image, dtype=np.float64), limits.min, limits.max).astype(dtype)
-    save_volume(path, image, affine)
 
 
 def _write_report(path: Path, found: Registration, volumes: Volumes) -> None:

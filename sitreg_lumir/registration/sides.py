@@ -3,18 +3,15 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import nibabel
 import numpy as np
-from numpy.typing import NDArray
 
 from sitreg_lumir.data.examples import EXAMPLES, FOLDER
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.chain import Matrix
-from sitreg_lumir.files.headers import spacing_of
 from sitreg_lumir.files.provenance import file_entry
-from sitreg_lumir.files.scans import grid_shape, read_image
+from sitreg_lumir.files.scans import Scan, read_image
 from sitreg_lumir.files.streams import plain_header
 from sitreg_lumir.files.transforms import load_affine
 from sitreg_lumir.prepare.align import Alignment, align_to_frame
@@ -51,15 +48,10 @@ class Given:
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """One scan, ready to be registered.
+class Side(Scan):
+    """One scan, ready to be registered; the template counts as one.
 
     Attributes:
-        name: of the file, without its folder, or of the template.
-        data: ``(X, Y, Z)`` as stored.
-        affine: ``(4, 4)`` voxel-to-world matrix, RAS, mm.
-        header: as stored.
-        source: what the affine comes from.
         brain: bool, ``(X, Y, Z)``.
         lesion: bool, ``(X, Y, Z)``, or None.
         prealign: ``(4, 4)``, the scan's world -> the model's world, RAS, mm: what is used.
@@ -68,11 +60,6 @@ class Side:
         checksum: SHA-256 of the file; None for the template.
     """
 
-    name: str
-    data: NDArray[Any]
-    affine: Matrix
-    header: nibabel.Nifti1Header
-    source: str
     brain: Mask
     lesion: Mask | None
     prealign: Matrix
@@ -81,14 +68,9 @@ class Side:
     checksum: str | None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(X, Y, Z)``."""
-        return grid_shape(self.data)
-
-    @property
-    def spacing(self) -> NDArray[np.float64]:
-        """Voxel size along each array axis, mm."""
-        return spacing_of(self.affine)
+    def name(self) -> str:
+        """Of the file, without its folder, or of the template."""
+        return self.path.name
 
 
 def read_side(given: Given, align: Align, header: str | None, assume_orientation: str | None) -> Side:
@@ -106,7 +88,7 @@ def read_side(given: Given, align: Align, header: str | None, assume_orientation
     frame = load_frame()
     if str(given.image) == MNI152:
         plain = plain_header(frame.image.shape, frame.affine, np.float32)
-        return Side(TEMPLATE, frame.image, frame.affine, plain, "template", frame.mask, None, np.eye(4), None,
+        return Side(Path(TEMPLATE), frame.image, frame.affine, "template", plain, frame.mask, None, np.eye(4), None,
                     "the template itself", None)  # fmt: skip
     built_in = EXAMPLES.get(str(given.image))
     scan = read_image(FOLDER / built_in if built_in else Path(given.image), header, assume_orientation)
@@ -134,11 +116,7 @@ def read_side(given: Given, align: Align, header: str | None, assume_orientation
         else:
             prealign, how = np.eye(4), f"in the MNI152 frame already (aligning would move it by {moved}): left as it is"
     return Side(
-        name=scan.path.name,
-        data=scan.data,
-        affine=scan.affine,
-        header=scan.header,
-        source=scan.source,
+        **vars(scan),
         brain=brain,
         lesion=lesion,
         prealign=prealign,

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from sitreg_lumir import __version__
+from sitreg_lumir.measures.metrics import ndv
 from sitreg_lumir.prepare.frame import TEMPLATE
 from sitreg_lumir.registration.numbers import (
     ModelPair,
     brain_points,
     coverage,
     displacement,
-    folding,
     inverse_error,
     plain,
     similarities,
@@ -60,8 +60,8 @@ def summarise(found: Registration, pair: ModelPair, *, align: str, refined: dict
             "aligned": similarities(*images, None, spacing),
             "registered": similarities(*images, disp, spacing),
         },
-        "ndv_percent": folding(found.disp, fixed_brain),
-        "ndv_inverse_percent": folding(found.disp_inv, moving_brain),
+        "ndv_percent": ndv(found.disp, fixed_brain),
+        "ndv_inverse_percent": ndv(found.disp_inv, moving_brain),
         "inverse_error_mm": inverse_error(found.forward, found.backward, of_fixed),
         "inverse_error_mm_moving": inverse_error(found.backward, found.forward, of_moving),
         "displacement_mm": displacement(found.forward, of_fixed),

@@ -3,13 +3,11 @@
 import base64
 import hashlib
 import html
-import os
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
 from sitreg_lumir import __version__
-from sitreg_lumir.errors import InputError
+from sitreg_lumir.writing import writing
 
 _VOID = frozenset({"img", "input", "link", "meta"})
 _CONTROLS = (*range(0x09), 0x0B, *range(0x0E, 0x20), *range(0x7F, 0xA0))
@@ -86,7 +84,8 @@ def write_page(file: Path, title: str, *body: object) -> None:
     )
     made = tag("footer", f"Made by sitreg-lumir {__version__}. This file holds all it shows and loads nothing.")
     content = tag("html", head, tag("body", tag("main", *body, made), tag("script", Html(script))), lang="en")
-    _write(file, f"<!doctype html>\n{content}\n")
+    with writing(file) as temporary:
+        temporary.write_text(f"<!doctype html>\n{content}\n", encoding="utf-8", newline="\n")
 
 
 def _packaged(name: str) -> str:
@@ -95,17 +94,3 @@ def _packaged(name: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, file)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{file}: cannot be written ({reason}); choose a folder with space and access") from None
-    finally:
-        with suppress(OSError):  # an unusable folder is what the error above says
-            temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.report.pictures import Plane, Volumes, render
 from sitreg_lumir.train.module import RegistrationModule
+from sitreg_lumir.writing import writing
 
 COLUMNS = ("fixed", "moving", "warped", "checkerboard", "grid")
 MAX_BYTES = 1_000_000  # of one picture
@@ -146,13 +146,8 @@ def write_picture(file: Path, picture: Picture) -> None:
         content = stream.getvalue()
         if len(content) <= MAX_BYTES:
             break
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(file) as temporary:
+        temporary.write_bytes(content)
 
 
 def _block(title: str, planes: Sequence[Plane]) -> Picture:
