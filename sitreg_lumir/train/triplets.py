@@ -52,13 +52,18 @@ def pair_of(rank: int) -> tuple[int, int]:
 
 
 def three_pairs_in_turn(pair_step: PairStep, views: Sequence[View]) -> TripletFields:
-    """All pairs on one device. Each is computed again in the backward pass, so that memory is that of one pair."""
+    """All pairs on one device, in the memory of one pair: the first two are computed again in the backward pass.
+
+    That pass begins with the last pair, so only its activations are kept.
+    """
     results = []
     for rank in range(3):
         moving, fixed = pair_of(rank)
-        results.append(
-            checkpoint(pair_step, views[moving], views[fixed], use_reentrant=False, preserve_rng_state=False)
-        )
+        if rank < 2:
+            result = checkpoint(pair_step, views[moving], views[fixed], use_reentrant=False, preserve_rng_state=False)
+        else:
+            result = pair_step(views[moving], views[fixed])
+        results.append(result)
     losses, disps, disps_inv = zip(*results, strict=True)
     return TripletFields(torch.stack(losses).mean(), list(disps), list(disps_inv), 1.0)
 
