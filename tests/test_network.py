@@ -101,13 +101,13 @@ def test_an_ensemble_of_copies_is_the_member_and_of_two_lies_elsewhere():
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_the_first_convolution_in_two_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch, gradients: bool):
-    """Large volumes convolve sum and difference apart, small ones together."""
+def test_volumes_together_and_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch, gradients: bool):
+    """Large volumes are convolved one by one, sum and difference apart; small ones together."""
     network = small_network().double()
     fixed, moving = (image.double() for image in images())
     found = []
     for few in (10**9, 0):
-        monkeypatch.setattr(encoder, "_FEW_VOXELS", few)
+        monkeypatch.setattr(encoder, "_SLOW_ALONE", few)
         with torch.set_grad_enabled(gradients):
             disp, disp_inv = network(fixed=fixed, moving=moving)
         if gradients:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_FEW_VOXELS = 30_000  # below, PyTorch has fast convolutions on a CPU for batches only, not for single volumes
+_SLOW_ALONE = 20_480  # up to so many values in a plane, PyTorch on a CPU has fast convolutions for batches only
 
 
 class ConvBlock(nn.Module):
@@ -36,6 +36,12 @@ def fastest_layout(features: Tensor) -> Tensor:
     if features.device.type != "cpu" or features.dtype == torch.float64:
         return features
     return features.contiguous(memory_format=torch.channels_last_3d)
+
+
+def slow_alone(volume: Tensor, channels: int) -> bool:
+    """Whether convolutions of so many channels, on a single ``(1, ..., X, Y, Z)``, are several times slower than two."""
+    x, y = volume.shape[2:4]
+    return volume.device.type == "cpu" and len(volume) == 1 and channels * x * y <= _SLOW_ALONE
 
 
 class Downsampling(nn.Module):
@@ -80,14 +86,20 @@ class Encoder(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         levels: tuple[list[Tensor], list[Tensor]] = [], []
-        skips = []
-        for image, own in zip((first, second), levels, strict=True):
-            skip = self.projection(fastest_layout(image))
-            own.append(self.blocks[0](skip))
+        batches = [first, second]
+        if slow_alone(first, self.projection.out_channels):
+            batches = [torch.cat(batches)]
+        finest, skips = [], []
+        for images in batches:
+            skip = self.projection(fastest_layout(images))
+            features = self.blocks[0](skip)
+            finest.extend(features.chunk(2 // len(batches)))
             if self.downsamplings:
-                skips.append(self.downsamplings[0](own[0], skip))
+                skips.append(self.downsamplings[0](features, skip))
             del skip
-        if skips:  # from here on in one batch: PyTorch's convolutions are slow on single small volumes
+        for own, features in zip(levels, finest, strict=True):
+            own.append(features)
+        if skips:  # from here on always in one batch: volumes are small
             skip = torch.cat(skips)
             for level, block in enumerate(self.blocks[1:], start=1):
                 features = block(skip)
@@ -121,7 +133,7 @@ class ControlPointHead(nn.Module):
         """
         convolution = self.block.convolutions[0]
         assert isinstance(convolution, nn.Conv3d)
-        if parts[0][0, 0].numel() < _FEW_VOXELS:
+        if slow_alone(parts[0], parts[0].shape[1]):
             total, difference = parts
             both = [torch.cat([difference, total], dim=1), torch.cat([-difference, total], dim=1)]
             raw = self.final(self.block(torch.cat(both)))
