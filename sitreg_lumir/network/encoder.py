@@ -39,7 +39,7 @@ def fastest_layout(features: Tensor) -> Tensor:
 
 
 def slow_alone(volume: Tensor, channels: int) -> bool:
-    """Whether convolutions of so many channels, on a single ``(1, ..., X, Y, Z)``, are several times slower than two."""
+    """Whether single volumes ``(1, ..., X, Y, Z)`` of so many channels are convolved several times slower than two."""
     x, y = volume.shape[2:4]
     return volume.device.type == "cpu" and len(volume) == 1 and channels * x * y <= _SLOW_ALONE
 
