@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sitreg_lumir.data.views import Augmentation, clean_view
+from sitreg_lumir.data.views import Augmentation, clean_view, halved
 
 OFF: dict[str, Any] = dict.fromkeys(
     ("blur_probability", "gamma_probability", "inversion_probability", "noise_probability"), 0.0
@@ -28,6 +28,14 @@ def test_clean_view(stored: Tensor) -> None:
     assert (image.dtype, mask.dtype) == (torch.float32, torch.bool)
     torch.testing.assert_close(image, stored / 255)
     assert torch.equal(mask, stored > 0)
+
+
+def test_halved_views_are_means_of_blocks(stored: Tensor) -> None:
+    image, mask = clean_view(stored[..., :7])  # an odd axis
+    coarse, inside = halved(image)
+    assert coarse.shape == inside.shape == (2, 1, 5, 6, 3)
+    torch.testing.assert_close(coarse[1, 0, 2, 3, 1], image[1, 0, 4:6, 6:8, 2:4].mean())
+    assert torch.equal(inside, torch.nn.functional.max_pool3d(mask.float(), 2) > 0)
 
 
 def test_each_image_has_its_own_view_and_the_background_stays_zero(stored: Tensor) -> None:

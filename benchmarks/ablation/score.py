@@ -3,9 +3,9 @@
     python benchmarks/ablation/score.py ../shared/minilumir/2mm                 # the same budget options as train.py
     python benchmarks/ablation/score.py ../shared/minilumir/2mm --only mind member1
 
-Each variant's last checkpoint counts. ``runs/ablation/ablation_<steps>_<triplets>.json`` and ``.md`` hold mean and
-standard deviation over the 12 T1-T1 and the 12 T1-T2 pairs, ``.png`` the learning curves. Fields and scores that are
-there already are kept; variants that are not trained yet are left out and named.
+Each variant's last checkpoint counts. ``runs/ablation/ablation_<coarse>_<steps>_<triplets>.json`` and ``.md`` hold mean
+and standard deviation over the 12 T1-T1 and the 12 T1-T2 pairs, ``.png`` the learning curves. Fields and scores that
+are there already are kept; variants that are not trained yet are left out and named.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train import add_budget, final_run, steps_of
+from train import add_budget, all_steps, budget, final_run, steps_of
 
 DATASETS = ("LUMIR_dataset.json", "LUMIR_dataset_multimodal.json")
 
@@ -35,15 +35,15 @@ def main() -> None:
         if options.only and row not in options.only:
             continue
         checkpoints = [options.runs / final_run(each, options) / "checkpoints" / "last.ckpt" for each in variants]
-        missing = [path for path in checkpoints if not trained(path, options.steps + options.triplets)]
+        missing = [path for path in checkpoints if not trained(path, all_steps(options))]
         if missing:
             print(f"{row}: left out, not trained: {', '.join(path.parts[-3] for path in missing)}")
             continue
-        folder = options.runs / "predictions" / f"{row}_{options.steps}_{options.triplets}"
+        folder = options.runs / "predictions" / f"{row}_{budget(options)}"
         found["mind_final_aug (member 1)" if row == "member1" else row] = scores(checkpoints, folder, options)
-    name = options.runs / f"ablation_{options.steps}_{options.triplets}"
-    budget = {"pairs": options.steps, "triplets": options.triplets, "members": options.members}
-    name.with_suffix(".json").write_text(json.dumps({"budget": budget, "rows": found}, indent=1) + "\n")
+    name = options.runs / f"ablation_{budget(options)}"
+    given = {name: getattr(options, name) for name in ("coarse", "steps", "triplets", "members")}
+    name.with_suffix(".json").write_text(json.dumps({"budget": given, "rows": found}, indent=1) + "\n")
     text = table(found)
     name.with_suffix(".md").write_text(text + "\n")
     draw_curves(options, name.with_suffix(".png"))
@@ -109,14 +109,16 @@ def draw_curves(options: argparse.Namespace, file: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     window = 5
-    for metrics in sorted(options.runs.glob("*_pairs/metrics.csv")):
+    ending = f"_{options.coarse}_pairs"
+    for metrics in sorted(options.runs.glob(f"*{ending}/metrics.csv")):
         with metrics.open(newline="") as stream:
             logged = [(int(row["step"]), row.get("train/lncc")) for row in csv.DictReader(stream)]
         points = [(step, float(value)) for step, value in logged if value]
         smooth = [sum(value for _, value in points[i - window : i]) / window for i in range(window, len(points) + 1)]
-        axes.plot([step for step, _ in points[window - 1 :]], smooth, label=metrics.parent.name.removesuffix("_pairs"))
+        axes.plot([step for step, _ in points[window - 1 :]], smooth, label=metrics.parent.name.removesuffix(ending))
     axes.set_xlabel("step (one T1 pair each)")
     axes.set_ylabel(f"LNCC of the last fields, training (mean of {window} logged values)")
+    axes.axvline(options.coarse, color="grey", linestyle="--", label="full resolution from here on")
     axes.legend()
     figure.savefig(file, dpi=110)
 

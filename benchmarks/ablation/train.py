@@ -1,11 +1,12 @@
 """Trains the five variants of the ablation, each stage from where it stopped; stages that are done are skipped.
 
-    python benchmarks/ablation/train.py ../shared/minilumir/2mm                     # 600 pairs, then 100 triplets
-    python benchmarks/ablation/train.py ../shared/minilumir/2mm --steps 2000 --triplets 300 --members 5
+    python benchmarks/ablation/train.py MINILUMIR/2mm               # 2000 pairs at 4 mm, 400 at 2 mm, then 60 triplets
+    python benchmarks/ablation/train.py MINILUMIR/2mm --steps 2000 --triplets 300 --members 5
 
-A variant is trained on pairs in ``runs/ablation/<variant>_pairs`` (constant learning rate, so that a larger budget goes
-on from a smaller one's checkpoint), then on triplets in ``runs/ablation/<variant>_<steps>_<triplets>``. All rows have
-the same budget: those without the final epochs' penalties train on the same triplets with both weights 0.
+A variant is trained on pairs in ``runs/ablation/<variant>_<coarse>_pairs``, first at half resolution, where a step
+costs an eighth (constant learning rate, so that a larger budget goes on from a smaller one's checkpoint), then on
+triplets in ``runs/ablation/<variant>_<coarse>_<steps>_<triplets>``. All rows have the same budget: those without the
+final epochs' penalties train on the same triplets with both weights 0.
 """
 
 import argparse
@@ -56,8 +57,9 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     """The options that say which runs an ablation consists of."""
     parser.add_argument("root", type=Path, metavar="MINILUMIR", help="folder of miniLUMIR at 2 mm")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
-    parser.add_argument("--steps", type=int, default=600, help="on pairs, a multiple of 100 (default: 600)")
-    parser.add_argument("--triplets", type=int, default=100, help="afterwards (default: 100)")
+    parser.add_argument("--coarse", type=int, default=2000, help="pairs at half resolution, n x 100 (default: 2000)")
+    parser.add_argument("--steps", type=int, default=400, help="pairs at full resolution, n x 100 (default: 400)")
+    parser.add_argument("--triplets", type=int, default=60, help="afterwards (default: 60)")
     parser.add_argument("--members", type=int, default=3, help="of the ensemble (default: 3)")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="baseline mind mind_final member1 member2 ...")
 
@@ -69,28 +71,40 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
     for variant, (seed, pairs) in variants.items():
         if options.only and variant not in options.only:
             continue
-        config = _config(variant, seed, options.steps)
+        config = _config(variant, seed, options.coarse, options.steps)
+        run = f"{pairs}_{options.coarse}_pairs"
         if variant != "mind_final" or options.only:
-            yield Stage(f"{pairs}_pairs", config, None, options.steps)
+            yield Stage(run, config, None, options.coarse + options.steps)
         with_penalties = variant not in ("baseline", "mind")
-        final = {**config, "trainer": _final_trainer(options.steps, options.triplets, with_penalties)}
-        yield Stage(final_run(variant, options), final, f"{pairs}_pairs", options.steps + options.triplets)
+        final = {**config, "trainer": _final_trainer(options.coarse + options.steps, options.triplets, with_penalties)}
+        yield Stage(final_run(variant, options), final, run, all_steps(options))
 
 
 def final_run(variant: str, options: argparse.Namespace) -> str:
     """Name of the run folder that holds a variant's last checkpoint."""
-    return f"{variant}_{options.steps}_{options.triplets}"
+    return f"{variant}_{budget(options)}"
 
 
-def _config(variant: str, seed: int, steps: int) -> dict:
+def budget(options: argparse.Namespace) -> str:
+    """The three numbers of steps, for names of files."""
+    return f"{options.coarse}_{options.steps}_{options.triplets}"
+
+
+def all_steps(options: argparse.Namespace) -> int:
+    """Optimiser steps of a whole variant."""
+    return int(options.coarse + options.steps + options.triplets)
+
+
+def _config(variant: str, seed: int, coarse: int, steps: int) -> dict:
     model = {"features": WIDTHS, "head_features": WIDTHS, "learning_rate": RATE}
+    model["coarse_epochs"] = coarse // PAIRS_PER_EPOCH
     if variant.startswith("member"):
         model["augmentation"] = "Augmentation"
     return {
         "seed_everything": seed,
         "data": {"seed": seed, "pairs_per_epoch": PAIRS_PER_EPOCH, "batch_size": 1, "num_workers": 1},
         "model": {"class_path": "RawRegistration" if variant == "baseline" else "MindRegistration", "init_args": model},
-        "trainer": {"max_epochs": steps // PAIRS_PER_EPOCH, "limit_val_batches": 0},
+        "trainer": {"max_epochs": (coarse + steps) // PAIRS_PER_EPOCH, "limit_val_batches": 0},
     }
 
 

@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def clean_view(stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,6 +18,19 @@ def clean_view(stored: Tensor) -> tuple[Tensor, Tensor]:
         ``stored / 255`` float32, and ``stored > 0`` bool, both of the same shape.
     """
     return stored.float() / 255, stored > 0
+
+
+def halved(clean: Tensor) -> tuple[Tensor, Tensor]:
+    """A clean view at half resolution: means of 2x2x2 voxels, and the mask of where they are above 0.
+
+    Args:
+        clean: ``(B, 1, X, Y, Z)``; the last plane of an odd axis is left out.
+
+    Returns:
+        the view and the bool mask, ``(B, 1, X // 2, Y // 2, Z // 2)``.
+    """
+    coarse = F.avg_pool3d(clean, 2)
+    return coarse, coarse > 0
 
 
 class Augmentation:

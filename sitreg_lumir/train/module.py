@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from sitreg_lumir import __version__
 from sitreg_lumir.data.datamodule import LumirDataModule
-from sitreg_lumir.data.views import Augmentation, clean_view
+from sitreg_lumir.data.views import Augmentation, clean_view, halved
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.measures.losses import similarity
 from sitreg_lumir.measures.metrics import RegistrationScores
@@ -42,6 +42,7 @@ class RegistrationModule(LightningModule):
         window: of the local correlation, voxels.
         augmentation: of the views that the network sees in training; the loss always compares clean ones.
         recompute: compute the networks' activations again in the backward pass instead of keeping them.
+        coarse_epochs: so many epochs at the beginning see the images at half resolution.
     """
 
     def __init__(
@@ -55,9 +56,13 @@ class RegistrationModule(LightningModule):
         window: int,
         augmentation: Augmentation | None,
         recompute: bool,
+        coarse_epochs: int,
     ) -> None:
         super().__init__()
+        if coarse_epochs < 0:
+            raise InputError(f"--model.coarse_epochs {coarse_epochs}: must be 0 or more")
         self.recompute = recompute
+        self.coarse_epochs = coarse_epochs
         self.mind: Mind | None = None
         self.network = SITReg(in_channels=in_channels, features=features, head_features=head_features)
         self.learning_rates = {0: learning_rate}  # first epoch -> rate from there on; callbacks add theirs
@@ -171,6 +176,8 @@ class RegistrationModule(LightningModule):
     def view(self, batch: dict[str, Any], position: int, needed: bool = True) -> View:
         """One image's views; the augmented one depends on its seed only, so that all ranks see the same."""
         clean, mask = self.clean(batch["images"][:, position])
+        if self.current_epoch < self.coarse_epochs:
+            clean, mask = halved(clean)
         seen = clean
         if needed and self.augmentation is not None:
             seen = self.augmentation(clean, mask, batch["view_seed"][:, position]).to(clean.dtype)
@@ -227,6 +234,7 @@ class RegistrationModule(LightningModule):
                 "images": len(data.dataset.training),
                 "seed": data.seed,
                 "epochs": self.current_epoch,
+                "coarse_epochs": min(self.coarse_epochs, self.current_epoch),
                 "steps": self.global_step,
                 "augmentation": None if self.augmentation is None else plain_values(self.augmentation),
             },
@@ -258,10 +266,12 @@ class RawRegistration(RegistrationModule):
         window: int = 11,
         augmentation: Augmentation | None = None,
         recompute: bool = False,
+        coarse_epochs: int = 0,
     ) -> None:
         super().__init__(
-            1, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation, recompute
-        )
+            1, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation, recompute,
+            coarse_epochs,
+        )  # fmt: skip
 
 
 class MindRegistration(RegistrationModule):
@@ -276,6 +286,8 @@ class MindRegistration(RegistrationModule):
         window: of the local correlation, voxels.
         augmentation: of the views that the network sees in training.
         recompute: compute activations again in the backward pass: less memory, a little more time, the same numbers.
+        coarse_epochs: so many epochs at the beginning see the images at half resolution, where a step costs about an
+            eighth; the weights go on to the full one.
         sigma: of MIND's patches, voxels.
     """
 
@@ -289,9 +301,11 @@ class MindRegistration(RegistrationModule):
         window: int = 11,
         augmentation: Augmentation | None = None,
         recompute: bool = False,
+        coarse_epochs: int = 0,
         sigma: float = 0.5,
     ) -> None:
         super().__init__(
-            6, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation, recompute
-        )
+            6, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation, recompute,
+            coarse_epochs,
+        )  # fmt: skip
         self.mind = Mind(sigma)

@@ -1,0 +1,92 @@
+"""Registers one pair by this package and writes its field; run by ``../others.py``.
+
+    python ours.py --describe
+    python ours.py FIXED MOVING FIELD --members runs/mind --refine 30
+
+The same as ``sitreg-lumir predict`` does for the pair; ``--refine`` adds the instance optimisation that
+``sitreg-lumir register --refine`` does. Prints one JSON line.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sitreg_lumir import __version__
+from sitreg_lumir.data.views import clean_view
+from sitreg_lumir.data.volumes import read_volume
+from sitreg_lumir.files.nifti import save_disp
+from sitreg_lumir.files.provenance import file_entry
+from sitreg_lumir.network.shipped import default_members
+from sitreg_lumir.network.sitreg import run_stages
+from sitreg_lumir.network.weights import Member, load_members, member_files
+from sitreg_lumir.registration.refine import control_points_of, refine
+from sitreg_lumir.train.settings import give_back_freed_memory, prepare_process
+
+
+def main() -> None:
+    """Registers one pair, or tells how pairs would be registered."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FIXED MOVING FIELD")
+    parser.add_argument("--contrasts", choices=("same", "other"), help="makes no difference here")
+    parser.add_argument("--members", nargs="+", metavar="PATH", help="default: the shipped ones")
+    parser.add_argument("--refine", type=int, default=0, metavar="N", help="steps (default: 0)")
+    parser.add_argument("--describe", action="store_true", help="print the call and the versions only")
+    options = parser.parse_args()
+    files = default_members() if options.members is None else member_files(options.members)
+    if options.describe:
+        print(json.dumps(describe(files, options.refine)))
+        return
+    prepare_process()
+    give_back_freed_memory()
+    torch.set_num_threads(1)
+    fixed, moving, field = options.files
+    (first, affine), (second, _) = read_volume(fixed), read_volume(moving)
+    images = [torch.from_numpy(each)[None, None] for each in (first, second)]
+    members = load_members(files)
+    start = time.process_time()
+    disp = register(members, images[0], images[1], options.refine)
+    seconds = time.process_time() - start
+    save_disp(field, disp[0].numpy(), affine)
+    print(json.dumps({"call_seconds": seconds}))
+
+
+def describe(files: Sequence[Path], steps: int) -> dict[str, Any]:
+    """The call as text, and what else the fields depend on."""
+    names = ", ".join(f"{entry['name']} {entry['sha256'][:12]}" for entry in map(file_entry, files))
+    call = f"members {names}" + (f"; refined by {steps} steps" if steps else "")
+    return {
+        "calls": {"same": call, "other": call},
+        "versions": {"sitreg-lumir": __version__, "torch": torch.__version__},
+    }
+
+
+def register(members: Sequence[Member], fixed: Tensor, moving: Tensor, steps: int) -> Tensor:
+    """``(1, 3, X, Y, Z)``, voxels, fixed grid, of stored intensities ``(1, 1, X, Y, Z)``."""
+    (fixed, fixed_mask), (moving, moving_mask) = clean_view(fixed), clean_view(moving)
+    first, networks = members[0], [member.network for member in members]
+    levels = range(networks[0].levels) if steps else (0,)
+    with torch.inference_mode():
+        inputs = {"fixed": first.inputs(fixed), "moving": first.inputs(moving)}
+        stages = run_stages(networks, **inputs, levels=levels, inverse=steps > 0)
+    if not steps:
+        return stages[-1].disp
+    return refine(
+        [(one.clone(), other.clone()) for one, other in control_points_of(stages, len(levels))],
+        fixed=fixed,
+        moving=moving,
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+        steps=steps,
+        mind=first.mind,
+        bound_multiplier=first.card.architecture.get("bound_multiplier", 0.99),
+    ).disp
+
+
+if __name__ == "__main__":
+    main()
