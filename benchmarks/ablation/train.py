@@ -1,6 +1,6 @@
 """Trains the five variants of the ablation, each stage from where it stopped; stages that are done are skipped.
 
-    python benchmarks/ablation/train.py MINILUMIR/2mm               # 2000 pairs at 4 mm, 400 at 2 mm, then 60 triplets
+    python benchmarks/ablation/train.py MINILUMIR/2mm               # 1600 pairs at 4 mm, 300 at 2 mm, then 30 triplets
     python benchmarks/ablation/train.py MINILUMIR/2mm --steps 2000 --triplets 300 --members 5
 
 A variant is trained on pairs in ``runs/ablation/<variant>_<coarse>_pairs``, first at half resolution, where a step
@@ -57,9 +57,9 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     """The options that say which runs an ablation consists of."""
     parser.add_argument("root", type=Path, metavar="MINILUMIR", help="folder of miniLUMIR at 2 mm")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
-    parser.add_argument("--coarse", type=int, default=2000, help="pairs at half resolution, n x 100 (default: 2000)")
-    parser.add_argument("--steps", type=int, default=400, help="pairs at full resolution, n x 100 (default: 400)")
-    parser.add_argument("--triplets", type=int, default=60, help="afterwards (default: 60)")
+    parser.add_argument("--coarse", type=int, default=1600, help="pairs at half resolution, n x 100 (default: 1600)")
+    parser.add_argument("--steps", type=int, default=300, help="pairs at full resolution, n x 100 (default: 300)")
+    parser.add_argument("--triplets", type=int, default=30, help="afterwards (default: 30)")
     parser.add_argument("--members", type=int, default=3, help="of the ensemble (default: 3)")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="baseline mind mind_final member1 member2 ...")
 

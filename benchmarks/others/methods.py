@@ -1,4 +1,4 @@
-"""Registers one pair by another package and writes its field in the challenge's format; run by ``../others.py``.
+"""Registers one pair by another package and writes its field in the challenge's format; run by ``compare.py``.
 
     python methods.py --describe syn
     python methods.py syn FIXED MOVING FIELD --contrasts same

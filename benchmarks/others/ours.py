@@ -1,4 +1,4 @@
-"""Registers one pair by this package and writes its field; run by ``../others.py``.
+"""Registers one pair by this package and writes its field; run by ``compare.py``.
 
     python ours.py --describe
     python ours.py FIXED MOVING FIELD --members runs/mind --refine 30

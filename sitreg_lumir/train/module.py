@@ -61,8 +61,7 @@ class RegistrationModule(LightningModule):
         super().__init__()
         if coarse_epochs < 0:
             raise InputError(f"--model.coarse_epochs {coarse_epochs}: must be 0 or more")
-        self.recompute = recompute
-        self.coarse_epochs = coarse_epochs
+        self.recompute, self.coarse_epochs = recompute, coarse_epochs
         self.mind: Mind | None = None
         self.network = SITReg(in_channels=in_channels, features=features, head_features=head_features)
         self.learning_rates = {0: learning_rate}  # first epoch -> rate from there on; callbacks add theirs
@@ -102,8 +101,7 @@ class RegistrationModule(LightningModule):
     @property
     def lumir(self) -> LumirDataModule:
         """The data module of the running trainer."""
-        data: LumirDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data
+        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.values = {}
@@ -194,14 +192,13 @@ class RegistrationModule(LightningModule):
         return self.current_epoch + self.trainer.fit_loop.epoch_loop.batch_idx / batches
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        (pair,) = batch["pair"]
         fixed, fixed_mask = self.clean(batch["fixed"])
         moving, moving_mask = self.clean(batch["moving"])
         disp, _ = self(fixed=fixed, moving=moving)
         self.lncc.update(similarity(disp, fixed, moving, fixed_mask, moving_mask, self.window))
         self.scores.update(
             disp[0].float().cpu(),
-            group=pair.group,
+            group=batch["pair"][0].group,
             fixed_mask=fixed_mask[0, 0].cpu(),
             labels=self.lumir.evaluation_labels,
             voxel_size=voxel_sizes(self.lumir.affine).tolist(),
@@ -214,15 +211,12 @@ class RegistrationModule(LightningModule):
         self.lncc.reset()
         self.scores.reset()
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self.on_validation_epoch_end()
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def card(self) -> ModelCard:
         """What must be known to use the weights: see :class:`ModelCard`."""
-        data = self.lumir
+        data, seen = self.lumir, self.augmentation
         return ModelCard(
             architecture=self.network.architecture,
             mind=None if self.mind is None else {"sigma": self.mind.sigma, "radius": self.mind.radius},
@@ -236,18 +230,13 @@ class RegistrationModule(LightningModule):
                 "epochs": self.current_epoch,
                 "coarse_epochs": min(self.coarse_epochs, self.current_epoch),
                 "steps": self.global_step,
-                "augmentation": None if self.augmentation is None else plain_values(self.augmentation),
+                "augmentation": None if seen is None else {name: list(value) for name, value in vars(seen).items()},
             },
             version=__version__,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CARD_KEY] = asdict(self.card())
-
-
-def plain_values(augmentation: Augmentation) -> dict[str, Any]:
-    """The augmentation's settings, for the card."""
-    return {name: list(value) for name, value in vars(augmentation).items()}
 
 
 _LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")

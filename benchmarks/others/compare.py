@@ -1,8 +1,8 @@
 """Compares other registration methods with ours on the validation pairs of miniLUMIR: scores, CPU time, memory.
 
-    python benchmarks/others.py MINILUMIR/2mm --python OTHERS/bin/python            # all, table and JSON
-    python benchmarks/others.py MINILUMIR/2mm --python OTHERS/bin/python --only syn --check
-    python benchmarks/others.py MINILUMIR/2mm --only ours --members runs/mind --refine 30
+    python benchmarks/others/compare.py MINILUMIR/2mm --python OTHERS/bin/python            # all, table and JSON
+    python benchmarks/others/compare.py MINILUMIR/2mm --python OTHERS/bin/python --only syn --check
+    python benchmarks/others/compare.py MINILUMIR/2mm --only ours --members runs/mind --refine 30
 
 The others live in an environment of their own:
 
@@ -12,7 +12,7 @@ The others live in an environment of their own:
 
 Each pair is registered in a process of its own on one CPU thread. Fields go to ``benchmarks/results/others/<method>``
 in the challenge's format and are all scored by ``sitreg-lumir evaluate``; a field that is there already, made by the
-same call and versions, is kept. How each method is called stands in ``others/methods.py`` and in the table.
+same call and versions, is kept. How each method is called stands in ``methods.py`` and in the table.
 
 ``--check`` registers an image to itself, moved by known voxels, and compares what each method's field says.
 """
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", type=Path, metavar="PATH", help="ours (default: the shipped ones)")
     parser.add_argument("--refine", type=int, metavar="N", help="ours once more, with N steps of instance optimisation")
     parser.add_argument("--pairs", nargs="+", metavar="NAME", help="only these, e.g. 0100_0000_0101_0001")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "others", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "others", help="default: %(default)s")
     parser.add_argument("--check", action="store_true", help="only test the fields' convention by a known shift")
     options = parser.parse_args()
     if options.python is None and set(options.only) != {"ours"}:
@@ -70,8 +70,8 @@ def main() -> None:
 
 def workers(options: argparse.Namespace) -> dict[str, list[str]]:
     """How one pair is registered by each row of the table: a command that takes FIXED MOVING FIELD."""
-    commands = {name: [str(options.python), str(HERE / "others" / "methods.py"), name] for name in OTHERS}
-    commands["ours"] = [sys.executable, str(HERE / "others" / "ours.py")]
+    commands = {name: [str(options.python), str(HERE / "methods.py"), name] for name in OTHERS}
+    commands["ours"] = [sys.executable, str(HERE / "ours.py")]
     if options.refine:
         commands[f"ours_refine{options.refine}"] = [*commands["ours"], "--refine", str(options.refine)]
     for row in commands:
