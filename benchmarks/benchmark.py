@@ -11,6 +11,7 @@ libraries included, on a GPU what PyTorch allocated there.
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -116,8 +117,12 @@ def measure(case: str | None, repeat: int, threads: int | None, device: str) -> 
     if kind == "unit":
         compute, repeat = _unit(shape, device), 7
     else:
-        slim = "recompute" in parts or kind in ("forward", "ensemble", "one_way")
-        (settings.give_back_freed_memory if slim else settings.keep_freed_memory)()
+        if "recompute" in parts:
+            settings.give_back_freed_memory()
+        elif kind in ("forward", "ensemble", "one_way"):
+            settings.keep_freed_memory_of_small_grids(math.prod(shape))
+        else:
+            settings.keep_freed_memory()
         compute = _case(kind, shape, torch.device(device), "recompute" in parts)
     precision = torch.autocast(device, torch.bfloat16, enabled="bf16" in parts)
 

@@ -1,10 +1,11 @@
 """Registers one pair by this package and writes its field; run by ``compare.py``.
 
     python ours.py --describe
-    python ours.py FIXED MOVING FIELD --members runs/mind --refine 30
+    python ours.py FIXED MOVING FIELD --members runs/mind --refine 30 --contrasts same
 
-The same as ``sitreg-lumir predict`` does for the pair; ``--refine`` adds the instance optimisation that
-``sitreg-lumir register --refine`` does. Prints one JSON line.
+The same as ``sitreg-lumir predict`` does for the pair, whatever its contrasts; ``--refine`` adds the instance
+optimisation that ``sitreg-lumir register --refine`` does, of images of one contrast by ``--refine-similarity lncc``.
+Prints one JSON line.
 """
 
 import argparse
@@ -26,14 +27,16 @@ from sitreg_lumir.network.shipped import default_members
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.network.weights import Member, load_members, member_files
 from sitreg_lumir.registration.refine import control_points_of, refine
-from sitreg_lumir.train.settings import give_back_freed_memory, prepare_process
+from sitreg_lumir.train.settings import prepare_process
+
+SIMILARITIES = {"same": "lncc", "other": "mind"}  # contrasts -> what the refinement compares
 
 
 def main() -> None:
     """Registers one pair, or tells how pairs would be registered."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FIXED MOVING FIELD")
-    parser.add_argument("--contrasts", choices=("same", "other"), help="makes no difference here")
+    parser.add_argument("--contrasts", choices=SIMILARITIES, default="other", help="default: other")
     parser.add_argument("--members", nargs="+", metavar="PATH", help="default: the shipped ones")
     parser.add_argument("--refine", type=int, default=0, metavar="N", help="steps (default: 0)")
     parser.add_argument("--describe", action="store_true", help="print the call and the versions only")
@@ -43,14 +46,13 @@ def main() -> None:
         print(json.dumps(describe(files, options.refine)))
         return
     prepare_process()
-    give_back_freed_memory()
     torch.set_num_threads(1)
     fixed, moving, field = options.files
     (first, affine), (second, _) = read_volume(fixed), read_volume(moving)
     images = [torch.from_numpy(each)[None, None] for each in (first, second)]
     members = load_members(files)
     start = time.process_time()
-    disp = register(members, images[0], images[1], options.refine)
+    disp = register(members, images[0], images[1], options.refine, SIMILARITIES[options.contrasts])
     seconds = time.process_time() - start
     save_disp(field, disp[0].numpy(), affine)
     print(json.dumps({"call_seconds": seconds}))
@@ -59,14 +61,17 @@ def main() -> None:
 def describe(files: Sequence[Path], steps: int) -> dict[str, Any]:
     """The call as text, and what else the fields depend on."""
     names = ", ".join(f"{entry['name']} {entry['sha256'][:12]}" for entry in map(file_entry, files))
-    call = f"members {names}" + (f"; refined by {steps} steps" if steps else "")
+    calls = {
+        contrasts: f"members {names}" + (f"; refined by {steps} steps, {similarity}" if steps else "")
+        for contrasts, similarity in SIMILARITIES.items()
+    }
     return {
-        "calls": {"same": call, "other": call},
+        "calls": calls,
         "versions": {"sitreg-lumir": __version__, "torch": torch.__version__},
     }
 
 
-def register(members: Sequence[Member], fixed: Tensor, moving: Tensor, steps: int) -> Tensor:
+def register(members: Sequence[Member], fixed: Tensor, moving: Tensor, steps: int, similarity: str) -> Tensor:
     """``(1, 3, X, Y, Z)``, voxels, fixed grid, of stored intensities ``(1, 1, X, Y, Z)``."""
     (fixed, fixed_mask), (moving, moving_mask) = clean_view(fixed), clean_view(moving)
     first, networks = members[0], [member.network for member in members]
@@ -83,6 +88,7 @@ def register(members: Sequence[Member], fixed: Tensor, moving: Tensor, steps: in
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
         steps=steps,
+        similarity=similarity,
         mind=first.mind,
         bound_multiplier=first.card.architecture.get("bound_multiplier", 0.99),
     ).disp

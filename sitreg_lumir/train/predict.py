@@ -1,5 +1,6 @@
 """`predict`: one network or an ensemble over the pairs of a data set, each field on disk as soon as it exists."""
 
+import math
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from sitreg_lumir.network.weights import (
 )
 from sitreg_lumir.train.callbacks import FieldWriter
 from sitreg_lumir.train.configs import nearest
-from sitreg_lumir.train.settings import give_back_freed_memory, prepare_process
+from sitreg_lumir.train.settings import keep_freed_memory_of_small_grids, prepare_process
 
 
 class Predictor(LightningModule):
@@ -107,7 +108,6 @@ def predict(
             or voxels that are no cubes, and the disagreement is asked for.
     """
     prepare_process()
-    give_back_freed_memory()
     files = default_members() if member_paths is None else member_files(member_paths)
     if disagreement and len(files) < 2:
         raise InputError(f"{files[0]}: --disagreement needs two members or more; name them all with --members")
@@ -129,6 +129,7 @@ def predict(
     data.prepare_data()
     data.setup("predict")
     check_geometry(members[0].card, data)
+    keep_freed_memory_of_small_grids(math.prod(data.shape))
     if disagreement:
         voxel_size(data.affine, data.dataset.path)  # before an hour's work, not after the first pair
     asked = {"inverse": inverse, "warped": warped, "disagreement": disagreement}

@@ -7,6 +7,7 @@ import warnings
 
 _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1  # parameter numbers of glibc's mallopt
 _LARGE = 8 * 2**20  # bytes
+_SMALL_GRID = 2 * 10**6  # voxels; 2 mm has 0.9 million, 1 mm 6.9
 
 
 def prepare_process() -> None:
@@ -39,6 +40,11 @@ def give_back_freed_memory() -> None:
     By default glibc raises the size that it takes for large, and the holes between smaller blocks add up.
     """
     _mallopt({_MMAP_THRESHOLD: _LARGE})
+
+
+def keep_freed_memory_of_small_grids(voxels: int) -> None:
+    """Speed where memory is no matter: at 2 mm predictions take two thirds of the time and 0.9 instead of 0.65 GB."""
+    (keep_freed_memory if voxels < _SMALL_GRID else give_back_freed_memory)()
 
 
 def _mallopt(values: dict[int, int]) -> None:
