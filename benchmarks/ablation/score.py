@@ -42,7 +42,7 @@ def main() -> None:
         folder = options.runs / "predictions" / f"{row}_{budget(options)}"
         found["mind_final_aug (member 1)" if row == "member1" else row] = scores(checkpoints, folder, options)
     name = options.runs / f"ablation_{budget(options)}"
-    given = {name: getattr(options, name) for name in ("coarse", "steps", "triplets", "members")}
+    given = {option: getattr(options, option) for option in ("coarse", "steps", "triplets", "members")}
     name.with_suffix(".json").write_text(json.dumps({"budget": given, "rows": found}, indent=1) + "\n")
     text = table(found)
     name.with_suffix(".md").write_text(text + "\n")

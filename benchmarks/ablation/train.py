@@ -4,7 +4,7 @@
     python benchmarks/ablation/train.py MINILUMIR/2mm --steps 2000 --triplets 300 --members 5
 
 A variant is trained on pairs in ``runs/ablation/<variant>_<coarse>_pairs``, first at half resolution, where a step
-costs an eighth (constant learning rate, so that a larger budget goes on from a smaller one's checkpoint), then on
+costs a sixth (constant learning rate, so that a larger budget goes on from a smaller one's checkpoint), then on
 triplets in ``runs/ablation/<variant>_<coarse>_<steps>_<triplets>``, with less weight on smoothness. All rows have the
 same budget: those without the final epochs' penalties train on the same triplets with both weights 0.
 """

@@ -11,7 +11,6 @@ Prints one JSON line.
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,10 @@ from sitreg_lumir import __version__
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.files.nifti import save_disp
-from sitreg_lumir.files.provenance import file_entry
-from sitreg_lumir.network.shipped import default_members
 from sitreg_lumir.network.sitreg import run_stages
-from sitreg_lumir.network.weights import Member, load_members, member_files
-from sitreg_lumir.registration.refine import control_points_of, refine
+from sitreg_lumir.registration.model import Model, load_model
+from sitreg_lumir.registration.numbers import ModelPair
+from sitreg_lumir.registration.register import refine_pair
 from sitreg_lumir.train.settings import prepare_process
 
 SIMILARITIES = {"same": "lncc", "other": "mind"}  # contrasts -> what the refinement compares
@@ -41,26 +39,25 @@ def main() -> None:
     parser.add_argument("--refine", type=int, default=0, metavar="N", help="steps (default: 0)")
     parser.add_argument("--describe", action="store_true", help="print the call and the versions only")
     options = parser.parse_args()
-    files = default_members() if options.members is None else member_files(options.members)
+    model = load_model(options.members, device="cpu")
     if options.describe:
-        print(json.dumps(describe(files, options.refine)))
+        print(json.dumps(describe(model, options.refine)))
         return
     prepare_process()
     torch.set_num_threads(1)
     fixed, moving, field = options.files
     (first, affine), (second, _) = read_volume(fixed), read_volume(moving)
     images = [torch.from_numpy(each)[None, None] for each in (first, second)]
-    members = load_members(files)
     start = time.process_time()
-    disp = register(members, images[0], images[1], options.refine, SIMILARITIES[options.contrasts])
+    disp = register(model, images[0], images[1], options.refine, SIMILARITIES[options.contrasts])
     seconds = time.process_time() - start
     save_disp(field, disp[0].numpy(), affine)
     print(json.dumps({"call_seconds": seconds}))
 
 
-def describe(files: Sequence[Path], steps: int) -> dict[str, Any]:
+def describe(model: Model, steps: int) -> dict[str, Any]:
     """The call as text, and what else the fields depend on."""
-    names = ", ".join(f"{entry['name']} {entry['sha256'][:12]}" for entry in map(file_entry, files))
+    names = ", ".join(f"{entry['name']} {entry['sha256'][:12]}" for entry in model.checksums)
     calls = {
         contrasts: f"members {names}" + (f"; refined by {steps} steps, {similarity}" if steps else "")
         for contrasts, similarity in SIMILARITIES.items()
@@ -71,27 +68,16 @@ def describe(files: Sequence[Path], steps: int) -> dict[str, Any]:
     }
 
 
-def register(members: Sequence[Member], fixed: Tensor, moving: Tensor, steps: int, similarity: str) -> Tensor:
+def register(model: Model, fixed: Tensor, moving: Tensor, steps: int, similarity: str) -> Tensor:
     """``(1, 3, X, Y, Z)``, voxels, fixed grid, of stored intensities ``(1, 1, X, Y, Z)``."""
     (fixed, fixed_mask), (moving, moving_mask) = clean_view(fixed), clean_view(moving)
-    first, networks = members[0], [member.network for member in members]
-    levels = range(networks[0].levels) if steps else (0,)
+    if steps:
+        stages = model.run(fixed=fixed, moving=moving, levels=range(model.networks[0].levels))
+        pair = ModelPair(fixed, fixed_mask, moving, moving_mask, None, None, None)
+        return refine_pair(model, pair, stages, steps, similarity).disp
     with torch.inference_mode():
-        inputs = {"fixed": first.inputs(fixed), "moving": first.inputs(moving)}
-        stages = run_stages(networks, **inputs, levels=levels, inverse=steps > 0)
-    if not steps:
-        return stages[-1].disp
-    return refine(
-        [(one.clone(), other.clone()) for one, other in control_points_of(stages, len(levels))],
-        fixed=fixed,
-        moving=moving,
-        fixed_mask=fixed_mask,
-        moving_mask=moving_mask,
-        steps=steps,
-        similarity=similarity,
-        mind=first.mind,
-        bound_multiplier=first.card.architecture.get("bound_multiplier", 0.99),
-    ).disp
+        inputs = {"fixed": model.inputs(fixed), "moving": model.inputs(moving)}
+        return run_stages(model.networks, **inputs, inverse=False)[-1].disp
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def register(
     disp, disp_inv, refined = stages[-1].disp, stages[-1].disp_inv, None
     if refine:
         start = time.perf_counter()
-        improved = _refine(network, pair, stages, refine, refine_similarity)
+        improved = refine_pair(network, pair, stages, refine, refine_similarity)
         disp, disp_inv, refined = improved.disp, improved.disp_inv, _told(improved, refine, refine_similarity)
         seconds["refine"] = time.perf_counter() - start
         _log.info("refined in %.1f s, %d of %d steps of use", seconds["refine"], improved.steps, refine)
@@ -176,8 +176,16 @@ def _levels(model: Model) -> tuple[int, ...]:
     return tuple(range(model.networks[0].levels))
 
 
-def _refine(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int, similarity: str) -> Refined:
-    """The pair's control points, optimised for this pair."""
+def refine_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int, similarity: str) -> Refined:
+    """The pair's control points, optimised for this pair.
+
+    Args:
+        model: that predicted them.
+        pair: the images.
+        stages: of :meth:`Model.run`, of all levels.
+        steps: of the optimisation.
+        similarity: ``mind`` or ``lncc``.
+    """
     member = model.members[0]
 
     def there(tensor: Tensor | None) -> Tensor | None:

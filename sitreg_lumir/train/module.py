@@ -275,8 +275,8 @@ class MindRegistration(RegistrationModule):
         window: of the local correlation, voxels.
         augmentation: of the views that the network sees in training.
         recompute: compute activations again in the backward pass: less memory, a little more time, the same numbers.
-        coarse_epochs: so many epochs at the beginning see the images at half resolution, where a step costs about an
-            eighth; the weights go on to the full one.
+        coarse_epochs: so many epochs at the beginning see the images at half resolution, where a step costs about a
+            sixth; the weights go on to the full one.
         sigma: of MIND's patches, voxels.
     """
 
