@@ -44,6 +44,7 @@ def test_the_first_epochs_see_half_the_resolution_and_resuming_equals_going_on(
     half = tuple(size // 2 for size in full)
     assert seen == [half, half, full, full]
     assert whole[CARD_KEY]["training"]["coarse_epochs"] == 1
+    assert whole[CARD_KEY]["training"]["diffusion_weight"] == 1.0
     fit(root, tmp_path / "runs", "parts", epochs=1)
     parts = fit(root, tmp_path / "runs", "parts", "--resume")
     assert seen[4:] == [half, half, full, full]

@@ -264,6 +264,18 @@ def test_refining_is_told_symmetric_and_spares_lesions(t1: Path, t2: Path, membe
         register(t1, t2, model=members, align="none", moving_lesion=tmp_path / "lesion.nii.gz")
 
 
+def test_refining_is_as_smooth_as_the_members_training(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:
+    shutil.copytree(members, tmp_path / "smooth")
+    for card in (tmp_path / "smooth").glob("*.json"):
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"training": {"diffusion_weight": 300.0}}))
+
+    def roughness(folder: Path) -> float:
+        found = register(t1, t2, model=folder, align="none", refine=2)
+        return float(sum(np.square(np.diff(found.forward.disp, axis=axis)).mean() for axis in (1, 2, 3)))
+
+    assert roughness(tmp_path / "smooth") < 0.9 * roughness(members)
+
+
 def test_pictures_in_jupyter(found: sitreg_lumir.Registration) -> None:
     html = found._repr_html_()
     assert "data:image/png;base64," in html and "LUMIRMRI_0101_0001.nii.gz onto LUMIRMRI_0100_0000.nii.gz" in html

@@ -3,7 +3,7 @@
     python benchmarks/ablation/score.py ../shared/minilumir/2mm                 # the same budget options as train.py
     python benchmarks/ablation/score.py ../shared/minilumir/2mm --only mind member1
 
-Each variant's last checkpoint counts. ``runs/ablation/ablation_<coarse>_<steps>_<triplets>.json`` and ``.md`` hold mean
+Each variant's last checkpoint counts. ``runs/ablation/ablation_<four budgets>.json`` and ``.md`` hold mean
 and standard deviation over the 12 T1-T1 and the 12 T1-T2 pairs, ``.png`` the learning curves. Fields and scores that
 are there already are kept; variants that are not trained yet are left out and named.
 """
@@ -42,7 +42,7 @@ def main() -> None:
         folder = options.runs / "predictions" / f"{row}_{budget(options)}"
         found["mind_final_aug (member 1)" if row == "member1" else row] = scores(checkpoints, folder, options)
     name = options.runs / f"ablation_{budget(options)}"
-    given = {option: getattr(options, option) for option in ("coarse", "steps", "triplets", "members")}
+    given = {option: getattr(options, option) for option in ("coarse", "steps", "loose", "triplets", "members")}
     name.with_suffix(".json").write_text(json.dumps({"budget": given, "rows": found}, indent=1) + "\n")
     text = table(found)
     name.with_suffix(".md").write_text(text + "\n")

@@ -1,12 +1,13 @@
 """Trains the five variants of the ablation, each stage from where it stopped; stages that are done are skipped.
 
-    python benchmarks/ablation/train.py MINILUMIR/2mm               # 1600 pairs at 4 mm, 300 at 2 mm, then 30 triplets
-    python benchmarks/ablation/train.py MINILUMIR/2mm --steps 2000 --triplets 300 --members 5
+    python benchmarks/ablation/train.py MINILUMIR/2mm    # pairs: 1600 at 4 mm, 700 at 2 mm; then 30 triplets
+    python benchmarks/ablation/train.py MINILUMIR/2mm --loose 2000 --triplets 300 --members 5
 
 A variant is trained on pairs in ``runs/ablation/<variant>_<coarse>_pairs``, first at half resolution, where a step
-costs a sixth (constant learning rate, so that a larger budget goes on from a smaller one's checkpoint), then on
-triplets in ``runs/ablation/<variant>_<coarse>_<steps>_<triplets>``, with less weight on smoothness. All rows have the
-same budget: those without the final epochs' penalties train on the same triplets with both weights 0.
+costs a sixth; then in ``<variant>_<coarse>_<steps>_loose`` with less weight on smoothness (constant learning rate, so
+that a larger budget goes on from a smaller one's checkpoint); then on triplets in
+``<variant>_<coarse>_<steps>_<loose>_<triplets>``. All rows have the same budget: those without the final epochs'
+penalties train on the same triplets with both weights 0.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import yaml
 PAIRS_PER_EPOCH = 100
 WIDTHS = [8, 16, 32, 32]
 RATE, FINAL_RATE = 1e-3, 5e-4
-DIFFUSION, FINAL_DIFFUSION = 1.0, 0.3  # at 2 mm the published 1.0 holds the cortex back, and folding is not near
+DIFFUSION, LOOSE_DIFFUSION = 1.0, 0.3  # at 2 mm the published 1.0 holds the cortex back, and folding is not near
 NDV_WEIGHT, CONSISTENCY_WEIGHT = 8e-5, 40.0  # a voxel sum at 2 mm has 1/8 of the terms of 1 mm
 
 
@@ -60,6 +61,7 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
     parser.add_argument("--coarse", type=int, default=1600, help="pairs at half resolution, n x 100 (default: 1600)")
     parser.add_argument("--steps", type=int, default=300, help="pairs at full resolution, n x 100 (default: 300)")
+    parser.add_argument("--loose", type=int, default=400, help="then with less smoothness, n x 100 (default: 400)")
     parser.add_argument("--triplets", type=int, default=30, help="afterwards (default: 30)")
     parser.add_argument("--members", type=int, default=3, help="of the ensemble (default: 3)")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="baseline mind mind_final member1 member2 ...")
@@ -72,14 +74,15 @@ def stages(options: argparse.Namespace) -> Iterator[Stage]:
     for variant, (seed, pairs) in variants.items():
         if options.only and variant not in options.only:
             continue
-        config = _config(variant, seed, options.coarse, options.steps)
-        run = f"{pairs}_{options.coarse}_pairs"
+        first, second = options.coarse + options.steps, options.coarse + options.steps + options.loose
+        start, loose = f"{pairs}_{options.coarse}_pairs", f"{pairs}_{options.coarse}_{options.steps}_loose"
         if variant != "mind_final" or options.only:
-            yield Stage(run, config, None, options.coarse + options.steps)
+            yield Stage(start, _config(variant, seed, options.coarse, first, DIFFUSION), None, first)
+            yield Stage(loose, _config(variant, seed, options.coarse, second, LOOSE_DIFFUSION), start, second)
         with_penalties = variant not in ("baseline", "mind")
-        final = _config(variant, seed, options.coarse, options.steps, FINAL_DIFFUSION)
-        final["trainer"] = _final_trainer(options.coarse + options.steps, options.triplets, with_penalties)
-        yield Stage(final_run(variant, options), final, run, all_steps(options))
+        final = _config(variant, seed, options.coarse, second, LOOSE_DIFFUSION)
+        final["trainer"] = _final_trainer(second, options.triplets, with_penalties)
+        yield Stage(final_run(variant, options), final, loose, all_steps(options))
 
 
 def final_run(variant: str, options: argparse.Namespace) -> str:
@@ -88,16 +91,16 @@ def final_run(variant: str, options: argparse.Namespace) -> str:
 
 
 def budget(options: argparse.Namespace) -> str:
-    """The three numbers of steps, for names of files."""
-    return f"{options.coarse}_{options.steps}_{options.triplets}"
+    """The four numbers of steps, for names of files."""
+    return f"{options.coarse}_{options.steps}_{options.loose}_{options.triplets}"
 
 
 def all_steps(options: argparse.Namespace) -> int:
     """Optimiser steps of a whole variant."""
-    return int(options.coarse + options.steps + options.triplets)
+    return int(options.coarse + options.steps + options.loose + options.triplets)
 
 
-def _config(variant: str, seed: int, coarse: int, steps: int, diffusion: float = DIFFUSION) -> dict:
+def _config(variant: str, seed: int, coarse: int, pairs: int, diffusion: float) -> dict:
     model: dict = {"features": WIDTHS, "head_features": WIDTHS, "learning_rate": RATE}
     model |= {"coarse_epochs": coarse // PAIRS_PER_EPOCH, "diffusion_weight": diffusion}
     if variant.startswith("member"):
@@ -106,12 +109,12 @@ def _config(variant: str, seed: int, coarse: int, steps: int, diffusion: float =
         "seed_everything": seed,
         "data": {"seed": seed, "pairs_per_epoch": PAIRS_PER_EPOCH, "batch_size": 1, "num_workers": 1},
         "model": {"class_path": "RawRegistration" if variant == "baseline" else "MindRegistration", "init_args": model},
-        "trainer": {"max_epochs": (coarse + steps) // PAIRS_PER_EPOCH, "limit_val_batches": 0},
+        "trainer": {"max_epochs": pairs // PAIRS_PER_EPOCH, "limit_val_batches": 0},
     }
 
 
-def _final_trainer(steps: int, triplets: int, with_penalties: bool) -> dict:
-    first, weight = steps // PAIRS_PER_EPOCH, float(with_penalties)
+def _final_trainer(pairs: int, triplets: int, with_penalties: bool) -> dict:
+    first, weight = pairs // PAIRS_PER_EPOCH, float(with_penalties)
     consistency = {
         "start_epoch": first,
         "weight": weight * CONSISTENCY_WEIGHT,

@@ -50,6 +50,12 @@ class ModelCard:
     licence: str = "unknown"
     version: str = "unknown"
 
+    @property
+    def diffusion_weight(self) -> float:
+        """Of the fields' smoothness at the end of the training; the published 1 where the card does not say."""
+        weight = self.training.get("diffusion_weight", 1.0)
+        return float(weight) if isinstance(weight, int | float) else 1.0
+
     def input_contract(self) -> dict[str, Any]:
         """What members of one ensemble must share."""
         return {key: getattr(self, key) for key in ("architecture", "mind", "shape", "affine", "intensity")}

@@ -177,7 +177,7 @@ def _levels(model: Model) -> tuple[int, ...]:
 
 
 def refine_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int, similarity: str) -> Refined:
-    """The pair's control points, optimised for this pair.
+    """The pair's control points, optimised for this pair, as smooth as the model's training asked for.
 
     Args:
         model: that predicted them.
@@ -203,6 +203,7 @@ def refine_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: i
         steps=steps,
         similarity=similarity,
         mind=member.mind,
+        diffusion_weight=member.card.diffusion_weight,
         bound_multiplier=member.card.architecture.get("bound_multiplier", 0.99),
     )
 

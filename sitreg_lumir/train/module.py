@@ -68,10 +68,9 @@ class RegistrationModule(LightningModule):
         self.augmentation = augmentation
         self.terms: list[LossTerm] = pair_terms(diffusion_weight, stage_weight, window)
         self.values: dict[str, list[Tensor]] = {}  # of the loss terms in this step
-        self.scores = RegistrationScores()
-        self.lncc = MeanMetric()
+        self.scores, self.lncc = RegistrationScores(), MeanMetric()
         self._group: Any = None
-        self.window = window
+        self.window, self.diffusion_weight = window, diffusion_weight
 
     def inputs(self, image: Tensor) -> Tensor:
         """The network's input from an image ``(B, 1, X, Y, Z)`` in [0, 1]."""
@@ -230,6 +229,7 @@ class RegistrationModule(LightningModule):
                 "epochs": self.current_epoch,
                 "coarse_epochs": min(self.coarse_epochs, self.current_epoch),
                 "steps": self.global_step,
+                "diffusion_weight": self.diffusion_weight,
                 "augmentation": None if seen is None else {name: list(value) for name, value in vars(seen).items()},
             },
             version=__version__,
