@@ -147,12 +147,15 @@ def test_the_update_has_the_gradient_of_the_operations_it_is_made_of():
         return (compose(left, c, d_inv), compose(right, d, c_inv), compose(d, c_inv, right), compose(c, d_inv, left))
 
     weights = [random(1, 3, *SHAPE, seed=seed) for seed in range(10, 14)]
-    grads = []
-    for maps in (fused(*points), plain(*points)):
-        total = sum((each * weight).sum() for each, weight in zip(maps, weights, strict=True))
-        grads.append(torch.autograd.grad(total, points))
+
+    def gradient(maps: tuple[Tensor, ...], of: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(sum((each * weight).sum() for each, weight in zip(maps, weights, strict=True)), of)
+
+    grads = [gradient(maps, points) for maps in (fused(*points), plain(*points))]
     torch.testing.assert_close(fused(*points), plain(*points))
     torch.testing.assert_close(grads[0], grads[1])
+    second_alone = gradient(fused(*(point.detach() for point in points[:2]), *points[2:]), points[2:])
+    torch.testing.assert_close(second_alone, grads[1][2:])
     assert all(float(grad.abs().max()) > 0 for grad in grads[0])
 
 

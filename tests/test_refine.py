@@ -82,7 +82,7 @@ def test_the_objective_falls_and_the_images_grow_alike(pair: dict[str, Tensor], 
 
 
 def test_more_steps_never_give_something_worse(pair: dict[str, Tensor]) -> None:
-    """The steps are the same ones, and the best that was met is kept."""
+    """Each run keeps the best that it met, the prediction included, and a longer one gets further."""
     start = draw_points(seed=2, share=0.2)
     after = [refine(start, **pair, steps=steps).objective for steps in (0, 2, 5)]
     assert after[0][0] == after[0][1] == after[1][0] == after[2][0]
@@ -127,6 +127,22 @@ def test_updates_stay_within_their_bounds(pair: dict[str, Tensor], learning_rate
             assert float(points.abs().max()) < bound
             field = upsample_control_points(points, 2**level, SHAPE)
             assert float(compose(field, invert(field, tolerance=1e-4)).abs().max()) < 1e-3
+
+
+def test_coarser_levels_stay_as_predicted(pair: dict[str, Tensor], refined: Refined) -> None:
+    """All levels here are the finest three; of two, only these change, and the fields are what all compose to."""
+    start = draw_points(seed=2, share=0.2)
+    found = refine(start, **pair, steps=4, levels=2)
+    assert found.improved and len(found.control_points) == LEVELS
+
+    def same(one: Any, other: Any) -> list[bool]:
+        return [
+            torch.equal(a, b) for update, old in zip(one, other, strict=True) for a, b in zip(update, old, strict=True)
+        ]
+
+    assert same(found.control_points, start) == [True, True, False, False, False, False]
+    assert same(refined.control_points, start) == [False] * 6
+    assert torch.equal(found.disp, fields(found.control_points)[0])
 
 
 def test_refinement_does_not_fold(pair: dict[str, Tensor], refined: Refined) -> None:
@@ -252,8 +268,8 @@ def test_nothing_to_compare_leaves_the_prediction_to_the_regularisers(pair: dict
         ({"fixed_mask": torch.ones(*SHAPE)}, "fixed_mask must be"),
         ({"moving_lesion": torch.ones(1, 1, 3, 3, 3)}, "moving_lesion must be"),
         ({"steps": -1}, "got -1"),
-        ({"learning_rate": 0.0}, r"got 1, 0\.0"),
-        ({"bound_multiplier": 1.5}, r"0\.02 and 1\.5"),
+        ({"learning_rate": 0.0}, r"got 1, 3, 0\.0"),
+        ({"bound_multiplier": 1.5}, r"0\.2 and 1\.5"),
         ({"similarity": "ssd"}, "mind, lncc, got 'ssd'"),
     ],
 )
@@ -268,5 +284,5 @@ def test_control_points_that_do_not_fit_are_refused(pair: dict[str, Tensor]) -> 
         refine([], **pair, steps=1)
     with pytest.raises(ValueError, match=r"level 1 must be \(1, 3, 12, 11, 10\)"):
         refine([start[0], start[2], start[1]], **pair, steps=1)
-    with pytest.raises(ValueError, match=r"level 2 .* bound"):
+    with pytest.raises(ValueError, match=r"level 2 must keep within"):
         refine(draw_points(seed=2, share=2.0), **pair, steps=1)

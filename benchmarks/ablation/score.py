@@ -109,18 +109,28 @@ def draw_curves(options: argparse.Namespace, file: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     window = 5
-    ending = f"_{options.coarse}_pairs"
-    for metrics in sorted(options.runs.glob(f"*{ending}/metrics.csv")):
-        with metrics.open(newline="") as stream:
-            logged = [(int(row["step"]), row.get("train/lncc")) for row in csv.DictReader(stream)]
-        points = [(step, float(value)) for step, value in logged if value]
+    first, second = f"_{options.coarse}_pairs", f"_{options.coarse}_{options.steps}_loose"
+    for folder in sorted(options.runs.glob(f"*{first}")):
+        name = folder.name.removesuffix(first)
+        points = logged(folder, options.coarse + options.steps) + logged(options.runs / f"{name}{second}")
         smooth = [sum(value for _, value in points[i - window : i]) / window for i in range(window, len(points) + 1)]
-        axes.plot([step for step, _ in points[window - 1 :]], smooth, label=metrics.parent.name.removesuffix(ending))
+        axes.plot([step for step, _ in points[window - 1 :]], smooth, label=name)
     axes.set_xlabel("step (one T1 pair each)")
     axes.set_ylabel(f"LNCC of the last fields, training (mean of {window} logged values)")
     axes.axvline(options.coarse, color="grey", linestyle="--", label="full resolution from here on")
+    axes.axvline(options.coarse + options.steps, color="grey", linestyle=":", label="less weight on smoothness")
     axes.legend()
     figure.savefig(file, dpi=110)
+
+
+def logged(folder: Path, end: int = sys.maxsize) -> list[tuple[int, float]]:
+    """Steps before ``end`` and their LNCC."""
+    metrics = folder / "metrics.csv"
+    if not metrics.is_file():
+        return []
+    with metrics.open(newline="") as stream:
+        rows = [(int(row["step"]), row.get("train/lncc")) for row in csv.DictReader(stream)]
+    return [(step, float(value)) for step, value in rows if value and step < end]
 
 
 if __name__ == "__main__":

@@ -92,12 +92,15 @@ class _Update(torch.autograd.Function):
         b = upsample_control_points(control_points_reverse, ctx.factor, ctx.shape)
         fields = dict(zip(Maps._fields, maps, strict=True))
         fields |= {"a": a, "b": b, "a_inv": invert(a, ctx.tolerance), "b_inv": invert(b, ctx.tolerance)}
+        needed = {"a", "b", "a_inv", "b_inv"}
+        needed |= {name for name, need in zip(Maps._fields, ctx.needs_input_grad[-len(maps) :], strict=True) if need}
         totals: dict[str, Tensor] = {}  # gradient of each field
         backend = backend_of(a)
         for names, grad in zip(_FIRST_CHAINS if maps[0] is None else _CHAINS, grads, strict=True):
-            parts = backend.compose_adjoint(grad, [fields[name] for name in names], [True] * len(names))
+            parts = backend.compose_adjoint(grad, [fields[name] for name in names], [name in needed for name in names])
             for name, part in zip(names, parts, strict=True):
-                totals[name] = totals[name] + part if name in totals else part
+                if part is not None:
+                    totals[name] = totals[name] + part if name in totals else part
         through = []
         for name in ("a", "b"):
             inverse = f"{name}_inv"

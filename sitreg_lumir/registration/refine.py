@@ -16,6 +16,7 @@ from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import warp, warp_mask
 from sitreg_lumir.deform.state import SymmetricState
 from sitreg_lumir.deform.torch_images import patch_weights
+from sitreg_lumir.deform.update import Maps
 from sitreg_lumir.measures.losses import diffusion, lncc, ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import Stage
@@ -23,6 +24,8 @@ from sitreg_lumir.network.sitreg import Stage
 SIMILARITIES = ("mind", "lncc")
 _PUBLISHED_VOXELS = 160 * 224 * 192  # the grid on which the weight of the NDV is 1e-5
 _LARGEST_SHARE = 1 - 1e-6  # of the bound: the inverse of the tanh is finite there
+_BETAS = (0.7, 0.9)  # of Adam: in a few dozen steps, much memory of earlier slopes holds back
+_FULL_RATE_STEPS = 30  # fewer cannot make good for first steps that are too long
 _EPSILON = 1e-3  # of Adam: below it, slopes of the sum over voxels are noise, which is not blown up to whole steps
 _SEEN = 1e-3  # weight in a MIND patch from which on a voxel counts as seen
 
@@ -36,10 +39,10 @@ class Refined:
     Attributes:
         disp: ``(1, 3, X, Y, Z)``, voxels, fixed grid: ``warp(moving, disp)`` matches the fixed image.
         disp_inv: the same with the roles swapped, on the moving grid.
-        control_points: of each update, coarsest first: of the moving and of the fixed side, voxels of the level.
+        control_points: of all updates, coarsest first: of the moving and of the fixed side, voxels of the level.
         steps: how many steps led to this result, at most those asked for; 0: the prediction was kept.
         objective: of the prediction, and of the result; lower is better.
-        dissimilarity: the objective's part that compares the images, of both; in [-1, 0], lower is better.
+        dissimilarity: its part that compares the images, of both; in [-1, 0], lower is better.
     """
 
     disp: Tensor
@@ -104,11 +107,12 @@ def refine(
     window: int = 11,
     diffusion_weight: float = 1.0,
     ndv_weight: float = 1e-5,
-    learning_rate: float = 0.02,
+    learning_rate: float = 0.2,
+    levels: int = 3,
     bound_multiplier: float = 0.99,
     tolerance: float = 1e-2,
 ) -> Refined:
-    """Improves the control points of all stages for this pair, by Adam, and gives the best fields that it met.
+    """Improves the control points of the finest stages for this pair, by Adam, and gives the best fields that it met.
 
     The variables are ``v`` in ``control points = bound * tanh(v)``, with each level's own bound: every update stays
     invertible, and the result diffeomorphic up to resampling. The objective is the training loss of the last fields,
@@ -137,7 +141,8 @@ def refine(
         diffusion_weight: as in training.
         ndv_weight: of the folded volume on a grid of 160x224x192, as in the final epochs; on other grids it is scaled
             by the number of voxels.
-        learning_rate: of Adam, in the argument of the tanh.
+        learning_rate: of Adam, in the argument of the tanh, at first (less for under 30 steps), a tenth at the end.
+        levels: how many are improved, the finest; what came before stays as predicted, and its maps are composed once.
         bound_multiplier: share of the control point bound that the network uses.
         tolerance: of the inversions, voxels.
 
@@ -152,10 +157,10 @@ def refine(
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
-    if steps < 0 or learning_rate <= 0 or not 0 < bound_multiplier < 1:
+    if steps < 0 or levels < 1 or learning_rate <= 0 or not 0 < bound_multiplier < 1:
         raise ValueError(
-            "steps must not be negative, learning_rate positive, and bound_multiplier between 0 and 1, "
-            f"got {steps}, {learning_rate} and {bound_multiplier}"
+            "steps must not be negative, levels and learning_rate positive, and bound_multiplier between 0 and 1, "
+            f"got {steps}, {levels}, {learning_rate} and {bound_multiplier}"
         )
     _check_images(
         fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask,
@@ -168,37 +173,43 @@ def refine(
     here = _side(fixed, fixed_mask, fixed_lesion, descriptor)
     there = _side(moving, moving_mask, moving_lesion, descriptor)
     weights = _Weights(window, diffusion_weight, ndv_weight * _PUBLISHED_VOXELS / fixed.numel())
-    best, best_step = [(points.detach().clone(), reverse.detach().clone()) for points, reverse in control_points], 0
+    points = [(first.detach().clone(), second.detach().clone()) for first, second in control_points]
+    kept, best, best_step = points[:-levels], points[-levels:], 0
+    with torch.no_grad():
+        start = _compose(kept, Maps(), len(points), shape, tolerance).maps
     arguments = [
         tuple(torch.atanh((side / bound).clamp(-_LARGEST_SHARE, _LARGEST_SHARE)).requires_grad_() for side in update)
-        for update, bound in zip(best, bounds, strict=True)
+        for update, bound in zip(best, bounds[-levels:], strict=True)
     ]
+    rate = learning_rate * min(1.0, steps / _FULL_RATE_STEPS)
     optimizer = torch.optim.Adam(
-        [side for update in arguments for side in update], lr=learning_rate, eps=_EPSILON, foreach=False
+        [side for update in arguments for side in update], lr=rate, betas=_BETAS, eps=_EPSILON, foreach=False
     )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1), rate / 10)
     met: list[tuple[float, float]] = []  # objective and dissimilarity after so many steps
     for step in range(steps + 1):
         learning = step < steps
         with torch.set_grad_enabled(learning):
             updates = [
-                (bound * torch.tanh(points), bound * torch.tanh(reverse))
-                for (points, reverse), bound in zip(arguments, bounds, strict=True)
+                (bound * torch.tanh(first), bound * torch.tanh(second))
+                for (first, second), bound in zip(arguments, bounds[-levels:], strict=True)
             ]
-            fields = _fields(updates, shape, tolerance)
+            fields = _fields(updates, start, shape, tolerance)
         forth = _one_way(fields[0], here, there, weights, learning)
         back = _one_way(fields[1], there, here, weights, learning)
         met.append(((forth[0] + back[0]) / 2, (forth[1] + back[1]) / 2))
         if met[-1][0] < met[best_step][0]:
-            best, best_step = [(points.detach(), reverse.detach()) for points, reverse in updates], step
+            best, best_step = [(first.detach(), second.detach()) for first, second in updates], step
         if learning:
             optimizer.zero_grad()
             torch.autograd.backward(fields, (forth[2], back[2]))
             optimizer.step()
+            schedule.step()
         del updates, fields, forth, back  # room for the next step's
     with torch.no_grad():
-        disp, disp_inv = _fields(best, shape, tolerance)
+        disp, disp_inv = _fields(best, start, shape, tolerance)
     objective, dissimilarity = zip(met[0], met[best_step], strict=True)
-    return Refined(disp, disp_inv, best, best_step, objective, dissimilarity)
+    return Refined(disp, disp_inv, [*kept, *best], best_step, objective, dissimilarity)
 
 
 def _one_way(
@@ -237,12 +248,18 @@ def channel_lncc(features_1: Tensor, features_2: Tensor, mask: Tensor, window: i
     return torch.stack(values).mean()
 
 
-def _fields(updates: Updates, shape: tuple[int, ...], tolerance: float) -> tuple[Tensor, Tensor]:
-    """The fields both ways that the updates, coarsest first, compose to."""
+def _compose(updates: Updates, start: Maps, levels: int, shape: tuple[int, ...], tolerance: float) -> SymmetricState:
+    """What ``start`` becomes by the updates of the coarsest of so many levels."""
     state = SymmetricState(shape, tolerance)
-    for level, update in zip(reversed(range(len(updates))), updates, strict=True):
+    state.maps = start
+    for level, update in zip(reversed(range(levels - len(updates), levels)), updates, strict=True):
         state.update(*update, 2**level)
-    disp, disp_inv = state.fields()
+    return state
+
+
+def _fields(updates: Updates, start: Maps, shape: tuple[int, ...], tolerance: float) -> tuple[Tensor, Tensor]:
+    """The fields both ways that ``start`` and the updates down to level 0, coarsest first, compose to."""
+    disp, disp_inv = _compose(updates, start, len(updates), shape, tolerance).fields()
     assert disp_inv is not None
     return disp, disp_inv
 
@@ -280,6 +297,4 @@ def _check_control_points(control_points: Updates, bounds: Sequence[float], shap
                 raise ValueError(f"control points of level {level} must be {expected}, got {tuple(points.shape)}")
             largest = float(points.abs().max())
             if not largest <= bound * (1 + 1e-5):  # room for rounding; not a number fails, too
-                raise ValueError(
-                    f"control points of level {level} must keep within their bound of {bound:.6g}, got {largest:.6g}"
-                )
+                raise ValueError(f"control points of level {level} must keep within {bound:.6g}, got {largest:.6g}")
