@@ -269,7 +269,7 @@ def test_nothing_to_compare_leaves_the_prediction_to_the_regularisers(pair: dict
         ({"moving_lesion": torch.ones(1, 1, 3, 3, 3)}, "moving_lesion must be"),
         ({"steps": -1}, "got -1"),
         ({"learning_rate": 0.0}, r"got 1, 3, 0\.0"),
-        ({"bound_multiplier": 1.5}, r"0\.2 and 1\.5"),
+        ({"bound_multiplier": 1.5}, r"0\.03 and 1\.5"),
         ({"similarity": "ssd"}, "mind, lncc, got 'ssd'"),
     ],
 )

@@ -21,7 +21,7 @@ from sitreg_lumir.measures.losses import diffusion, lncc, ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import Stage
 
-SIMILARITIES = ("mind", "lncc")
+SIMILARITIES = {"mind": 0.03, "lncc": 0.2}  # and their learning rates
 _PUBLISHED_VOXELS = 160 * 224 * 192  # the grid on which the weight of the NDV is 1e-5
 _LARGEST_SHARE = 1 - 1e-6  # of the bound: the inverse of the tanh is finite there
 _BETAS = (0.7, 0.9)  # of Adam: in a few dozen steps, much memory of earlier slopes holds back
@@ -107,7 +107,7 @@ def refine(
     window: int = 11,
     diffusion_weight: float = 1.0,
     ndv_weight: float = 1e-5,
-    learning_rate: float = 0.2,
+    learning_rate: float | None = None,
     levels: int = 3,
     bound_multiplier: float = 0.99,
     tolerance: float = 1e-2,
@@ -139,9 +139,9 @@ def refine(
         mind: the descriptor; by default the published one.
         window: of the LNCC, voxels.
         diffusion_weight: as in training.
-        ndv_weight: of the folded volume on a grid of 160x224x192, as in the final epochs; on other grids it is scaled
-            by the number of voxels.
-        learning_rate: of Adam, in the argument of the tanh, at first (less for under 30 steps), a tenth at the end.
+        ndv_weight: of the folded volume on a grid of 160x224x192, as in the final epochs; scaled on other grids.
+        learning_rate: of Adam, in the argument of the tanh, at first (less for under 30 steps), a tenth at the end;
+            by default the similarity's: with ``mind``, not what the network was trained for, it stays near its answer.
         levels: how many are improved, the finest; what came before stays as predicted, and its maps are composed once.
         bound_multiplier: share of the control point bound that the network uses.
         tolerance: of the inversions, voxels.
@@ -157,6 +157,7 @@ def refine(
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
+    learning_rate = SIMILARITIES[similarity] if learning_rate is None else learning_rate
     if steps < 0 or levels < 1 or learning_rate <= 0 or not 0 < bound_multiplier < 1:
         raise ValueError(
             "steps must not be negative, levels and learning_rate positive, and bound_multiplier between 0 and 1, "
@@ -233,8 +234,7 @@ def channel_lncc(features_1: Tensor, features_2: Tensor, mask: Tensor, window: i
     """:func:`~sitreg_lumir.measures.losses.lncc` of two feature maps, mean over the channels.
 
     Args:
-        features_1: ``(1, C, X, Y, Z)``.
-        features_2: the same shape.
+        features_1, features_2: ``(1, C, X, Y, Z)``.
         mask: of both, bool, ``(1, 1, X, Y, Z)``.
         window: voxels.
 

@@ -177,7 +177,9 @@ def _levels(model: Model) -> tuple[int, ...]:
 
 
 def refine_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int, similarity: str) -> Refined:
-    """The pair's control points, optimised for this pair, as smooth as the model's training asked for.
+    """The pair's control points, optimised for this pair.
+
+    With ``lncc``, smoothness weighs what it did in the model's training, with ``mind``, whose scale is its own, 1.
 
     Args:
         model: that predicted them.
@@ -203,7 +205,7 @@ def refine_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: i
         steps=steps,
         similarity=similarity,
         mind=member.mind,
-        diffusion_weight=member.card.diffusion_weight,
+        diffusion_weight=member.card.diffusion_weight if similarity == "lncc" else 1.0,
         bound_multiplier=member.card.architecture.get("bound_multiplier", 0.99),
     )
 
