@@ -118,11 +118,9 @@ def refine(
     invertible, and the result diffeomorphic up to resampling. The objective is the training loss of the last fields,
     mean of both directions: ``lncc + diffusion_weight * diffusion + ndv_weight * folded volume``.
 
-    ``mind`` takes the LNCC of the six MIND channels, mean over the channels. The moving image's descriptor is computed
-    on its own grid and warped: descriptors of a warped image would see its interpolation, would need MIND's gradient in
-    each step, and would differ little where the field turns little over a voxel. On training pairs their local
-    correlation gave a better overlap of tissues than their squared difference at a smoother field, and takes the
-    regularisers' weights from training as they are.
+    ``mind`` is the mean LNCC of the six MIND channels. The moving image's descriptor is computed on its own grid and
+    warped: descriptors of a warped image would see its interpolation, need MIND's gradient in each step, and differ
+    little where the field turns little over a voxel. Squared differences gave a worse overlap of tissues.
 
     Args:
         control_points: of each stage, coarsest first, down to level 0: of the moving and of the fixed side,
@@ -297,4 +295,6 @@ def _check_control_points(control_points: Updates, bounds: Sequence[float], shap
                 raise ValueError(f"control points of level {level} must be {expected}, got {tuple(points.shape)}")
             largest = float(points.abs().max())
             if not largest <= bound * (1 + 1e-5):  # room for rounding; not a number fails, too
-                raise ValueError(f"control points of level {level} must keep within {bound:.6g}, got {largest:.6g}")
+                raise ValueError(
+                    f"control points of level {level} must keep within their bound of {bound:.6g}, got {largest:.6g}"
+                )
