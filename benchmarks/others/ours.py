@@ -1,11 +1,10 @@
 """Registers one pair by this package and writes its field; run by ``compare.py``.
 
     python ours.py --describe
-    python ours.py FIXED MOVING FIELD --members runs/mind --refine 30 --contrasts same
+    python ours.py FIXED MOVING FIELD --members runs/mind --refine 30
 
-The same as ``sitreg-lumir predict`` does for the pair, whatever its contrasts; ``--refine`` adds the instance
-optimisation that ``sitreg-lumir register --refine`` does, of images of one contrast by ``--refine-similarity lncc``.
-Prints one JSON line.
+The same as ``sitreg-lumir predict`` does for the pair; ``--refine`` adds the instance optimisation that
+``sitreg-lumir register --refine`` does. Neither is told the contrasts. Prints one JSON line.
 """
 
 import argparse
@@ -27,14 +26,14 @@ from sitreg_lumir.registration.numbers import ModelPair
 from sitreg_lumir.registration.register import refine_pair
 from sitreg_lumir.train.settings import prepare_process
 
-SIMILARITIES = {"same": "lncc", "other": "mind"}  # contrasts -> what the refinement compares
+CONTRASTS = ("same", "other")
 
 
 def main() -> None:
     """Registers one pair, or tells how pairs would be registered."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FIXED MOVING FIELD")
-    parser.add_argument("--contrasts", choices=SIMILARITIES, default="other", help="default: other")
+    parser.add_argument("--contrasts", choices=CONTRASTS, help="makes no difference here")
     parser.add_argument("--members", nargs="+", metavar="PATH", help="default: the shipped ones")
     parser.add_argument("--refine", type=int, default=0, metavar="N", help="steps (default: 0)")
     parser.add_argument("--describe", action="store_true", help="print the call and the versions only")
@@ -49,7 +48,7 @@ def main() -> None:
     (first, affine), (second, _) = read_volume(fixed), read_volume(moving)
     images = [torch.from_numpy(each)[None, None] for each in (first, second)]
     start = time.process_time()
-    disp = register(model, images[0], images[1], options.refine, SIMILARITIES[options.contrasts])
+    disp = register(model, images[0], images[1], options.refine)
     seconds = time.process_time() - start
     save_disp(field, disp[0].numpy(), affine)
     print(json.dumps({"call_seconds": seconds}))
@@ -58,23 +57,20 @@ def main() -> None:
 def describe(model: Model, steps: int) -> dict[str, Any]:
     """The call as text, and what else the fields depend on."""
     names = ", ".join(f"{entry['name']} {entry['sha256'][:12]}" for entry in model.checksums)
-    calls = {
-        contrasts: f"members {names}" + (f"; refined by {steps} steps, {similarity}" if steps else "")
-        for contrasts, similarity in SIMILARITIES.items()
-    }
+    call = f"members {names}" + (f"; refined by {steps} steps, lncc of both contrasts" if steps else "")
     return {
-        "calls": calls,
+        "calls": dict.fromkeys(CONTRASTS, call),
         "versions": {"sitreg-lumir": __version__, "torch": torch.__version__},
     }
 
 
-def register(model: Model, fixed: Tensor, moving: Tensor, steps: int, similarity: str) -> Tensor:
+def register(model: Model, fixed: Tensor, moving: Tensor, steps: int) -> Tensor:
     """``(1, 3, X, Y, Z)``, voxels, fixed grid, of stored intensities ``(1, 1, X, Y, Z)``."""
     (fixed, fixed_mask), (moving, moving_mask) = clean_view(fixed), clean_view(moving)
     if steps:
         stages = model.run(fixed=fixed, moving=moving, levels=range(model.networks[0].levels))
         pair = ModelPair(fixed, fixed_mask, moving, moving_mask, None, None, None)
-        return refine_pair(model, pair, stages, steps, similarity).disp
+        return refine_pair(model, pair, stages, steps, "lncc").disp
     with torch.inference_mode():
         inputs = {"fixed": model.inputs(fixed), "moving": model.inputs(moving)}
         return run_stages(model.networks, **inputs, inverse=False)[-1].disp

@@ -62,9 +62,9 @@ def add_register(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--refine-similarity",
-        choices=("mind", "lncc"),
-        default="mind",
-        help="what these raise: mind for any contrasts, lncc for scans of one contrast (default: mind)",
+        choices=("lncc", "mind"),
+        default="lncc",
+        help="what these raise, for any contrasts: lncc, or mind, which stays nearer the prediction (default: lncc)",
     )
     parser.add_argument("--fixed-lesion", type=Path, metavar="FILE", help="mask left out of what --refine compares")
     parser.add_argument("--moving-lesion", type=Path, metavar="FILE", help="the same of the moving scan")

@@ -10,24 +10,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import warp, warp_mask
 from sitreg_lumir.deform.state import SymmetricState
-from sitreg_lumir.deform.torch_images import patch_weights
 from sitreg_lumir.deform.update import Maps
 from sitreg_lumir.measures.losses import diffusion, lncc, ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import Stage
+from sitreg_lumir.registration.contrasts import Compared, in_both_contrasts, outside_lesion
 
-SIMILARITIES = {"mind": 0.03, "lncc": 0.2}  # and their learning rates
+SIMILARITIES = {"lncc": 0.2, "mind": 0.03}  # and their learning rates
 _PUBLISHED_VOXELS = 160 * 224 * 192  # the grid on which the weight of the NDV is 1e-5
 _LARGEST_SHARE = 1 - 1e-6  # of the bound: the inverse of the tanh is finite there
 _BETAS = (0.7, 0.9)  # of Adam: in a few dozen steps, much memory of earlier slopes holds back
 _FULL_RATE_STEPS = 30  # fewer cannot make good for first steps that are too long
 _EPSILON = 1e-3  # of Adam: below it, slopes of the sum over voxels are noise, which is not blown up to whole steps
-_SEEN = 1e-3  # weight in a MIND patch from which on a voxel counts as seen
+_RENEWED = 5  # steps after which the intensities are carried over anew, by the fields that are better by then
 
 Updates = Sequence[tuple[Tensor, Tensor]]
 
@@ -41,7 +40,7 @@ class Refined:
         disp_inv: the same with the roles swapped, on the moving grid.
         control_points: of all updates, coarsest first: of the moving and of the fixed side, voxels of the level.
         steps: how many steps led to this result, at most those asked for; 0: the prediction was kept.
-        objective: of the prediction, and of the result; lower is better.
+        objective: of the prediction, and of the result, compared in the same way; lower is better.
         dissimilarity: its part that compares the images, of both; in [-1, 0], lower is better.
     """
 
@@ -58,11 +57,11 @@ class Refined:
         return self.steps > 0
 
 
-class _Side(NamedTuple):
-    """One image as it is compared: ``(1, C, X, Y, Z)`` features or intensities, and where they count."""
+class _Value(NamedTuple):
+    """Of some fields, mean of both directions."""
 
-    values: Tensor
-    mask: Tensor
+    objective: float
+    dissimilarity: float
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def refine(
     fixed_mask: Tensor,
     moving_mask: Tensor,
     steps: int,
-    similarity: str = "mind",
+    similarity: str = "lncc",
     fixed_lesion: Tensor | None = None,
     moving_lesion: Tensor | None = None,
     mind: Mind | None = None,
@@ -118,6 +117,9 @@ def refine(
     invertible, and the result diffeomorphic up to resampling. The objective is the training loss of the last fields,
     mean of both directions: ``lncc + diffusion_weight * diffusion + ndv_weight * folded volume``.
 
+    ``lncc`` is the mean LNCC of the intensities in both contrasts (:func:`~.contrasts.in_both_contrasts`), which are
+    carried over anew every five steps; fields are then compared with later ones only, and with the prediction again.
+
     ``mind`` is the mean LNCC of the six MIND channels. The moving image's descriptor is computed on its own grid and
     warped: descriptors of a warped image would see its interpolation, need MIND's gradient in each step, and differ
     little where the field turns little over a voxel. Squared differences gave a worse overlap of tissues.
@@ -130,7 +132,7 @@ def refine(
         fixed_mask: the brain, ``(1, 1, X, Y, Z)``, bool or 0/1.
         moving_mask: the same.
         steps: of the optimisation; 0 gives the prediction.
-        similarity: ``mind`` for any contrasts; ``lncc``, of intensities, for images of one contrast.
+        similarity: ``lncc``, of intensities, or ``mind``; each for any contrasts.
         fixed_lesion: what has no counterpart in the other image, ``(1, 1, X, Y, Z)``, bool or 0/1, or None. It is left
             out of the comparison, with all voxels whose MIND patch sees it: the regularisers alone move it.
         moving_lesion: the same of the moving image.
@@ -169,8 +171,10 @@ def refine(
     bounds = [bound_multiplier * control_point_bound((2**level,) * 3) for level in reversed(range(len(control_points)))]
     _check_control_points(control_points, bounds, shape)
     descriptor = (Mind() if mind is None else mind) if similarity == "mind" else None
-    here = _side(fixed, fixed_mask, fixed_lesion, descriptor)
-    there = _side(moving, moving_mask, moving_lesion, descriptor)
+    images = (
+        outside_lesion(fixed, fixed_mask, fixed_lesion, descriptor),
+        outside_lesion(moving, moving_mask, moving_lesion, descriptor),
+    )
     weights = _Weights(window, diffusion_weight, ndv_weight * _PUBLISHED_VOXELS / fixed.numel())
     points = [(first.detach().clone(), second.detach().clone()) for first, second in control_points]
     kept, best, best_step = points[:-levels], points[-levels:], 0
@@ -185,47 +189,55 @@ def refine(
         [side for update in arguments for side in update], lr=rate, betas=_BETAS, eps=_EPSILON, foreach=False
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1), rate / 10)
-    met: list[tuple[float, float]] = []  # objective and dissimilarity after so many steps
     for step in range(steps + 1):
-        learning = step < steps
-        with torch.set_grad_enabled(learning):
+        with torch.set_grad_enabled(learning := step < steps):
             updates = [
                 (bound * torch.tanh(first), bound * torch.tanh(second))
                 for (first, second), bound in zip(arguments, bounds[-levels:], strict=True)
             ]
             fields = _fields(updates, start, shape, tolerance)
-        forth = _one_way(fields[0], here, there, weights, learning)
-        back = _one_way(fields[1], there, here, weights, learning)
-        met.append(((forth[0] + back[0]) / 2, (forth[1] + back[1]) / 2))
-        if met[-1][0] < met[best_step][0]:
-            best, best_step = [(first.detach(), second.detach()) for first, second in updates], step
+        now = [field.detach() for field in fields]
+        if step == 0:
+            predicted = now
+        if step == 0 or (descriptor is None and learning and step % _RENEWED == 0):
+            compared = images if descriptor is not None else in_both_contrasts(*images, *now)
+            before = after = _both_ways(predicted, compared, weights)[0]  # all that was met was met by another measure
+            best, best_step = points[-levels:], 0
+        met, slopes = _both_ways(now, compared, weights, learning)
+        if met.objective < after.objective:
+            best, best_step, after = [(first.detach(), second.detach()) for first, second in updates], step, met
         if learning:
             optimizer.zero_grad()
-            torch.autograd.backward(fields, (forth[2], back[2]))
+            torch.autograd.backward(fields, slopes)
             optimizer.step()
             schedule.step()
-        del updates, fields, forth, back  # room for the next step's
+        del updates, fields, now, slopes  # room for the next step's
     with torch.no_grad():
         disp, disp_inv = _fields(best, start, shape, tolerance)
-    objective, dissimilarity = zip(met[0], met[best_step], strict=True)
+    objective, dissimilarity = zip(before, after, strict=True)
     return Refined(disp, disp_inv, [*kept, *best], best_step, objective, dissimilarity)
 
 
-def _one_way(
-    disp: Tensor, here: _Side, there: _Side, weights: _Weights, learning: bool
-) -> tuple[float, float, Tensor | None]:
-    """One direction's objective and dissimilarity, and the objective's slope by the field, times the number of voxels.
+def _both_ways(
+    fields: Sequence[Tensor], compared: Sequence[Compared], weights: _Weights, learning: bool = False
+) -> tuple[_Value, list[Tensor]]:
+    """The mean over both directions; with ``learning`` also each direction's slope of the objective by its field.
 
-    Taken here and not along with the maps' gradient, so that what a comparison keeps in memory is gone before the next
-    one. Slopes of a sum over voxels have one size on all grids, as Adam's epsilon has.
+    Slopes are taken here and not along with the maps' gradient, so that what a comparison keeps in memory is gone
+    before the next one. They are those of a sum over voxels, which have one size on all grids, as Adam's epsilon has.
     """
-    disp = disp.detach().requires_grad_(learning)
-    with torch.set_grad_enabled(learning):
-        mask = warp_mask(there.mask, disp) & here.mask
-        dissimilarity = channel_lncc(warp(there.values, disp), here.values, mask, weights.window)
-        total = dissimilarity + weights.diffusion * diffusion(disp) + weights.ndv * ndv_sum(disp)
-        slope = torch.autograd.grad(total * disp[0, 0].numel(), disp)[0] if learning else None
-    return float(total.detach()), float(dissimilarity.detach()), slope
+    values: list[tuple[float, float]] = []
+    slopes: list[Tensor] = []
+    for field, here, there in zip(fields, compared, reversed(compared), strict=True):
+        disp = field.detach().requires_grad_(learning)
+        with torch.set_grad_enabled(learning):
+            mask = warp_mask(there.mask, disp) & here.mask
+            dissimilarity = channel_lncc(warp(there.values, disp), here.values, mask, weights.window)
+            total = dissimilarity + weights.diffusion * diffusion(disp) + weights.ndv * ndv_sum(disp)
+            if learning:
+                slopes += torch.autograd.grad(total * disp[0, 0].numel(), disp)
+        values.append((float(total.detach()), float(dissimilarity.detach())))
+    return _Value(*((one + other) / 2 for one, other in zip(*values, strict=True))), slopes
 
 
 def channel_lncc(features_1: Tensor, features_2: Tensor, mask: Tensor, window: int) -> Tensor:
@@ -260,19 +272,6 @@ def _fields(updates: Updates, start: Maps, shape: tuple[int, ...], tolerance: fl
     disp, disp_inv = _compose(updates, start, len(updates), shape, tolerance).fields()
     assert disp_inv is not None
     return disp, disp_inv
-
-
-def _side(image: Tensor, mask: Tensor, lesion: Tensor | None, mind: Mind | None) -> _Side:
-    """What is compared of one image, none of it from within the lesion."""
-    image, mask = image.detach().clone(), mask.bool().clone()  # clones: those made for inference get no gradients
-    if lesion is not None:
-        lesion = lesion.bool()
-        image[lesion] = 0
-        reach = 0
-        if mind is not None:  # the patch, and that of the neighbour it is compared with
-            reach = 1 + sum(weight >= _SEEN for weight in patch_weights(mind.sigma, mind.radius)[1:])
-        mask &= F.max_pool3d(lesion.float(), 2 * reach + 1, stride=1, padding=reach) == 0
-    return _Side(image if mind is None else mind(image), mask)
 
 
 def _check_images(**images: Tensor | None) -> None:

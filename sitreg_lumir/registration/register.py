@@ -41,7 +41,7 @@ def register(
     fixed_to_template: str | Path | None = None,
     moving_to_template: str | Path | None = None,
     refine: int = 0,
-    refine_similarity: str = "mind",
+    refine_similarity: str = "lncc",
     fixed_lesion: str | Path | None = None,
     moving_lesion: str | Path | None = None,
     header: str | None = None,
@@ -66,8 +66,8 @@ def register(
         fixed_to_template: ITK affine that takes the fixed scan's points to MNI152, instead of aligning it.
         moving_to_template: the same for the moving scan.
         refine: steps of optimisation for this very pair after the prediction; 30 is a good start.
-        refine_similarity: what ``refine`` raises: ``mind``, for any contrasts, or ``lncc``, of intensities, which gains
-            more where both scans have the same contrast.
+        refine_similarity: what ``refine`` raises, for any contrasts: ``lncc``, the local correlation of intensities,
+            carried over to the other scan's contrast, or ``mind``, which gains less and stays nearer the prediction.
         fixed_lesion: mask of what has no counterpart in the moving scan, left out of the similarity that ``refine``
             raises.
         moving_lesion: the same for the moving scan.
@@ -88,7 +88,7 @@ def register(
     if refine < 0:
         raise InputError(f"--refine {refine}: must be 0 or more steps")
     if refine_similarity not in SIMILARITIES:
-        raise InputError(f"--refine-similarity {refine_similarity}: must be mind or lncc")
+        raise InputError(f"--refine-similarity {refine_similarity}: must be lncc or mind")
     if refine == 0 and (fixed_lesion or moving_lesion):
         raise InputError("--fixed-lesion, --moving-lesion: leave a lesion out of --refine N; add it")
     if not 0 <= padding_mm < 1000:
@@ -186,7 +186,7 @@ def refine_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: i
         pair: the images.
         stages: of :meth:`Model.run`, of all levels.
         steps: of the optimisation.
-        similarity: ``mind`` or ``lncc``.
+        similarity: ``lncc`` or ``mind``.
     """
     member = model.members[0]
 
