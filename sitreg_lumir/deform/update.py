@@ -73,30 +73,30 @@ def update_maps(
 
 
 class _Update(torch.autograd.Function):
-    """:func:`update_maps`; the updates and their inverses are computed again in the backward pass."""
+    """:func:`update_maps`; it keeps the inverses of the updates, and upsamples these again in the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, control_points: Tensor, control_points_reverse: Tensor, factor: int, shape: tuple[int, ...],
         tolerance: float, *maps: Tensor | None,
     ) -> Any:  # fmt: skip
-        ctx.save_for_backward(control_points, control_points_reverse, *maps)
-        ctx.factor, ctx.shape, ctx.tolerance = factor, shape, tolerance
-        found = update_maps(Maps(*maps), control_points, control_points_reverse, factor, shape, tolerance)
-        return tuple(found) if maps[0] is not None else (found.left_fwd, found.right_fwd)
+        fields = _upsampled(control_points, control_points_reverse, factor, shape)
+        a_inv, b_inv = (invert(fields[name], tolerance) for name in ("a", "b"))
+        ctx.save_for_backward(control_points, control_points_reverse, a_inv, b_inv, *maps)
+        ctx.factor, ctx.shape = factor, shape
+        fields |= {"a_inv": a_inv, "b_inv": b_inv, **dict(zip(Maps._fields, maps, strict=True))}
+        return tuple(compose(*(fields[name] for name in names)) for names in _chains(maps))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        control_points, control_points_reverse, *maps = ctx.saved_tensors
-        a = upsample_control_points(control_points, ctx.factor, ctx.shape)
-        b = upsample_control_points(control_points_reverse, ctx.factor, ctx.shape)
-        fields = dict(zip(Maps._fields, maps, strict=True))
-        fields |= {"a": a, "b": b, "a_inv": invert(a, ctx.tolerance), "b_inv": invert(b, ctx.tolerance)}
+        control_points, control_points_reverse, a_inv, b_inv, *maps = ctx.saved_tensors
+        fields = _upsampled(control_points, control_points_reverse, ctx.factor, ctx.shape)
+        fields |= {"a_inv": a_inv, "b_inv": b_inv, **dict(zip(Maps._fields, maps, strict=True))}
         needed = {"a", "b", "a_inv", "b_inv"}
         needed |= {name for name, need in zip(Maps._fields, ctx.needs_input_grad[-len(maps) :], strict=True) if need}
         totals: dict[str, Tensor] = {}  # gradient of each field
-        backend = backend_of(a)
-        for names, grad in zip(_FIRST_CHAINS if maps[0] is None else _CHAINS, grads, strict=True):
+        backend = backend_of(a_inv)
+        for names, grad in zip(_chains(maps), grads, strict=True):
             parts = backend.compose_adjoint(grad, [fields[name] for name in names], [name in needed for name in names])
             for name, part in zip(names, parts, strict=True):
                 if part is not None:
@@ -107,3 +107,16 @@ class _Update(torch.autograd.Function):
             total = totals[name] + backend.invert_adjoint(totals.pop(inverse), fields[name], fields[inverse])
             through.append(backend.upsample_control_points_adjoint(total, ctx.factor))
         return (*through, None, None, None, *(totals.get(name) for name in Maps._fields))
+
+
+def _upsampled(
+    control_points: Tensor, control_points_reverse: Tensor, factor: int, shape: Sequence[int]
+) -> dict[str, Any]:
+    return {
+        "a": upsample_control_points(control_points, factor, shape),
+        "b": upsample_control_points(control_points_reverse, factor, shape),
+    }
+
+
+def _chains(maps: Sequence[Tensor | None]) -> tuple[tuple[str, ...], ...]:
+    return _FIRST_CHAINS if maps[0] is None else _CHAINS
