@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sitreg_lumir.deform.ops import warp, warp_mask
 from sitreg_lumir.network.mind import Mind
-from sitreg_lumir.registration.contrasts import Compared, in_both_contrasts, outside_lesion
+from sitreg_lumir.registration.contrasts import Compared, in_both_contrasts, of_one_contrast, outside_lesion
 
 SHAPE = (26, 24, 22)
 
@@ -62,6 +62,26 @@ def test_a_field_tells_what_meets() -> None:
     assert error(2) < 0.01 and 5 * error(2) < error(0)
 
 
+@pytest.mark.parametrize(
+    ("contrast", "same"),
+    [
+        (lambda image: image, True),
+        (lambda image: 0.2 + 0.5 * image, True),
+        (lambda image: image**1.5, True),
+        (lambda image: 1 - image, False),
+        (lambda image: (image - 0.5).abs(), False),
+    ],
+)
+def test_one_contrast_is_known_from_a_rising_line(contrast: object, same: bool) -> None:
+    """Also by fields that are a voxel off, and with the images exchanged."""
+    fixed = draw_image(11)
+    pair = compared(fixed), compared(contrast(fixed))  # type: ignore[operator]
+    for voxels in (0.0, 1.0):
+        fields = shifted(voxels), shifted(-voxels)
+        assert of_one_contrast(*pair, *fields) is same
+        assert of_one_contrast(*pair[::-1], *fields[::-1]) is same
+
+
 def test_exchanging_the_images_exchanges_the_results() -> None:
     fixed, moving = compared(draw_image(3)), compared(1 - draw_image(4) ** 2, draw_image(5) > 0.4)
     one = in_both_contrasts(fixed, moving, shifted(0.4), shifted(-0.4))
@@ -91,6 +111,7 @@ def test_what_tells_nothing_stays_finite(case: str) -> None:
         "apart": compared(image),
     }[case]
     far = 100.0 if case == "apart" else 0.0
+    assert isinstance(of_one_contrast(compared(image), other, shifted(far), shifted(-far)), bool)
     for side in in_both_contrasts(compared(image), other, shifted(far), shifted(-far)):
         assert side.values.shape == (1, 2, *SHAPE) and bool(side.values.isfinite().all())
 

@@ -13,7 +13,8 @@ from sitreg_lumir.measures.losses import ndv_sum
 from sitreg_lumir.measures.metrics import ndv
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg, run_stages
-from sitreg_lumir.registration.refine import Refined, channel_lncc, control_points_of, refine
+from sitreg_lumir.registration.contrasts import channel_lncc
+from sitreg_lumir.registration.refine import Refined, control_points_of, refine
 
 SHAPE = (24, 22, 20)
 LEVELS = 3
@@ -97,6 +98,15 @@ def test_carrying_over_anew_never_gives_something_worse(pair: dict[str, Tensor],
     assert found.steps in range(steps - steps % 5, steps + 1) and found.objective[1] < found.objective[0]
     spoiled = refine(start, **pair, steps=steps, learning_rate=200.0)
     assert not spoiled.improved and torch.equal(spoiled.disp, fields(start)[0])
+
+
+def test_intensities_are_carried_over_where_the_contrasts_differ(pair: dict[str, Tensor], refined: Refined) -> None:
+    assert refined.carried_over  # one is the other's inverse
+    alike = {**pair, "moving": (1 - pair["moving"]) * pair["moving_mask"]}
+    start = draw_points(seed=2, share=0.2)
+    found = refine(start, **alike, steps=2)
+    assert found.improved and not found.carried_over
+    assert not refine(start, **pair, steps=2, similarity="mind").carried_over
 
 
 def test_it_finds_a_known_deformation(pair: dict[str, Tensor]) -> None:

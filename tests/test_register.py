@@ -255,7 +255,7 @@ def test_refining_is_told_symmetric_and_spares_lesions(t1: Path, t2: Path, membe
     given = {"model": members, "align": "none", "refine": 2}
     found = register(t1, t2, moving_lesion=tmp_path / "lesion.nii.gz", **given)  # type: ignore[arg-type]
     told = found.summary["refined"]
-    assert told["steps"] == 2 and told["best_step"] > 0
+    assert told["steps"] == 2 and told["best_step"] > 0 and told["carried_over"] is (told["of"] == "lncc")
     assert told["similarity_after"] > told["similarity_before"]
     other = register(t2, t1, fixed_lesion=tmp_path / "lesion.nii.gz", **given)  # type: ignore[arg-type]
     points = in_brain(found)

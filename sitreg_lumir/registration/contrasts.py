@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sitreg_lumir.deform.ops import warp, warp_mask
 from sitreg_lumir.deform.torch_images import patch_weights
+from sitreg_lumir.measures.losses import lncc
 from sitreg_lumir.network.mind import Mind
 
 Array = NDArray[Any]
@@ -20,6 +21,8 @@ Array = NDArray[Any]
 _BINS = 32  # of each image's intensities
 _TAILS = (0.001, 0.999)  # quantiles of the brain that are the first and the last bin's centres
 _FEWEST = 1e-4  # share of all voxels that a bin must hold for its mean to be used
+_AS_GOOD = 0.8  # share of what a curve explains that a line must explain to do
+_LITTLE = 1e-9  # below any spread
 _SEEN = 1e-3  # weight in a MIND patch from which on a voxel counts as seen
 
 
@@ -51,6 +54,34 @@ def outside_lesion(image: Tensor, mask: Tensor, lesion: Tensor | None, mind: Min
 
 
 @torch.no_grad()
+def of_one_contrast(fixed: Compared, moving: Compared, disp: Tensor, disp_inv: Tensor) -> bool:
+    """Whether a rising line gives the one image's intensities from the other's nearly as well as any curve does.
+
+    Compared are the squared correlation and the larger of both correlation ratios.
+
+    Args:
+        fixed: as :func:`outside_lesion` gives it, one channel.
+        moving: the same.
+        disp: of the fixed grid; it need not be good.
+        disp_inv: of the moving grid.
+    """
+    counts, _ = _joint_counts(fixed, moving, disp, disp_inv)
+    rows, columns = counts.sum(axis=1), counts.sum(axis=0)
+    if not rows.any():
+        return True  # nothing meets
+    places = np.arange(_BINS)
+    here, there = places - np.average(places, weights=rows), places - np.average(places, weights=columns)
+    spreads = [max(rows @ here**2, _LITTLE), max(columns @ there**2, _LITTLE)]
+    along = here @ counts @ there
+    line = along * abs(along) / (spreads[0] * spreads[1])
+    curves = (
+        ((counts @ there) ** 2 / np.maximum(rows, 1)).sum() / spreads[1],
+        ((here @ counts) ** 2 / np.maximum(columns, 1)).sum() / spreads[0],
+    )
+    return bool(line >= _AS_GOOD * max(curves))
+
+
+@torch.no_grad()
 def in_both_contrasts(fixed: Compared, moving: Compared, disp: Tensor, disp_inv: Tensor) -> tuple[Compared, Compared]:
     """Two images of one channel, each with two: in the fixed image's contrast and in the moving image's, in one order.
 
@@ -65,8 +96,7 @@ def in_both_contrasts(fixed: Compared, moving: Compared, disp: Tensor, disp_inv:
 
     Source: the regression of the correlation ratio: Roche et al., MICCAI 1998.
     """
-    scales = _Scale.of(fixed), _Scale.of(moving)
-    counts = _joint_counts(fixed, moving, disp, *scales) + _joint_counts(moving, fixed, disp_inv, *scales[::-1]).T
+    counts, scales = _joint_counts(fixed, moving, disp, disp_inv)
     as_moving = scales[0].replaced(fixed.values, _means(counts, scales[1]))
     as_fixed = scales[1].replaced(moving.values, _means(counts.T, scales[0]))
     channels = [(fixed.values, as_fixed * moving.mask), (as_moving * fixed.mask, moving.values)]
@@ -74,6 +104,24 @@ def in_both_contrasts(fixed: Compared, moving: Compared, disp: Tensor, disp_inv:
         channels.reverse()
     of_fixed, of_moving = (torch.cat(each, dim=1) for each in zip(*channels, strict=True))
     return Compared(of_fixed, fixed.mask), Compared(of_moving, moving.mask)
+
+
+def channel_lncc(features_1: Tensor, features_2: Tensor, mask: Tensor, window: int) -> Tensor:
+    """:func:`~sitreg_lumir.measures.losses.lncc` of two feature maps, mean over the channels.
+
+    Args:
+        features_1, features_2: ``(1, C, X, Y, Z)``.
+        mask: of both, bool, ``(1, 1, X, Y, Z)``.
+        window: voxels.
+
+    Returns:
+        a scalar in [-1, 0].
+    """
+    values = [
+        lncc(one, other, mask, None, window)
+        for one, other in zip(features_1.split(1, dim=1), features_2.split(1, dim=1), strict=True)
+    ]
+    return torch.stack(values).mean()
 
 
 class _Scale(NamedTuple):
@@ -105,8 +153,19 @@ class _Scale(NamedTuple):
         return torch.lerp(curve[first], curve[first + 1], places - first)
 
 
-def _joint_counts(here: Compared, there: Compared, disp: Tensor, scale: _Scale, other: _Scale) -> Array:
-    """``(bins, bins)``: in how many voxels of the one image's grid which intensities of both meet."""
+def _joint_counts(
+    fixed: Compared, moving: Compared, disp: Tensor, disp_inv: Tensor
+) -> tuple[Array, tuple[_Scale, _Scale]]:
+    """``(bins, bins)``: how often an intensity of the fixed image, a row, meets one of the moving image, on both grids.
+
+    Also the scales of both.
+    """
+    scales = _Scale.of(fixed), _Scale.of(moving)
+    counts = _counts(fixed, moving, disp, *scales) + _counts(moving, fixed, disp_inv, *scales[::-1]).T
+    return counts, scales
+
+
+def _counts(here: Compared, there: Compared, disp: Tensor, scale: _Scale, other: _Scale) -> Array:
     both = warp_mask(there.mask, disp) & here.mask
     rows = scale.places(here.values[both]).round().long()
     columns = other.places(warp(there.values, disp)[both]).round().long()

@@ -15,10 +15,16 @@ from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import warp, warp_mask
 from sitreg_lumir.deform.state import SymmetricState
 from sitreg_lumir.deform.update import Maps
-from sitreg_lumir.measures.losses import diffusion, lncc, ndv_sum
+from sitreg_lumir.measures.losses import diffusion, ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import Stage
-from sitreg_lumir.registration.contrasts import Compared, in_both_contrasts, outside_lesion
+from sitreg_lumir.registration.contrasts import (
+    Compared,
+    channel_lncc,
+    in_both_contrasts,
+    of_one_contrast,
+    outside_lesion,
+)
 
 SIMILARITIES = {"lncc": 0.2, "mind": 0.03}  # and their learning rates
 _PUBLISHED_VOXELS = 160 * 224 * 192  # the grid on which the weight of the NDV is 1e-5
@@ -42,6 +48,7 @@ class Refined:
         steps: how many steps led to this result, at most those asked for; 0: the prediction was kept.
         objective: of the prediction, and of the result, compared in the same way; lower is better.
         dissimilarity: its part that compares the images, of both; in [-1, 0], lower is better.
+        carried_over: whether intensities of different contrasts were compared, each carried over to the other one.
     """
 
     disp: Tensor
@@ -50,6 +57,7 @@ class Refined:
     steps: int
     objective: tuple[float, float]
     dissimilarity: tuple[float, float]
+    carried_over: bool
 
     @property
     def improved(self) -> bool:
@@ -117,8 +125,9 @@ def refine(
     invertible, and the result diffeomorphic up to resampling. The objective is the training loss of the last fields,
     mean of both directions: ``lncc + diffusion_weight * diffusion + ndv_weight * folded volume``.
 
-    ``lncc`` is the mean LNCC of the intensities in both contrasts (:func:`~.contrasts.in_both_contrasts`), which are
-    carried over anew every five steps; fields are then compared with later ones only, and with the prediction again.
+    ``lncc`` compares intensities: as they are if both images are of one contrast, else in both contrasts, the mean
+    (:mod:`~sitreg_lumir.registration.contrasts`), carried over anew every five steps by the fields of then. What is the
+    best is told from later fields only, and from the prediction, which is compared anew.
 
     ``mind`` is the mean LNCC of the six MIND channels. The moving image's descriptor is computed on its own grid and
     warped: descriptors of a warped image would see its interpolation, need MIND's gradient in each step, and differ
@@ -199,9 +208,10 @@ def refine(
         now = [field.detach() for field in fields]
         if step == 0:
             predicted = now
-        if step == 0 or (descriptor is None and learning and step % _RENEWED == 0):
-            compared = images if descriptor is not None else in_both_contrasts(*images, *now)
-            before = after = _both_ways(predicted, compared, weights)[0]  # all that was met was met by another measure
+            carried_over = similarity == "lncc" and not of_one_contrast(*images, *now)
+        if step == 0 or (carried_over and learning and step % _RENEWED == 0):
+            compared = in_both_contrasts(*images, *now) if carried_over else images
+            before = after = _both_ways(predicted, compared, weights)[0]  # what was met before was measured otherwise
             best, best_step = points[-levels:], 0
         met, slopes = _both_ways(now, compared, weights, learning)
         if met.objective < after.objective:
@@ -215,7 +225,7 @@ def refine(
     with torch.no_grad():
         disp, disp_inv = _fields(best, start, shape, tolerance)
     objective, dissimilarity = zip(before, after, strict=True)
-    return Refined(disp, disp_inv, [*kept, *best], best_step, objective, dissimilarity)
+    return Refined(disp, disp_inv, [*kept, *best], best_step, objective, dissimilarity, carried_over)
 
 
 def _both_ways(
@@ -238,24 +248,6 @@ def _both_ways(
                 slopes += torch.autograd.grad(total * disp[0, 0].numel(), disp)
         values.append((float(total.detach()), float(dissimilarity.detach())))
     return _Value(*((one + other) / 2 for one, other in zip(*values, strict=True))), slopes
-
-
-def channel_lncc(features_1: Tensor, features_2: Tensor, mask: Tensor, window: int) -> Tensor:
-    """:func:`~sitreg_lumir.measures.losses.lncc` of two feature maps, mean over the channels.
-
-    Args:
-        features_1, features_2: ``(1, C, X, Y, Z)``.
-        mask: of both, bool, ``(1, 1, X, Y, Z)``.
-        window: voxels.
-
-    Returns:
-        a scalar in [-1, 0].
-    """
-    values = [
-        lncc(one, other, mask, None, window)
-        for one, other in zip(features_1.split(1, dim=1), features_2.split(1, dim=1), strict=True)
-    ]
-    return torch.stack(values).mean()
 
 
 def _compose(updates: Updates, start: Maps, levels: int, shape: tuple[int, ...], tolerance: float) -> SymmetricState:

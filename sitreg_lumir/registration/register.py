@@ -217,6 +217,7 @@ def _told(improved: Refined, steps: int, similarity: str) -> dict[str, Any]:
         "steps": steps,
         "best_step": improved.steps,
         "of": similarity,
+        "carried_over": improved.carried_over,
         "similarity_before": before,
         "similarity_after": after,
     }
