@@ -39,7 +39,8 @@ def main() -> None:
         if missing:
             print(f"{row}: left out, not trained: {', '.join(path.parts[-3] for path in missing)}")
             continue
-        folder = options.runs / "predictions" / f"{row}_{budget(options)}"
+        of = f"_of_{len(checkpoints)}" if row == "ensemble" else ""
+        folder = options.runs / "predictions" / f"{row}{of}_{budget(options)}"
         found["mind_final_aug (member 1)" if row == "member1" else row] = scores(checkpoints, folder, options)
     name = options.runs / f"ablation_{budget(options)}"
     given = {option: getattr(options, option) for option in ("coarse", "steps", "loose", "triplets", "members")}
