@@ -90,12 +90,12 @@ def test_more_steps_never_give_something_worse(pair: dict[str, Tensor]) -> None:
     assert after[2][1] <= after[1][1] <= after[0][1]
 
 
-@pytest.mark.parametrize("steps", [6, 11])
+@pytest.mark.parametrize("steps", [11, 21])
 def test_carrying_over_anew_never_gives_something_worse(pair: dict[str, Tensor], steps: int) -> None:
-    """After steps 5 and 10: what comes then is compared with the prediction in the same way, or that is kept."""
+    """After steps 10 and 20: what comes then is compared with the prediction in the same way, or that is kept."""
     start = draw_points(seed=2, share=0.2)
     found = refine(start, **pair, steps=steps)
-    assert found.steps in range(steps - steps % 5, steps + 1) and found.objective[1] < found.objective[0]
+    assert found.steps in range(steps - 1, steps + 1) and found.objective[1] < found.objective[0]
     spoiled = refine(start, **pair, steps=steps, learning_rate=200.0)
     assert not spoiled.improved and torch.equal(spoiled.disp, fields(start)[0])
 
@@ -150,9 +150,9 @@ def test_updates_stay_within_their_bounds(pair: dict[str, Tensor], learning_rate
 
 
 def test_coarser_levels_stay_as_predicted(pair: dict[str, Tensor], refined: Refined) -> None:
-    """All levels here are the finest three; of two, only these change, and the fields are what all compose to."""
+    """Only the finest ones change, two or as many as asked for, and the fields are what all compose to."""
     start = draw_points(seed=2, share=0.2)
-    found = refine(start, **pair, steps=4, levels=2)
+    found = refine(start, **pair, steps=4, levels=1)
     assert found.improved and len(found.control_points) == LEVELS
 
     def same(one: Any, other: Any) -> list[bool]:
@@ -160,8 +160,8 @@ def test_coarser_levels_stay_as_predicted(pair: dict[str, Tensor], refined: Refi
             torch.equal(a, b) for update, old in zip(one, other, strict=True) for a, b in zip(update, old, strict=True)
         ]
 
-    assert same(found.control_points, start) == [True, True, False, False, False, False]
-    assert same(refined.control_points, start) == [False] * 6
+    assert same(found.control_points, start) == [True, True, True, True, False, False]
+    assert same(refined.control_points, start) == [True, True, False, False, False, False]
     assert torch.equal(found.disp, fields(found.control_points)[0])
 
 
@@ -288,7 +288,7 @@ def test_nothing_to_compare_leaves_the_prediction_to_the_regularisers(pair: dict
         ({"fixed_mask": torch.ones(*SHAPE)}, "fixed_mask must be"),
         ({"moving_lesion": torch.ones(1, 1, 3, 3, 3)}, "moving_lesion must be"),
         ({"steps": -1}, "got -1"),
-        ({"learning_rate": 0.0}, r"got 1, 3, 0\.0"),
+        ({"learning_rate": 0.0}, r"got 1, 2, 0\.0"),
         ({"bound_multiplier": 1.5}, r"0\.2 and 1\.5"),
         ({"similarity": "ssd"}, "lncc, mind, got 'ssd'"),
     ],

@@ -58,7 +58,7 @@ def add_register(verbs: Verbs) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="steps of optimisation for this very pair, e.g. 30 (default: 0)",
+        help="steps of optimisation for this very pair, e.g. 40 (default: 0)",
     )
     parser.add_argument(
         "--refine-similarity",

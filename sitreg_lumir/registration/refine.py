@@ -32,7 +32,7 @@ _LARGEST_SHARE = 1 - 1e-6  # of the bound: the inverse of the tanh is finite the
 _BETAS = (0.7, 0.9)  # of Adam: in a few dozen steps, much memory of earlier slopes holds back
 _FULL_RATE_STEPS = 30  # fewer cannot make good for first steps that are too long
 _EPSILON = 1e-3  # of Adam: below it, slopes of the sum over voxels are noise, which is not blown up to whole steps
-_RENEWED = 5  # steps after which the intensities are carried over anew, by the fields that are better by then
+_RENEWED = 10  # steps after which the intensities are carried over anew, by the fields that are better by then
 
 Updates = Sequence[tuple[Tensor, Tensor]]
 
@@ -115,7 +115,7 @@ def refine(
     diffusion_weight: float = 1.0,
     ndv_weight: float = 1e-5,
     learning_rate: float | None = None,
-    levels: int = 3,
+    levels: int = 2,
     bound_multiplier: float = 0.99,
     tolerance: float = 1e-2,
 ) -> Refined:
@@ -126,7 +126,7 @@ def refine(
     mean of both directions: ``lncc + diffusion_weight * diffusion + ndv_weight * folded volume``.
 
     ``lncc`` compares intensities: as they are if both images are of one contrast, else in both contrasts, the mean
-    (:mod:`~sitreg_lumir.registration.contrasts`), carried over anew every five steps by the fields of then. What is the
+    (:mod:`~sitreg_lumir.registration.contrasts`), carried over anew every ten steps by the fields of then. What is the
     best is told from later fields only, and from the prediction, which is compared anew.
 
     ``mind`` is the mean LNCC of the six MIND channels. The moving image's descriptor is computed on its own grid and
@@ -152,6 +152,7 @@ def refine(
         learning_rate: of Adam, in the argument of the tanh, at first (less for under 30 steps), a tenth at the end;
             by default the similarity's: with ``mind``, not what the network was trained for, it stays near its answer.
         levels: how many are improved, the finest; what came before stays as predicted, and its maps are composed once.
+            In the same time, two got further than one or three did.
         bound_multiplier: share of the control point bound that the network uses.
         tolerance: of the inversions, voxels.
 

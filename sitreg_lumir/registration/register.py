@@ -65,7 +65,7 @@ def register(
         initial_transform: ITK affine from the fixed to the moving world: the alignments are made to agree with it.
         fixed_to_template: ITK affine that takes the fixed scan's points to MNI152, instead of aligning it.
         moving_to_template: the same for the moving scan.
-        refine: steps of optimisation for this very pair after the prediction; 30 is a good start.
+        refine: steps of optimisation for this very pair after the prediction; 40 is a good start.
         refine_similarity: what ``refine`` raises, for any contrasts: ``lncc``, the local correlation of intensities,
             carried over to the other scan's contrast, or ``mind``, which gains less and stays nearer the prediction.
         fixed_lesion: mask of what has no counterpart in the moving scan, left out of the similarity that ``refine``
