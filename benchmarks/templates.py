@@ -1,7 +1,7 @@
 """Registers brains that the members were not trained on: MNI152 and Colin27, with each other and with miniLUMIR's.
 
     python benchmarks/templates.py MINILUMIR/1mm COLIN              # COLIN: the templates of Debian's mricron-data
-    python benchmarks/templates.py MINILUMIR/1mm COLIN --refine 30
+    python benchmarks/templates.py MINILUMIR/1mm COLIN --refine 40
 
 COLIN is a folder with ``ch2bet.nii.gz`` (Colin27, skull-stripped) and ``aal.nii.gz`` (its labels). Every registration
 goes to a folder of its own, with picture and report. Table and JSON hold what `register` measures, and Dice where

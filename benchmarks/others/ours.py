@@ -1,7 +1,7 @@
 """Registers one pair by this package and writes its field; run by ``compare.py``.
 
     python ours.py --describe
-    python ours.py FIXED MOVING FIELD --members runs/mind --refine 30
+    python ours.py FIXED MOVING FIELD --members runs/mind --refine 40
 
 The same as ``sitreg-lumir predict`` does for the pair; ``--refine`` adds the instance optimisation that
 ``sitreg-lumir register --refine`` does. Neither is told the contrasts. Prints one JSON line.
@@ -57,7 +57,7 @@ def main() -> None:
 def describe(model: Model, steps: int) -> dict[str, Any]:
     """The call as text, and what else the fields depend on."""
     names = ", ".join(f"{entry['name']} {entry['sha256'][:12]}" for entry in model.checksums)
-    call = f"members {names}" + (f"; refined by {steps} steps, lncc of both contrasts" if steps else "")
+    call = f"members {names}" + (f"; refined by {steps} steps, lncc" if steps else "")
     return {
         "calls": dict.fromkeys(CONTRASTS, call),
         "versions": {"sitreg-lumir": __version__, "torch": torch.__version__},
