@@ -23,6 +23,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.files import transforms
 from sitreg_lumir.files.chain import map_points
 from sitreg_lumir.files.transforms import load_affine, load_itk_field, save_affine_tfm
+from sitreg_lumir.measures.losses import ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.shipped import VARIABLE
 from sitreg_lumir.network.sitreg import SITReg
@@ -245,6 +246,17 @@ def test_inverses_come_closer() -> None:
         return float(compose(one, other).norm(dim=1).median())  # voxels
 
     assert error(*better) < 0.2 * error(*rough), (error(*better), error(*rough))
+
+
+def test_fields_do_not_fold_to_come_closer() -> None:
+    """Space is squeezed to a tenth in places: the inverse is too steep there for its samples."""
+    across = torch.arange(30) * (2 * torch.pi / 10)
+    disp = torch.zeros(1, 3, 30, 24, 20)
+    disp[0, 0] = (-0.9 * torch.sin(across) / (2 * torch.pi / 10))[:, None, None]
+    rough = disp, invert(disp, 1e-2) * 1.1
+    folded = (rough[0] + invert(rough[1], 1e-4)) / 2
+    assert float(ndv_sum(folded)) > 10  # what a mean with the inverse would be
+    assert all(float(ndv_sum(field)) == 0 for field in closer_inverses(*rough))
 
 
 def test_refining_is_told_symmetric_and_spares_lesions(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sitreg_lumir.deform.ops import invert
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.chain import Chain, Matrix, swap
 from sitreg_lumir.files.transforms import load_affine
+from sitreg_lumir.measures.losses import ndv_sum
 from sitreg_lumir.network.sitreg import Stage
 from sitreg_lumir.prepare.conform import conform, mask_on_grid
 from sitreg_lumir.prepare.frame import check_frame, load_frame
@@ -25,6 +26,7 @@ from sitreg_lumir.registration.sides import ALIGN, MNI152, Align, Given, Side, m
 from sitreg_lumir.registration.summary import summarise
 
 _INVERSION_VOXELS = 1e-4
+_FOLDED = 1e-5  # share of the volume that may fold for the sake of a smaller inverse error
 _log = logging.getLogger(__name__)
 
 
@@ -226,16 +228,26 @@ def _told(improved: Refined, steps: int, similarity: str) -> dict[str, Any]:
 def closer_inverses(disp: Tensor, disp_inv: Tensor) -> tuple[Tensor, Tensor]:
     """Each field's mean with the inverse of the other, three times: halves what resampling left of the error.
 
-    Exchanging the fields exchanges the results.
+    Exchanging the fields exchanges the results. Where space is squeezed to nearly nothing, no inverse is found: a mean
+    that folds for that reason is not taken.
 
     Args:
         disp: ``(B, 3, X, Y, Z)``, voxels.
         disp_inv: its inverse, but for a fraction of a voxel.
     """
+    allowed = max(_FOLDED * disp[:, 0].numel(), _folded(disp, disp_inv))
     for _ in range(3):
         first, second = invert(disp, _INVERSION_VOXELS), invert(disp_inv, _INVERSION_VOXELS)
-        disp, disp_inv = (disp + second) / 2, (disp_inv + first) / 2
+        closer = (disp + second) / 2, (disp_inv + first) / 2
+        if _folded(*closer) > allowed:
+            break
+        disp, disp_inv = closer
     return disp, disp_inv
+
+
+def _folded(*fields: Tensor) -> float:
+    """The larger of the folded volumes, voxels^3."""
+    return max(float(ndv_sum(field)) for field in fields)
 
 
 def _path(given: str | Path | None) -> Path | None:
