@@ -26,7 +26,7 @@ from sitreg_lumir.registration.sides import ALIGN, MNI152, Align, Given, Side, m
 from sitreg_lumir.registration.summary import summarise
 
 _INVERSION_VOXELS = 1e-4
-_FOLDED = 1e-5  # share of the volume that may fold for the sake of a smaller inverse error
+_FOLDED = 1e-4  # share of the volume that may fold for the sake of a smaller inverse error
 _log = logging.getLogger(__name__)
 
 
