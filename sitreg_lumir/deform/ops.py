@@ -55,6 +55,12 @@ def backend_of(tensor: Tensor) -> Any:
     return torch_backend
 
 
+def compiled_on_cpu(tensor: Tensor) -> bool:
+    """Whether the compiled CPU loops are to compute on this tensor, among them those for bfloat16."""
+    plain = torch.empty(0, dtype=torch.float32) if tensor.dtype == torch.bfloat16 else tensor
+    return tensor.device.type == "cpu" and backend_of(plain).__name__.endswith(".cpu.backend")
+
+
 def in_float(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Outside autocast, half precision tensors in float32, the result in the first tensor's dtype."""
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sitreg_lumir.network.normalization import GroupNormRelu
+
 _SLOW_ALONE = 20_480  # up to so many values in a plane, PyTorch on a CPU has fast convolutions for batches only
 
 
@@ -17,18 +19,17 @@ class ConvBlock(nn.Module):
         super().__init__()
         inputs = [in_channels] + [channels] * (convolutions - 1)
         self.convolutions = nn.ModuleList(nn.Conv3d(c, channels, kernel_size=3, padding=1) for c in inputs)
-        self.normalizers = nn.ModuleList(nn.GroupNorm(groups, channels) for _ in inputs)
+        self.normalizers = nn.ModuleList(GroupNormRelu(groups, channels) for _ in inputs)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.after_first(self.convolutions[0](fastest_layout(features)))
 
     def after_first(self, features: Tensor) -> Tensor:
         """The block from behind its first convolution on."""
-        features = F.relu(self.normalizers[0](features), inplace=True)
+        normalized: Tensor = self.normalizers[0](features)
         for convolution, normalizer in zip(self.convolutions[1:], self.normalizers[1:], strict=True):
-            features = convolution(features)
-            features = F.relu(normalizer(features), inplace=True)
-        return features
+            normalized = normalizer(convolution(normalized))
+        return normalized
 
 
 def fastest_layout(features: Tensor) -> Tensor:
