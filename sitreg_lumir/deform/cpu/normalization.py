@@ -1,7 +1,7 @@
-"""Compiled loops of group normalisation with ReLU: statistics that are right at any size, then one pass over the values.
+"""Compiled loops of group normalisation with ReLU: statistics right at any size, then one pass over the values.
 
 Values are flat arrays of float32, float64, or bfloat16 as its bits in uint16 (then the arithmetic is float32). They
-consist of ``items`` of the same length, each with statistics of its own; items are cut into *rows*, and a task is a row.
+consist of ``items`` of one length, each with statistics of its own; items are cut into *rows*, and a task is a row.
 How long rows are does not depend on the threads, so nor do results. Sums run in float64, over values that have 24 bits.
 
 Processors add several numbers at once, so loops go through an item in steps of ``lanes`` values that are kept apart:
