@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sitreg_lumir.network.convolution import Convolution, convolve
 from sitreg_lumir.network.normalization import GroupNormRelu
 
 _SLOW_ALONE = 20_480  # up to so many values in a plane, PyTorch on a CPU has fast convolutions for batches only
@@ -18,7 +19,7 @@ class ConvBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, convolutions: int = 2, groups: int = 4) -> None:
         super().__init__()
         inputs = [in_channels] + [channels] * (convolutions - 1)
-        self.convolutions = nn.ModuleList(nn.Conv3d(c, channels, kernel_size=3, padding=1) for c in inputs)
+        self.convolutions = nn.ModuleList(Convolution(c, channels, kernel_size=3, padding=1) for c in inputs)
         self.normalizers = nn.ModuleList(GroupNormRelu(groups, channels) for _ in inputs)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -53,13 +54,13 @@ class Downsampling(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv3d(in_channels, channels, kernel_size=2, stride=2)
-        self.projection = nn.Conv3d(in_channels, channels, kernel_size=1)
+        self.convolution = Convolution(in_channels, channels, kernel_size=2, stride=2)
+        self.projection = Convolution(in_channels, channels, kernel_size=1)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         main: Tensor = self.convolution(_pad_to_even(features))
         averaging = (self.projection.weight / 8).expand(-1, -1, 2, 2, 2)
-        return main + F.conv3d(_pad_to_even(skip), averaging, self.projection.bias, stride=2)
+        return main + convolve(_pad_to_even(skip), averaging, self.projection.bias, stride=2)
 
 
 def _pad_to_even(features: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class Encoder(nn.Module):
 
     def __init__(self, in_channels: int, channels: Sequence[int], convolutions: int = 2, groups: int = 4) -> None:
         super().__init__()
-        self.projection = nn.Conv3d(in_channels, channels[0], kernel_size=1)
+        self.projection = Convolution(in_channels, channels[0], kernel_size=1)
         self.downsamplings = nn.ModuleList(Downsampling(fine, coarse) for fine, coarse in pairwise(channels))
         self.blocks = nn.ModuleList(ConvBlock(c, c, convolutions, groups) for c in channels)
 
@@ -122,7 +123,7 @@ class ControlPointHead(nn.Module):
         super().__init__()
         self.bound = bound
         self.block = ConvBlock(2 * in_channels, channels, convolutions, groups)
-        self.final = nn.Conv3d(channels, 3, kernel_size=1)
+        self.final = Convolution(channels, 3, kernel_size=1)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         return self.from_sum_and_difference([first + second, first - second])
@@ -133,15 +134,15 @@ class ControlPointHead(nn.Module):
         The first convolution is linear and sees the difference beside the sum: its two halves give both orders.
         """
         convolution = self.block.convolutions[0]
-        assert isinstance(convolution, nn.Conv3d)
+        assert isinstance(convolution, Convolution)
         if slow_alone(parts[0], parts[0].shape[1]):
             total, difference = parts
             both = [torch.cat([difference, total], dim=1), torch.cat([-difference, total], dim=1)]
             raw = self.final(self.block(torch.cat(both)))
             return self._bounded(raw[: len(total)]), self._bounded(raw[len(total) :])
         of_difference, of_sum = convolution.weight.chunk(2, dim=1)
-        odd = F.conv3d(fastest_layout(parts.pop()), of_difference, padding=1)
-        even = F.conv3d(fastest_layout(parts.pop()), of_sum, convolution.bias, padding=1)
+        odd = convolve(fastest_layout(parts.pop()), of_difference, padding=1)
+        even = convolve(fastest_layout(parts.pop()), of_sum, convolution.bias, padding=1)
         if torch.is_grad_enabled():
             signs = even.new_tensor([1, -1]).view(2, *[1] * even.ndim)
             orders = torch.addcmul(even, signs, odd).flatten(0, 1)  # both sums at once, with no temporaries

@@ -61,13 +61,28 @@ def group_norm_relu(features: Tensor, groups: int, weight: Tensor, bias: Tensor,
         if torch.is_grad_enabled():
             result: Tensor = _GroupNormRelu.apply(features, weight, bias, groups, eps)
             return result
-        return _normalize(_dense(features), weight, bias, groups, eps, overwrite=True)[0]
+        return _normalize(dense(features), weight, bias, groups, eps, overwrite=True)[0]
     last = _channels_are_last(features)
     with torch.autocast(features.device.type, enabled=False):
         # PyTorch's is right for volumes whose channels lie one behind the other, and on GPUs
         whole = features.to(weight.dtype).contiguous()
         result = F.relu(F.group_norm(whole, groups, weight, bias, eps), inplace=True).to(features.dtype)
     return result.contiguous(memory_format=torch.channels_last_3d) if last else result
+
+
+def channel_sums(features: Tensor) -> Any:
+    """Sums and sums of squares of each channel of each volume on a CPU, independent of the number of threads.
+
+    Args:
+        features: ``(B, C, X, Y, Z)``, contiguous, or with channels innermost.
+
+    Returns:
+        a float64 array ``(2, B, C)``.
+    """
+    layout = _Layout.of(features)
+    totals = np.empty((layout.rows, 2, layout.lanes))
+    run(loops.sums, layout.rows, _flat(features), layout.size, layout.length, totals)
+    return layout.by_channel(totals)
 
 
 class _Layout(NamedTuple):
@@ -125,9 +140,7 @@ def _normalize(
     features: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, overwrite: bool
 ) -> tuple[Tensor, _ByChannel]:
     layout, values = _Layout.of(features), _flat(features)
-    totals = np.empty((layout.rows, 2, layout.lanes))
-    run(loops.sums, layout.rows, values, layout.size, layout.length, totals)
-    sums, squares = layout.by_channel(totals).reshape(2, len(features), groups, -1).sum(axis=3)
+    sums, squares = channel_sums(features).reshape(2, len(features), groups, -1).sum(axis=3)
     count = features[0].numel() // groups
     mean = sums / count
     inverse_deviation = 1 / np.sqrt(np.maximum(squares / count - mean * mean, 0) + eps)
@@ -145,7 +158,7 @@ class _GroupNormRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Any:
-        features = _dense(features)
+        features = dense(features)
         out, ctx.found = _normalize(features, weight, bias, groups, eps, overwrite=False)
         ctx.groups = groups
         ctx.save_for_backward(features, weight)
@@ -183,7 +196,8 @@ def _channels_are_last(features: Tensor) -> bool:
     return not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def _dense(features: Tensor) -> Tensor:
+def dense(features: Tensor) -> Tensor:
+    """The same values as they are where they are contiguous or have their channels innermost, else contiguous."""
     return features if _channels_are_last(features) else features.contiguous()
 
 

@@ -1,0 +1,97 @@
+"""Convolutions whose weights' gradients are sums over a whole volume that are right at any size.
+
+On a CPU, PyTorch's add up 860 000 products one after the other in float32, in an order that depends on the number of
+threads. What it computes per voxel, the results and the gradients of what is convolved, has neither fault.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from sitreg_lumir.deform.cpu.convolution import weight_gradient
+from sitreg_lumir.deform.cpu.threads import run
+from sitreg_lumir.deform.ops import compiled_on_cpu
+from sitreg_lumir.network.normalization import channel_sums, dense
+
+_PARTS = 16  # so many parts of a volume have sums of their own, for as many threads
+_LARGEST = 2**23  # numbers in a volume's sums
+
+
+class Convolution(nn.Conv3d):
+    """:class:`torch.nn.Conv3d` with zero padding, cubic windows and one stride for all axes."""
+
+    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(in_channels, channels, kernel_size, stride, padding)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return convolve(values, self.weight, self.bias, int(self.stride[0]), int(self.padding[0]))
+
+
+def convolve(
+    values: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0
+) -> Tensor:  # fmt: skip
+    """:func:`torch.nn.functional.conv3d`; on a CPU with exact gradients of weight and bias, independent of threads.
+
+    Under autocast, and on other devices, it is PyTorch's own.
+
+    Args:
+        values: ``(B, C, X, Y, Z)``.
+        weight: ``(N, C, K, K, K)``.
+        bias: ``(N,)`` or None.
+        stride: of the windows, voxels.
+        padding: zeros before and behind each axis, voxels.
+
+    Returns:
+        ``(B, N, I, J, K)``.
+    """
+    half = torch.is_autocast_enabled(values.device.type) or values.dtype not in (torch.float32, torch.float64)
+    learning = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
+    if half or not learning or not compiled_on_cpu(values):
+        return F.conv3d(values, weight, bias, stride, padding)
+    result: Tensor = _Convolve.apply(values, weight, bias, stride, padding)
+    return result
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Any:
+        ctx.save_for_backward(values, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv3d(values, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        values, weight = ctx.saved_tensors
+        (grad,) = grads
+        by_values = by_weight = by_bias = None
+        if ctx.needs_input_grad[0]:
+            by_values, _, _ = torch.ops.aten.convolution_backward(
+                grad, values, weight, None, [ctx.stride] * 3, [ctx.padding] * 3, [1] * 3, False, [0] * 3, 1,
+                [True, False, False],
+            )  # fmt: skip
+        if ctx.needs_input_grad[1]:
+            by_weight = _by_weight(values, grad, weight, ctx.stride, ctx.padding)
+        if ctx.needs_input_grad[2]:
+            by_bias = torch.from_numpy(channel_sums(dense(grad))[0].sum(axis=0)).to(grad.dtype)
+        return by_values, by_weight, by_bias, None, None
+
+
+def _by_weight(values: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    batch, outputs, planes = grad.shape[:3]
+    channels, kernel = values.shape[1], weight.shape[2]
+    parts = max(1, min(_PARTS, planes, _LARGEST // weight.numel()))
+    length = -(-planes // parts)
+    parts = -(-planes // length) * batch
+    totals = np.empty((parts, outputs, kernel**3 * channels))
+    run(weight_gradient, parts, _by_voxel(values), _by_voxel(grad), kernel, stride, padding, length, totals)
+    by_window = torch.from_numpy(totals.sum(axis=0)).view(outputs, kernel, kernel, kernel, channels)
+    return by_window.permute(0, 4, 2, 3, 1).to(weight.dtype).contiguous()  # windows are ordered by z, x, y
+
+
+def _by_voxel(values: Tensor) -> Any:
+    return values.detach().movedim(1, -1).contiguous().numpy()
