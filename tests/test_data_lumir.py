@@ -106,6 +106,6 @@ def test_the_challenges_own_json() -> None:
     assert dataset.shape == (160, 224, 192)
     assert (len(dataset.training), len(dataset.validation)) == (3384, 36)
     assert dataset.evaluation_labels is None
-    groups = [pair.group for pair in dataset.validation]
-    assert (groups.count("T1-T1"), groups.count("T1-T2")) == (27, 9)
+    contrasts = [pair.contrasts for pair in dataset.validation]
+    assert (contrasts.count("T1-T1"), contrasts.count("T1-T2")) == (27, 9)
     assert dataset.training[-1] == Image(file.parent / "imagesTr/LUMIRMRI_3383_0000.nii.gz", "3383", "0000")

@@ -11,7 +11,8 @@ import pytest
 
 from sitreg_lumir.data.lumir import LumirDataset, read_dataset
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.evaluate import evaluate, summarise
+from sitreg_lumir.files.evaluate import evaluate
+from sitreg_lumir.files.means import summarise
 from sitreg_lumir.files.nifti import save_disp, save_volume
 from sitreg_lumir.files.provenance import make_provenance, save_field
 

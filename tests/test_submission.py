@@ -247,7 +247,7 @@ def test_the_challenge_s_own_lists(
     folder = tmp_path / "fields"
     folder.mkdir()
     for pair in dataset.validation:
-        multimodal = pair.group == "T1-T2"
+        multimodal = pair.contrasts == "T1-T2"
         path = folder / f"disp_{pair.long_name if multimodal else pair.name}.nii.gz"
         os.link(source, path)
         images = {

@@ -113,7 +113,9 @@ def register_pairs(row: str, command: list[str], pairs: list[Pair], folder: Path
         (folder / "evaluation.json").unlink(missing_ok=True)
         files = [str(pair.fixed.path), str(pair.moving.path), str(field)]
         cost = run([*command, *files, "--contrasts", contrasts], folder / "log.txt")
-        record.write_text(json.dumps({"pair": pair.long_name, "group": pair.group, "by": by} | cost, indent=1) + "\n")
+        record.write_text(
+            json.dumps({"pair": pair.long_name, "group": pair.contrasts, "by": by} | cost, indent=1) + "\n"
+        )
         numbers = f"{cost['call_seconds']:.1f} CPU s, with start and files {cost['cpu_seconds']:.1f}"
         print(f"{row} {pair.long_name}: {numbers}, {cost['peak_gb']:.2f} GB", flush=True)
 

@@ -2,9 +2,12 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from sitreg_lumir.cli.parsing import Verbs, refuse, verb
+from sitreg_lumir.data.groups import labels_problem
 from sitreg_lumir.errors import InputError
 
 
@@ -53,7 +56,13 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def add_evaluate(verbs: Verbs) -> None:
-    more = "example: sitreg-lumir evaluate predictions --dataset LUMIR/LUMIR_dataset.json"
+    more = (
+        "A pair's group is what comes first of: --groups; its own \"group\" in the dataset JSON; the evaluator's\n"
+        "*_evaluation_config.json beside that JSON; the challenge's lists of 2025 (in-domain, high-field,\n"
+        "multi-modal, landmarks), if these are its pairs. Labels: --labels; evaluation_labels of the dataset JSON;\n"
+        "those of the pair's list; else all that are in both label maps. 0 is a label like any other.\n\n"
+        "example: sitreg-lumir evaluate predictions --dataset LUMIR/LUMIR25_dataset.json"
+    )
     parser = verb(verbs, "evaluate", "Score a folder of fields by the challenge's definitions.", more)
     parser.add_argument(
         "folder", type=Path, nargs="?", metavar="FOLDER", help="with disp_<fixed>_<moving>.nii.gz files"
@@ -61,6 +70,16 @@ def add_evaluate(verbs: Verbs) -> None:
     parser.add_argument("--dataset", type=Path, nargs="+", required=True, metavar="JSON", help="list(s) of pairs")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", help="for evaluation.csv/.json (default: FOLDER)"
+    )
+    parser.add_argument(
+        "--groups",
+        nargs="+",
+        metavar="FILE",
+        help="the evaluator's *_evaluation_config.json, or folders of them: which pairs are in which group, what is "
+        "scored there; none: contrasts only, and all that the files allow",
+    )
+    parser.add_argument(
+        "--labels", nargs="+", metavar="LABEL", help="whole numbers: for Dice and HD95; found: those in both label maps"
     )
     parser.add_argument("--identity", action="store_true", help="score no deformation at all (affine only)")
     parser.add_argument(
@@ -80,13 +99,29 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.data.lumir import read_dataset
     from sitreg_lumir.files.evaluate import evaluate
 
-    datasets = [read_dataset(path, validation=True) for path in options.dataset]
-    result = evaluate(options.folder, datasets, options.output, identity=options.identity)
+    groups = None if options.groups is None else [Path(name) for name in options.groups if name != "none"]
+    if groups and len(groups) < len(options.groups):
+        raise InputError("--groups takes files or none, not both")
+    datasets = [read_dataset(path, validation=True, groups=groups) for path in options.dataset]
+    if groups and not any(dataset.groups for dataset in datasets):
+        raise InputError(f"--groups {' '.join(options.groups)}: lists none of the pairs; give those of this data set")
+    labels = _labels(options.labels)
+    result = evaluate(options.folder, datasets, options.output, identity=options.identity, labels=labels)
     if options.report:
         from sitreg_lumir.files.worst_pairs import report_evaluation
 
         fields = None if options.identity else options.folder
         report_evaluation((options.output or options.folder) / "report.html", result, datasets, fields)
+
+
+def _labels(words: list[str] | None) -> Sequence[int] | Literal["found"] | None:
+    """What ``--labels`` says."""
+    if words is None or words == ["found"]:
+        return "found" if words else None
+    problem = labels_problem(words)
+    if problem:
+        raise InputError(f"--labels {problem}")
+    return [int(word) for word in words]
 
 
 def add_submit(verbs: Verbs) -> None:

@@ -1,6 +1,7 @@
 """LightningDataModule: groups of training images and validation pairs of a LUMIR dataset."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 
 from sitreg_lumir.data.cache import VolumeCache, default_folder
 from sitreg_lumir.data.loaders import OneLineLoader
-from sitreg_lumir.data.lumir import Image, LumirDataset, Pair, raise_problems, read_dataset
+from sitreg_lumir.data.lumir import Image, LumirDataset, Pair, groups_of_pairs, raise_problems, read_dataset
 from sitreg_lumir.data.sampler import (
     EpochLoader,
     GroupBatches,
@@ -48,8 +49,8 @@ class LumirDataModule(LightningDataModule):
         images: the folder that the JSONs' paths start from, by default that of the first JSON.
 
     After ``setup``: ``shape`` and ``affine`` (``(4, 4)``, RAS, mm) are the grid of the first training image
-    (of the first fixed image where nothing is trained), ``pairs`` all validation pairs, ``evaluation_labels``
-    and ``label_names`` what the JSON says.
+    (of the first fixed image where nothing is trained), ``pairs`` all validation pairs, ``groups`` the names of
+    the groups that they are in, ``evaluation_labels`` and ``label_names`` what the JSON says.
 
     Raises:
         InputError: from ``prepare_data``, which looks at all files and volumes before anything runs.
@@ -57,6 +58,7 @@ class LumirDataModule(LightningDataModule):
 
     dataset: LumirDataset
     pairs: tuple[Pair, ...]
+    groups: tuple[str, ...]
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     evaluation_labels: tuple[int, ...] | None
@@ -250,9 +252,10 @@ class LumirDataModule(LightningDataModule):
             self.evaluation_labels = further.evaluation_labels
             self.label_names |= further.label_names
             pairs += further.validation
-        twice = sorted({pair.long_name for pair in pairs if pairs.count(pair) > 1})
+        times = Counter((pair.fixed, pair.moving) for pair in pairs)
+        twice = sorted({pair.long_name for pair in pairs if times[pair.fixed, pair.moving] > 1})
         raise_problems(self.dataset.path, [f"validation pair {name} comes from several JSONs" for name in twice])
-        self.pairs = tuple(pairs)
+        self.pairs, self.groups = tuple(pairs), groups_of_pairs(pairs, self.dataset.path)
 
     def _caches(self) -> tuple[VolumeCache, VolumeCache]:
         """Of the training images (none where nothing is trained) and of the pairs' images."""

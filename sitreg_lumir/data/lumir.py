@@ -1,20 +1,28 @@
 """A LUMIR dataset JSON (2024 and 2025 layout) -> its images and pairs."""
 
-import json
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sitreg_lumir.data.groups import (
+    CONFIGS,
+    FILE_NAME,
+    Group,
+    contrast,
+    find_lists,
+    group_names,
+    labels_problem,
+    load_json,
+    name_problem,
+    pair_key,
+)
 from sitreg_lumir.data.volumes import read_shape
 from sitreg_lumir.errors import InputError
 
 _PREFERRED = ("LUMIR_dataset.json", "LUMIR25_dataset.json")
-_FILE_NAME = re.compile(r"[^_]+_(?P<subject>[^_]+)_(?P<modality>\d+)\.nii(\.gz)?")
-_USUAL_MODALITIES = {0: "T1", 1: "T2"}  # LUMIR's codes; its 2025 JSON has T2 images without naming them
 _SHOWN = 20
 
 
@@ -52,11 +60,38 @@ class Image(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A fixed and a moving image; ``group`` is their contrasts, fixed first, for example ``T1-T2``."""
+    """A fixed and a moving image.
+
+    Attributes:
+        fixed: the image on whose grid fields live.
+        moving: the other one.
+        contrasts: of both, fixed first, for example ``T1-T2``.
+        listed: what the challenge's lists or the dataset JSON say of the pair; None if they say nothing.
+    """
 
     fixed: Image
     moving: Image
-    group: str
+    contrasts: str
+    listed: Group | None = None
+
+    @property
+    def named_group(self) -> str:
+        """The group that a list or the dataset JSON puts the pair in, for example ``in-domain``; empty if none does."""
+        return self.listed.name if self.listed else ""
+
+    @property
+    def group(self) -> str:
+        """What the pair is counted under: its group, or its contrasts if it has none."""
+        return self.named_group or self.contrasts
+
+    @property
+    def metrics(self) -> tuple[str, ...] | None:
+        """Those of ``dsc``, ``hd95``, ``tre``, ``ndv`` that are scored; None: all that its files allow."""
+        return self.listed.metrics if self.listed else None
+
+    def labels_to_score(self, own: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """The labels for Dice and HD95: the data set's ``own``, else those of the pair's list; None: those found."""
+        return own if own is not None or self.listed is None else self.listed.labels
 
     @property
     def name(self) -> str:
@@ -82,6 +117,11 @@ class LumirDataset:
     evaluation_labels: tuple[int, ...] | None
     label_names: dict[int, str]
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that its validation pairs are in, in order; none where there are only contrasts."""
+        return groups_of_pairs(self.validation)
+
 
 def read_dataset(
     path: str | Path,
@@ -90,8 +130,12 @@ def read_dataset(
     validation: bool = False,
     check_files: bool = True,
     images: str | Path | None = None,
+    groups: Sequence[Path] | None = None,
 ) -> LumirDataset:
     """Reads a dataset JSON and checks all that it names.
+
+    A pair's group is what decides first of: ``groups``; the pair's own ``"group"`` in the JSON; the evaluator's
+    ``*_evaluation_config.json`` beside the JSON; the challenge's lists of 2025, if these are its pairs.
 
     Args:
         path: the JSON, or the folder that holds it (``LUMIR_dataset.json``, then ``LUMIR25_dataset.json``,
@@ -101,18 +145,23 @@ def read_dataset(
         check_files: look whether each file exists and its header has the JSON's shape. Training files are
             looked at only with ``training``.
         images: the folder that the JSON's paths start from and never leave; by default the JSON's own.
+        groups: the evaluator's config files, or folders of them, that decide alone where they list a pair; an empty
+            list: no groups at all, contrasts only.
 
     Raises:
         InputError: the JSON or a needed part of it is missing, or entries are wrong: paths that leave the
             root, unknown file names, duplicates, missing files, other shapes, all of them named in one line.
     """
     file = _find_json(Path(path).expanduser().absolute())
-    content = _load_json(file)
+    content = load_json(file, "a dataset JSON, it must hold one object with `tensorImageShape`")
     shape = _read_shape(file, content)
     problems: list[str] = []
     root = Path(images).expanduser().absolute() if images else file.parent
     listed = tuple(_image(root, _entry(item, "image"), problems) for item in _list(file, content, "training"))
-    pairs = tuple(_pair(root, item, content.get("modality"), problems) for item in _list(file, content, "validation"))
+    entries = _list(file, content, "validation")
+    pairs = tuple(_pair(root, item, content.get("modality"), problems) for item in entries)
+    if groups is None or groups:
+        pairs = _with_groups(file.parent, pairs, entries, groups, problems)
     for needed, key in ((training, "training"), (validation, "validation")):
         if needed and not content.get(key):
             raise InputError(f"{file}: has no `{key}` list; add it or give another dataset JSON")
@@ -125,7 +174,11 @@ def read_dataset(
         checked = [image for pair in pairs for image in (pair.fixed, pair.moving)]
         problems += _check_files([*(listed if training else ()), *checked], shape)
     raise_problems(file, problems)
+    groups_of_pairs(pairs, file)
     labels = content.get("evaluation_labels")
+    problem = labels_problem(labels) if labels else None
+    if problem:
+        raise InputError(f"{file}: `evaluation_labels` {problem}")
     names = {int(key): str(name) for key, name in labels.items()} if isinstance(labels, dict) else {}
     return LumirDataset(
         path=file,
@@ -155,21 +208,11 @@ def _find_json(path: Path) -> Path:
     for name in _PREFERRED:
         if (path / name).is_file():
             return path / name
-    found = sorted(path.glob("*.json"))
+    found = sorted(set(path.glob("*.json")) - set(path.glob(CONFIGS)))
     if len(found) != 1:
         what = f"several JSON files ({', '.join(f.name for f in found[:5])})" if found else "no JSON file"
         raise InputError(f"{path}: holds {what}; give the path of the dataset JSON itself")
     return found[0]
-
-
-def _load_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file}: not a readable JSON file ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: not a dataset JSON, it must hold one object with `tensorImageShape`")
-    return content
 
 
 def _read_shape(file: Path, content: dict[str, Any]) -> tuple[int, int, int]:
@@ -195,7 +238,7 @@ def _image(root: Path, entry: object, problems: list[str]) -> Image:
     """The image an entry names; what is wrong with it is appended to ``problems``."""
     written = Path(os.path.normpath(str(entry)))  # links may lead elsewhere, the written path may not
     path = root / written
-    match = _FILE_NAME.fullmatch(path.name)
+    match = FILE_NAME.fullmatch(path.name)
     if not isinstance(entry, str):
         problems.append(f"the entry {entry!r} is not a path")
     elif written.parts[:1] == ("..",) or not path.is_relative_to(root):
@@ -209,16 +252,43 @@ def _pair(root: Path, item: object, modalities: object, problems: list[str]) -> 
     if not isinstance(item, dict) or "fixed" not in item or "moving" not in item:
         item = {"fixed": item, "moving": item}
     fixed, moving = (_image(root, item[role], problems) for role in ("fixed", "moving"))
-    return Pair(fixed, moving, "-".join(_contrast(image.modality, modalities) for image in (fixed, moving)))
+    return Pair(fixed, moving, "-".join(contrast(image.modality, modalities) for image in (fixed, moving)))
 
 
-def _contrast(code: str, modalities: object) -> str:
-    """``0000`` -> ``T1``, by the JSON's ``modality`` map ("T1w Brain MRI"), else LUMIR's usual codes."""
-    if not code:
-        return ""
-    named = modalities.get(str(int(code))) if isinstance(modalities, dict) else None
-    words = str(named or _USUAL_MODALITIES.get(int(code), code)).split()
-    return re.sub(r"^(T\d)w$", r"\1", words[0])
+def _with_groups(
+    folder: Path,
+    pairs: Sequence[Pair],
+    entries: Sequence[object],
+    given: Sequence[Path] | None,
+    problems: list[str],
+) -> tuple[Pair, ...]:
+    """The pairs with what lists and entries say of them; what is wrong with a name is appended to ``problems``."""
+    keys = [pair_key(pair.fixed.path.name, pair.moving.path.name) for pair in pairs]
+    lists = find_lists(folder, keys, given)
+    found = []
+    for pair, key, entry in zip(pairs, keys, entries, strict=True):
+        listed = lists.get(key)
+        own = entry.get("group") if isinstance(entry, dict) else None
+        if own is not None and (given is None or listed is None):
+            problem = name_problem(own)
+            if problem:
+                problems.append(f"validation pair {pair.long_name}: {problem}")
+                continue
+            listed = (listed or Group(""))._replace(name="" if own == pair.contrasts else str(own))
+        found.append(pair._replace(listed=listed))
+    return tuple(found)
+
+
+def groups_of_pairs(pairs: Iterable[Pair], source: str | Path = "the validation pairs") -> tuple[str, ...]:
+    """The groups that pairs are in, in the order of tables.
+
+    Raises:
+        InputError: a group is called like the contrasts of other pairs; ``source`` stands at the start of the line.
+    """
+    try:
+        return group_names((pair.named_group, pair.contrasts) for pair in pairs)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
 
 
 def _repeated(what: str, names: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,56 +16,58 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sitreg_lumir import __version__
-from sitreg_lumir.data.lumir import LumirDataset, Pair, raise_problems
+from sitreg_lumir.data.groups import NO_GROUP, other_labelling
+from sitreg_lumir.data.lumir import LumirDataset, Pair, groups_of_pairs, raise_problems
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.data.volumes import read_labels, read_volume
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.files.means import summarise, table
 from sitreg_lumir.files.nifti import load_disp
 from sitreg_lumir.files.provenance import find_field, shared_names
 from sitreg_lumir.measures.losses import similarity
-from sitreg_lumir.measures.metrics import GROUPS, METRICS, score_pair
+from sitreg_lumir.measures.metrics import METRICS, score_pair, values_outside
 from sitreg_lumir.writing import writing
-
-COLUMNS = {  # score -> heading in the table and digits
-    "dsc": ("Dice", 3),
-    "hd95": ("HD95 vox", 2),
-    "hd95_mm": ("HD95 mm", 2),
-    "tre": ("TRE vox", 2),
-    "tre_mm": ("TRE mm", 2),
-    "ndv": ("NDV %", 4),
-    "lncc": ("LNCC", 3),
-}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of each pair (``pair``, ``group``, ``field`` and numbers) and the summary that the JSON holds."""
+    """The scores of each pair (``pair``, ``group``, ``field`` and numbers) and the summary that the JSON holds.
+
+    Where pairs have groups, ``contrasts`` stands beside ``group``, which is ``no group`` for the other pairs; else
+    ``group`` is the contrasts.
+    """
 
     cases: list[dict[str, Any]]
     summary: dict[str, Any]
 
 
 def evaluate(
-    folder: Path | None, datasets: Sequence[LumirDataset], out: Path | None = None, *, identity: bool = False
+    folder: Path | None,
+    datasets: Sequence[LumirDataset],
+    out: Path | None = None,
+    *,
+    identity: bool = False,
+    labels: Sequence[int] | Literal["found"] | None = None,
 ) -> Evaluation:
     """Scores the field of each validation pair, prints the table and writes ``evaluation.csv`` and ``.json``.
 
     Args:
         folder: with ``disp_<pair>.nii.gz`` files; not used with ``identity``.
         datasets: one or more lists of pairs. Their ``evaluation_labels`` are scored, exactly those; without such
-            a list the labels that are in both maps of a pair, 0 included. A pair without label maps gets LNCC
-            (clean images, within their masks) instead.
+            a list those of the challenge where it lists a pair; else the labels that are in both maps of a pair, 0
+            included. A pair without label maps gets LNCC (clean images, within their masks) instead. Where the
+            challenge lists a pair, only the scores are given that it takes of it.
         out: folder of the results; by default ``folder``, and none with ``identity``.
         identity: score the images as they are, as if each field were zero.
+        labels: score these instead of all others; ``found``: those that are in both maps of a pair.
 
     Raises:
-        InputError: fields are missing, were made from other images, or cannot be read; or the results cannot be
-            written. Missing and unfit fields are all named before anything is scored.
+        InputError: a pair comes from two data sets in two groups; fields are missing, were made from other images,
+            or cannot be read; or the results cannot be written. Missing and unfit fields are all named before
+            anything is scored.
     """
-    pairs: dict[Pair, LumirDataset] = {}
-    for dataset in datasets:
-        for pair in dataset.validation:
-            pairs.setdefault(pair, dataset)
+    pairs = _collect(datasets)
+    grouped = bool(groups_of_pairs(pairs))
     notes: list[str] = []
     if identity:
         fields: dict[Pair, Path | None] = dict.fromkeys(pairs)
@@ -73,12 +75,15 @@ def evaluate(
         raise InputError("no folder of fields given; name it, or ask for identity")
     else:
         fields = dict(_find_fields(folder, list(pairs), notes))
-    cases = []
+    cases: list[dict[str, Any]] = []
+    outside: set[int] = set()  # values of label maps
     for pair, dataset in tqdm(pairs.items(), desc="scoring", unit="pair", disable=None):
         field = fields[pair]
         cases.append(
-            {"pair": pair.long_name, "group": pair.group, "field": field.name if field else "identity"}
-            | _score(pair, dataset, field)
+            {"pair": pair.long_name}
+            | _counted_under(pair, grouped)
+            | {"field": field.name if field else "identity"}
+            | _score(pair, dataset, field, labels, outside)
         )
     summary = summarise(cases) | {
         "version": __version__,
@@ -86,7 +91,9 @@ def evaluate(
     }
     names = {label: name for dataset in datasets for label, name in dataset.label_names.items()}
     summary["labels"] = _label_means(cases, names)
-    notes += _notes(cases)
+    notes += _notes(cases, list(pairs))
+    if outside:
+        notes.append(other_labelling(outside, "--labels or `evaluation_labels` in the dataset JSON"))
     summary["notes"] = notes
     print(table(summary))
     for note in notes:
@@ -99,53 +106,29 @@ def evaluate(
     return Evaluation(cases, summary)
 
 
-def summarise(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means and standard deviations over pairs, by group and over all.
-
-    Returns:
-        ``groups``: for each group and ``all`` the number of ``pairs`` and for each score that a pair has
-        ``mean``, ``sd`` (n-1; nan for a single pair), ``pairs`` and ``infinite``; a pair whose score is nan does
-        not count. ``gap``: Dice of T1-T1 minus that of T1-T2, if there are both.
-    """
-    groups: dict[str, Any] = {}
-    for group in [*sorted({case["group"] for case in cases}), "all"]:
-        members = [case for case in cases if group in (case["group"], "all")]
-        groups[group] = {"pairs": len(members)}
-        for name in COLUMNS:
-            values = np.array([case[name] for case in members if not math.isnan(case.get(name, math.nan))])
-            if len(values):
-                finite = bool(np.isfinite(values).all())
-                groups[group][name] = {
-                    "mean": float(values.mean()),
-                    "sd": float(values.std(ddof=1)) if finite and len(values) > 1 else math.nan,
-                    "pairs": len(values),
-                    "infinite": int(np.isinf(values).sum()),
-                }
-    summary: dict[str, Any] = {"groups": groups}
-    if all("dsc" in groups.get(group, {}) for group in GROUPS):
-        summary["gap"] = groups[GROUPS[0]]["dsc"]["mean"] - groups[GROUPS[1]]["dsc"]["mean"]
-    return summary
+def _collect(datasets: Sequence[LumirDataset]) -> dict[Pair, LumirDataset]:
+    """Each pair once, with the first data set that lists it."""
+    pairs: dict[Pair, LumirDataset] = {}
+    groups: dict[tuple[Path, Path], tuple[str, LumirDataset]] = {}
+    for dataset in datasets:
+        for pair in dataset.validation:
+            images = (pair.fixed.path, pair.moving.path)
+            group, other = groups.setdefault(images, (pair.named_group, dataset))
+            if group != pair.named_group:
+                texts = [f"in {name!r}" if name else "in no group" for name in (pair.named_group, group)]
+                raise InputError(
+                    f"{dataset.path}: the pair {pair.long_name} is {texts[0]} here, but {texts[1]} in {other.path}; "
+                    "name one group or one list"
+                )
+            pairs.setdefault(pair, dataset)
+    return pairs
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary as text: one line per group, mean (standard deviation) of each score."""
-    groups = summary["groups"]
-    names = [name for name in COLUMNS if any(name in group for group in groups.values())]
-    rows = [["", "pairs", *(COLUMNS[name][0] for name in names)]]
-    for label, group in groups.items():
-        if label == "all" and len(groups) == 2:
-            continue
-        rows.append([label, str(group["pairs"]), *(_cell(group.get(name), COLUMNS[name][1]) for name in names)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    if "gap" in summary:
-        lines.append(f"difference of Dice, {GROUPS[0]} minus {GROUPS[1]}: {summary['gap']:.3f}")
-    return "\n".join(lines)
+def _counted_under(pair: Pair, grouped: bool) -> dict[str, str]:
+    """``group``, and where any pair has one ``contrasts``."""
+    if not grouped:
+        return {"group": pair.contrasts}
+    return {"group": pair.named_group or NO_GROUP, "contrasts": pair.contrasts}
 
 
 def _find_fields(folder: Path, pairs: list[Pair], notes: list[str]) -> dict[Pair, Path]:
@@ -178,19 +161,35 @@ def _find_fields(folder: Path, pairs: list[Pair], notes: list[str]) -> dict[Pair
     return fields
 
 
-def _score(pair: Pair, dataset: LumirDataset, field: Path | None) -> dict[str, float]:
+def _score(
+    pair: Pair,
+    dataset: LumirDataset,
+    field: Path | None,
+    labels: Sequence[int] | Literal["found"] | None,
+    outside: set[int],
+) -> dict[str, float]:
+    """A pair's scores; values of its label maps that the challenge does not score go to ``outside``."""
     shape = dataset.shape
     fixed, affine = read_volume(pair.fixed.path, shape=shape)
     disp = np.zeros((3, *shape), dtype=np.float32) if field is None else load_disp(field, shape=shape)[0]
+    wanted = METRICS if pair.metrics is None else pair.metrics
+    maps = _both("labels", pair.fixed.labels, pair.moving.labels, shape) if {"dsc", "hd95"} & set(wanted) else {}
+    if labels is None:
+        scored: Sequence[int] | None = pair.labels_to_score(dataset.evaluation_labels)
+        if dataset.evaluation_labels is None and scored is not None:
+            outside |= values_outside(scored, *maps.values())
+    else:
+        scored = None if labels == "found" else labels
     scores = score_pair(
         disp,
-        **_both("labels", pair.fixed.labels, pair.moving.labels, shape),
-        **_both("landmarks", pair.fixed.landmarks, pair.moving.landmarks, shape),
+        **maps,
+        **(_both("landmarks", pair.fixed.landmarks, pair.moving.landmarks, shape) if "tre" in wanted else {}),
         fixed_mask=fixed > 0,
-        labels=dataset.evaluation_labels,
+        labels=scored,
         voxel_size=[float(size) for size in np.linalg.norm(affine[:3, :3], axis=0)],
+        metrics=pair.metrics,
     )
-    if "dsc" not in scores:
+    if "dsc" not in scores and ("dsc" in wanted or "tre" not in scores):
         moving, _ = read_volume(pair.moving.path, shape=shape)
         scores["lncc"] = _lncc(torch.from_numpy(disp)[None], _stored(fixed), _stored(moving))
     return scores
@@ -224,7 +223,7 @@ def _label_means(cases: Sequence[dict[str, Any]], names: dict[int, str]) -> dict
     return means
 
 
-def _notes(cases: Sequence[dict[str, Any]]) -> list[str]:
+def _notes(cases: Sequence[dict[str, Any]], pairs: Sequence[Pair]) -> list[str]:
     notes = []
     infinite = [case["pair"] for case in cases if math.isinf(case.get("hd95", 0.0))]
     if infinite:
@@ -232,9 +231,13 @@ def _notes(cases: Sequence[dict[str, Any]]) -> list[str]:
     lost = [case["pair"] for case in cases if math.isnan(case.get("tre", 0.0))]
     if lost:
         notes.append(f"TRE leaves out pairs that lose a landmark in warping: {len(lost)} pairs: {_some(lost)}")
-    bare = [case["pair"] for case in cases if "dsc" not in case]
+    without = [(pair, case["pair"]) for pair, case in zip(pairs, cases, strict=True) if "lncc" in case]
+    bare = [name for pair, name in without if pair.metrics is None or "dsc" in pair.metrics]
     if bare:
         notes.append(f"no label maps beside the images, LNCC instead of Dice: {len(bare)} pairs: {_some(bare)}")
+    unmarked = [name for _, name in without if name not in bare]
+    if unmarked:
+        notes.append(f"no landmarks beside the images, LNCC instead of TRE: {len(unmarked)} pairs: {_some(unmarked)}")
     return notes
 
 
@@ -243,7 +246,8 @@ def _write_csv(path: Path, cases: Sequence[dict[str, Any]]) -> None:
     columns = [name for name in (*METRICS, "lncc") if any(name in case for case in cases)]
     columns += sorted(per_label, key=lambda key: (key.split("/")[0], int(key.split("/")[1])))
     with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, ["pair", "group", "field", *columns], lineterminator="\n")
+        under = ["group", "contrasts"] if "contrasts" in cases[0] else ["group"]
+        writer = csv.DictWriter(stream, ["pair", *under, "field", *columns], lineterminator="\n")
         writer.writeheader()
         for case in cases:
             writer.writerow({key: "" if value != value else value for key, value in case.items()})
@@ -261,13 +265,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(score: dict[str, float] | None, digits: int) -> str:
-    if score is None:
-        return "-"
-    spread = "" if math.isnan(score["sd"]) else f" ({score['sd']:.{digits}f})"
-    return f"{score['mean']:.{digits}f}{spread}"
 
 
 def _some(names: Sequence[str], count: int = 5) -> str:

@@ -34,7 +34,7 @@ def report_evaluation(
         evaluation: what ``evaluate`` returned for these data sets and this folder.
         datasets: with the images.
         folder: of the fields; None where the images were scored as they are.
-        pairs: of each group, that get pictures; nine in all at most.
+        pairs: of each group, that get pictures; nine in all at most, shared evenly.
 
     Raises:
         InputError: an image or a field cannot be read any more, or the page not be written.
@@ -49,7 +49,9 @@ def _pictures(
     """Name and volumes of each of the worst pairs, one after the other."""
     by_name = {pair.long_name: (pair, dataset.shape) for dataset in datasets for pair in dataset.validation}
     fields = {case["pair"]: case["field"] for case in evaluation.cases}
-    for name in worst_pairs(evaluation.cases, count)[:_MOST]:
+    groups = len({case["group"] for case in evaluation.cases})
+    each = min(count, max(1, _MOST // max(groups, 1)))  # so that no group is left without
+    for name in worst_pairs(evaluation.cases, each)[:_MOST]:
         pair, shape = by_name[name]
         fixed, affine = read_volume(pair.fixed.path, shape=shape)
         moving, _ = read_volume(pair.moving.path, shape=shape)

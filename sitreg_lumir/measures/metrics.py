@@ -22,7 +22,7 @@ Volume = NDArray[Any] | Tensor
 Floats = NDArray[np.float64]
 
 METRICS = ("dsc", "hd95", "hd95_mm", "tre", "tre_mm", "ndv")
-GROUPS = ("T1-T1", "T1-T2")
+CONTRASTS = ("T1-T1", "T1-T2")
 _SLAB = 16  # planes of which ndv holds the determinants at once
 
 
@@ -159,6 +159,7 @@ def score_pair(
     fixed_mask: Volume | None = None,
     labels: Sequence[int] | None = None,
     voxel_size: float | Sequence[float] = 1.0,
+    metrics: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """All scores of one pair that its files allow.
 
@@ -169,6 +170,7 @@ def score_pair(
         fixed_mask: ``(X, Y, Z)``, for :func:`ndv`.
         labels: exactly these are scored (0 too, if listed). None: those that are in both label maps, 0 included.
         voxel_size: mm, one number or one per axis.
+        metrics: those of ``dsc``, ``hd95``, ``tre`` and ``ndv`` that are wanted; None: all.
 
     Returns:
         ``ndv`` (percent); with labels ``dsc``, ``hd95`` (voxels), ``hd95_mm``: means over the labels that are
@@ -177,28 +179,41 @@ def score_pair(
     """
     size = np.broadcast_to(np.asarray(voxel_size, dtype=np.float64), (3,))
     scores: dict[str, float] = {}
-    if fixed_labels is not None and moving_labels is not None:
+    wanted = set(METRICS) if metrics is None else {name for name in METRICS if name.removesuffix("_mm") in metrics}
+    if fixed_labels is not None and moving_labels is not None and wanted & {"dsc", "hd95"}:
         a, b = _numpy(fixed_labels), _numpy(moving_labels)
         if labels is None:
             labels = sorted(_counts(a).keys() & _counts(b).keys())
         warped = warp_nearest(b, disp)
-        overlap, distance = dsc(a, b, warped, labels), hd95(a, b, warped, labels)
-        even = bool((size == size[0]).all())
-        distance_mm = distance * size[0] if even else hd95(a, b, warped, labels, tuple(size))
-        scores |= {"dsc": _mean(overlap), "hd95": _mean(distance), "hd95_mm": _mean(distance_mm)}
-        scores |= {f"dsc/{label}": float(value) for label, value in zip(labels, overlap, strict=True)}
-        scores |= {f"hd95/{label}": float(value) for label, value in zip(labels, distance, strict=True)}
-    if fixed_landmarks is not None and moving_landmarks is not None:
+        if "dsc" in wanted:
+            overlap = dsc(a, b, warped, labels)
+            scores["dsc"] = _mean(overlap)
+        if "hd95" in wanted:
+            distance = hd95(a, b, warped, labels)
+            even = bool((size == size[0]).all())
+            distance_mm = distance * size[0] if even else hd95(a, b, warped, labels, tuple(size))
+            scores |= {"hd95": _mean(distance), "hd95_mm": _mean(distance_mm)}
+        if "dsc" in wanted:
+            scores |= {f"dsc/{label}": float(value) for label, value in zip(labels, overlap, strict=True)}
+        if "hd95" in wanted:
+            scores |= {f"hd95/{label}": float(value) for label, value in zip(labels, distance, strict=True)}
+    if fixed_landmarks is not None and moving_landmarks is not None and "tre" in wanted:
         warped = warp_nearest(moving_landmarks, disp)
         scores |= {"tre": tre(fixed_landmarks, warped), "tre_mm": tre(fixed_landmarks, warped, tuple(size))}
-    return scores | {"ndv": ndv(disp, fixed_mask)}
+    return scores | ({"ndv": ndv(disp, fixed_mask)} if "ndv" in wanted else {})
+
+
+def values_outside(labels: Sequence[int], *maps: Volume) -> set[int]:
+    """The values of label maps ``(X, Y, Z)`` that are none of ``labels``: what is not scored."""
+    return set().union(*(_counts(_numpy(volume)).keys() for volume in maps)) - set(labels)
 
 
 class RegistrationScores(Metric):
-    """Means of :func:`score_pair` over pairs, apart for each group; processes add up exactly.
+    """Means of :func:`score_pair` over pairs, apart for their contrasts and groups; processes add up exactly.
 
     Args:
-        groups: names reported one by one; a pair of another group counts under ``other``.
+        contrasts: names reported one by one; pairs of other contrasts count under ``other``.
+        groups: names of groups, in which a pair counts as well as under its contrasts.
     """
 
     full_state_update = False
@@ -206,10 +221,10 @@ class RegistrationScores(Metric):
     counts: Tensor
     infinite: Tensor
 
-    def __init__(self, groups: Sequence[str] = GROUPS, **kwargs: Any) -> None:
+    def __init__(self, contrasts: Sequence[str] = CONTRASTS, groups: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.groups = (*groups, "other")
-        shape = (len(self.groups), len(METRICS))
+        self.contrasts, self.groups = (*contrasts, "other"), tuple(groups)
+        shape = (len(self.contrasts) + len(self.groups), len(METRICS))
         for name in ("sums", "counts", "infinite"):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -218,6 +233,7 @@ class RegistrationScores(Metric):
         disp: Tensor,
         *,
         group: str,
+        contrasts: str | None = None,
         fixed_labels: Volume | None = None,
         moving_labels: Volume | None = None,
         fixed_landmarks: Volume | None = None,
@@ -225,8 +241,15 @@ class RegistrationScores(Metric):
         fixed_mask: Volume | None = None,
         labels: Sequence[int] | None = None,
         voxel_size: float | Sequence[float] = 1.0,
+        metrics: Sequence[str] | None = None,
     ) -> None:
-        """Scores one pair: arguments as for :func:`score_pair`, and the pair's ``group``."""
+        """Scores one pair.
+
+        Args:
+            disp, fixed_labels and so on: as for :func:`score_pair`.
+            group: that the pair counts in; one that is not in ``groups`` counts as its contrasts.
+            contrasts: that the pair counts under as well; by default ``group`` says them.
+        """
         scores = score_pair(
             disp,
             fixed_labels=fixed_labels,
@@ -236,34 +259,40 @@ class RegistrationScores(Metric):
             fixed_mask=fixed_mask,
             labels=labels,
             voxel_size=voxel_size,
+            metrics=metrics,
         )
-        row = self.groups.index(group) if group in self.groups else len(self.groups) - 1
+        row = group if contrasts is None else contrasts
+        rows = [self.contrasts.index(row if row in self.contrasts else "other")]
+        if group in self.groups:
+            rows.append(len(self.contrasts) + self.groups.index(group))
         for column, name in enumerate(METRICS):
             value = scores.get(name, float("nan"))
             if not np.isnan(value):
-                self.sums[row, column] += value
-                self.counts[row, column] += 1
-                self.infinite[row, column] += float(np.isinf(value))
+                self.sums[rows, column] += value
+                self.counts[rows, column] += 1
+                self.infinite[rows, column] += float(np.isinf(value))
 
     def compute(self) -> dict[str, Tensor]:
-        """Means over the pairs that have a value; groups and scores without any pair are left out.
+        """Means over the pairs that have a value; rows and scores without any pair are left out.
 
         Returns:
-            ``<score>/<group>`` for each of ``METRICS``, ``ndv`` over all groups, ``gap`` (Dice of the first group
-            minus that of the second), and, where a mean is infinite, ``<score>_infinite/<group>``: of how many
-            pairs.
+            ``<score>/<contrasts>`` and ``<score>/<group>`` for each of ``METRICS``, ``ndv`` (and where there are
+            groups ``hd95``) over all pairs, ``gap`` (Dice of the first contrasts minus that of the second), and,
+            where a mean is infinite, ``<score>_infinite/<row>``: of how many pairs.
         """
         result: dict[str, Tensor] = {}
-        for row, group in enumerate(self.groups):
+        for row, name_of_row in enumerate((*self.contrasts, *self.groups)):
             for column, name in enumerate(METRICS):
                 if self.counts[row, column] > 0:
-                    result[f"{name}/{group}"] = self.sums[row, column] / self.counts[row, column]
+                    result[f"{name}/{name_of_row}"] = self.sums[row, column] / self.counts[row, column]
                 if self.infinite[row, column] > 0:
-                    result[f"{name}_infinite/{group}"] = self.infinite[row, column].clone()
-        column = METRICS.index("ndv")
-        if self.counts[:, column].sum() > 0:
-            result["ndv"] = self.sums[:, column].sum() / self.counts[:, column].sum()
-        pair = [f"dsc/{group}" for group in self.groups[:2]]
+                    result[f"{name}_infinite/{name_of_row}"] = self.infinite[row, column].clone()
+        every = slice(len(self.contrasts))  # each pair once
+        for name in ("ndv", "hd95") if self.groups else ("ndv",):
+            column = METRICS.index(name)
+            if self.counts[every, column].sum() > 0:
+                result[name] = self.sums[every, column].sum() / self.counts[every, column].sum()
+        pair = [f"dsc/{contrasts}" for contrasts in self.contrasts[:2]]
         if all(name in result for name in pair):
             result["gap"] = result[pair[0]] - result[pair[1]]
         return result

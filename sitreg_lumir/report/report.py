@@ -15,6 +15,7 @@ from sitreg_lumir.report.tables import (
     group_table,
     groups_of,
     number,
+    paper_table,
     strips,
     structure_table,
 )
@@ -128,6 +129,7 @@ def write_run_report(
         tag("p", f"{len(scored.cases)} pairs: {', '.join(groups)}", class_="sub"),
         tag("h2", "Scores"),
         group_table(scored),
+        paper_table(scored),
         strips(scored, groups),
     ]
     if is_known(scored.summary.get("gap")):

@@ -23,6 +23,7 @@ SCORES = {  # key -> heading, digits, meaning
     "ndv": ("NDV, %", 4, "NDV: folded volume in percent of the brain, 0 is best"),
     "lncc": ("LNCC", 3, "LNCC: local correlation of the images, -1 is best"),
 }
+_TEXTS = ("pair", "group", "contrasts", "field")  # columns that hold no numbers
 
 
 class Scored(Protocol):
@@ -67,7 +68,7 @@ def read_scores(path: Path) -> StoredScores:
     try:
         with table.open(newline="", encoding="utf-8") as stream:
             cases = [
-                {key: text if key in ("pair", "group", "field") else _number(text) for key, text in row.items()}
+                {key: text if key in _TEXTS else _number(text) for key, text in row.items()}
                 for row in csv.DictReader(stream, strict=True)
             ]
         content = json.loads(summary.read_text(encoding="utf-8"))
@@ -91,12 +92,13 @@ def is_known(value: object) -> bool:
 
 
 def ranked(cases: Iterable[Case]) -> list[Case]:
-    """The worst first: by Dice, then HD95; without Dice by LNCC; what has neither comes last."""
+    """The worst first: by Dice, then HD95; without Dice by LNCC; then what has only TRE; what has none comes last."""
 
     def badness(case: Case) -> tuple[bool, float, float]:
         value = case.get("dsc") if is_known(case.get("dsc")) else case.get("lncc")
         if not is_known(value):
-            return True, 0.0, 0.0
+            error = case.get("tre")
+            return True, -float(error) if is_known(error) else 0.0, 0.0  # type: ignore[arg-type]
         distance = case.get("hd95")
         better_high = is_known(case.get("dsc"))
         return False, float(value if better_high else -value), -float(distance) if is_known(distance) else 0.0  # type: ignore[operator,arg-type]
@@ -114,6 +116,21 @@ def worst_pairs(cases: Sequence[Case], count: int) -> list[str]:
         if taken[group] <= count:
             names.append(str(case["pair"]))
     return names
+
+
+def paper_cells(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Heading and text of each of the paper's columns, Dice in percent; nothing where there are no groups."""
+    cells = []
+    for column in summary.get("paper", {}).values():
+        score, mean = column["score"], column.get("mean")
+        if column.get("infinite"):
+            text = "∞"
+        elif not is_known(mean):
+            text = DASH
+        else:
+            text = f"{100 * mean:.1f}" if score == "dsc" else f"{mean:.{SCORES[score][1]}f}"
+        cells.append((str(column["heading"]), text))
+    return cells
 
 
 def structures(scored: Scored) -> list[Structure]:

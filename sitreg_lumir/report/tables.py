@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sitreg_lumir.report.page import Html, join, tag
-from sitreg_lumir.report.scores import DASH, SCORES, Case, Scored, Structure, is_known, ranked
+from sitreg_lumir.report.scores import DASH, SCORES, Case, Scored, Structure, is_known, paper_cells, ranked
 
 _COLOURS = 5  # of groups, in the style
 
@@ -68,8 +68,9 @@ def _words(key: object) -> str:
 
 
 def groups_of(scored: Scored) -> list[str]:
-    """Names of the groups, in order."""
-    return sorted({str(case["group"]) for case in scored.cases})
+    """Names of the groups that cases are in, in the order of the summary."""
+    found = {str(case["group"]) for case in scored.cases}
+    return [name for name in scored.summary.get("groups", {}) if name in found] or sorted(found)
 
 
 def group_table(scored: Scored) -> Html:
@@ -92,6 +93,17 @@ def group_table(scored: Scored) -> Html:
     meanings = ". ".join(dict.fromkeys(SCORES[key][2] for key in keys))
     hint = tag("p", f"Mean ± standard deviation over pairs. {meanings}.", class_="hint")
     return join(_table("Scores by group", [*head, *_headings(keys)], rows), hint)
+
+
+def paper_table(scored: Scored) -> Html:
+    """The columns of the paper's table, if the pairs have the challenge's groups."""
+    cells = paper_cells(scored.summary)
+    if not cells:
+        return Html("")
+    head = [tag("th", heading, scope="col") for heading, _ in cells]
+    row = tag("tr", *(tag("td", text) for _, text in cells))
+    hint = tag("p", "As in the paper: Dice by group, TRE over landmarks, HD95 and NDV over all pairs.", class_="hint")
+    return join(_table("As in the paper", head, [row]), hint)
 
 
 def case_table(cases: Sequence[Case]) -> Html:

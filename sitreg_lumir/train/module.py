@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from nibabel.affines import voxel_sizes
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from sitreg_lumir import __version__
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.groups import other_labelling
+from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.data.views import Augmentation, clean_view, halved
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.measures.losses import similarity
-from sitreg_lumir.measures.metrics import RegistrationScores
+from sitreg_lumir.measures.metrics import RegistrationScores, values_outside
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import CARD_KEY, ModelCard
@@ -69,6 +72,7 @@ class RegistrationModule(LightningModule):
         self.terms: list[LossTerm] = pair_terms(diffusion_weight, stage_weight, window)
         self.values: dict[str, list[Tensor]] = {}  # of the loss terms in this step
         self.scores, self.lncc = RegistrationScores(), MeanMetric()
+        self.told_of_labels = False
         self._group: Any = None
         self.window, self.diffusion_weight = window, diffusion_weight
 
@@ -190,19 +194,34 @@ class RegistrationModule(LightningModule):
         batches = max(int(self.trainer.num_training_batches), 1)
         return self.current_epoch + self.trainer.fit_loop.epoch_loop.batch_idx / batches
 
+    def on_validation_start(self) -> None:
+        """Makes room for the groups of this data's pairs, the same on all processes."""
+        if self.scores.groups != self.lumir.groups:
+            self.scores = RegistrationScores(groups=self.lumir.groups).to(self.device)
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         fixed, fixed_mask = self.clean(batch["fixed"])
         moving, moving_mask = self.clean(batch["moving"])
         disp, _ = self(fixed=fixed, moving=moving)
         self.lncc.update(similarity(disp, fixed, moving, fixed_mask, moving_mask, self.window))
+        pair: Pair = batch["pair"][0]
+        labels = pair.labels_to_score(self.lumir.evaluation_labels)
+        maps = {key: batch[key][0, 0].cpu() for key in _LABEL_KEYS if key in batch}
         self.scores.update(
             disp[0].float().cpu(),
-            group=batch["pair"][0].group,
+            group=pair.group,
+            contrasts=pair.contrasts,
+            metrics=pair.metrics,
             fixed_mask=fixed_mask[0, 0].cpu(),
-            labels=self.lumir.evaluation_labels,
+            labels=labels,
             voxel_size=voxel_sizes(self.lumir.affine).tolist(),
-            **{key: batch[key][0, 0].cpu() for key in _LABEL_KEYS if key in batch},
+            **maps,
         )
+        if labels is not None and self.lumir.evaluation_labels is None and not self.told_of_labels:
+            outside = values_outside(labels, *(maps[key] for key in _LABEL_KEYS[:2] if key in maps))
+            if outside:
+                self.told_of_labels = True
+                rank_zero_warn(other_labelling(outside, "`evaluation_labels` in the dataset JSON"))
 
     def on_validation_epoch_end(self) -> None:
         self.log("val/lncc", self.lncc.compute())
@@ -210,6 +229,7 @@ class RegistrationModule(LightningModule):
         self.lncc.reset()
         self.scores.reset()
 
+    on_test_start = on_validation_start
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 

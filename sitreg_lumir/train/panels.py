@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.groups import ordered
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
@@ -46,10 +47,11 @@ class ShownPair(NamedTuple):
 class Panels(Callback):
     """Draws ``panels/epoch-000.png`` after the first epoch, every few epochs, and after the last one.
 
-    Shown are the first validation pair of each group of contrasts; without validation pairs, the first two training
-    images. Each row is the middle slice of a plane: fixed, moving, warped moving image, a checkerboard of fixed and
-    warped, and the moving image's grid as the deformation carries it. Nothing random is drawn and the module is left
-    as it was, so that a training goes the same way with and without pictures.
+    Shown are the first validation pair of each group (of each contrasts where no groups are named); without
+    validation pairs, the first two training images. Each row is the middle slice of a plane: fixed, moving, warped
+    moving image, a checkerboard of fixed and warped, and the moving image's grid as the deformation carries it.
+    Nothing random is drawn and the module is left as it was, so that a training goes the same way with and without
+    pictures.
 
     Args:
         folder: the run folder.
@@ -95,7 +97,10 @@ def choose_pairs(data: LumirDataModule) -> list[Pair]:
         fixed, moving = data.dataset.training[:2]
         return [Pair(fixed, moving, "training")]
     first = {pair.group: pair for pair in reversed(data.pairs)}
-    return [first[group] for group in sorted(first)][:_MOST_PAIRS]
+    pairs = [first[group] for group in ordered(first)]
+    again = [pair for i, pair in enumerate(pairs) if pair.contrasts in {other.contrasts for other in pairs[:i]}]
+    chosen = [*(pair for pair in pairs if pair not in again), *again][:_MOST_PAIRS]  # no contrasts are left out
+    return [pair for pair in pairs if pair in chosen]
 
 
 def read_pair(pair: Pair) -> ShownPair:
