@@ -19,6 +19,7 @@ from sitreg_lumir.deform.jacobian import (
     slopes,
     triple_product,
 )
+from sitreg_lumir.deform.sums import exact_mean, exact_sum
 
 _NEIGHBOURS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))  # the channels of MIND
 
@@ -66,7 +67,7 @@ def correlation(
     cross = sum_12 - sum_1 * mean_2
     variance_1, variance_2 = sum_11 - sum_1 * mean_1, sum_22 - sum_2 * mean_2
     ratio = cross / (variance_1 * variance_2 + 1e-5)
-    value = (ratio * cross).mean(dtype=torch.float64).to(image_1.dtype)
+    value = exact_mean(ratio * cross).to(image_1.dtype)
 
     def gradient(own: Tensor, other: Tensor, own_mean: Tensor, other_mean: Tensor, other_variance: Tensor) -> Tensor:
         by_cross, by_own = 2 * ratio, -2 * ratio.square() * other_variance
@@ -90,7 +91,7 @@ def folding(disp: Tensor, need_grad: bool) -> tuple[Tensor, Tensor | None]:
 
     The derivative of a determinant by one of its columns is the cross product of the other two.
     """
-    value = folded_map(disp.detach()).sum(dtype=torch.float64).to(disp.dtype)
+    value = exact_sum(folded_map(disp.detach())).to(disp.dtype)
     if not need_grad:
         return value, None
     grad = torch.zeros_like(disp)

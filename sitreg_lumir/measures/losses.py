@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sitreg_lumir.deform.fused import folded_volume, local_correlation, mean_squared_slope
 from sitreg_lumir.deform.ops import compose, mask_at, warp, warp_mask
+from sitreg_lumir.deform.sums import exact_mean
 
 
 def lncc(
@@ -128,4 +129,4 @@ def _cycle_error(disps: Sequence[Tensor], masks: Sequence[Tensor], voxel_size: S
     extent = float((size * torch.tensor(cycle.shape[2:])).max())
     unit = (2 * size / extent).to(cycle)[:, None, None, None]
     squared = (cycle * unit).square().sum(dim=1, keepdim=True)
-    return (squared * cycle_mask(disps, masks)).mean()
+    return exact_mean(squared * cycle_mask(disps, masks)).to(squared.dtype)

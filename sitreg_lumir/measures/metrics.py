@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from sitreg_lumir.deform.fused import folded_map
+from sitreg_lumir.deform.sums import exact_sum
 from sitreg_lumir.measures.surface import robust_hausdorff
 
 Volume = NDArray[Any] | Tensor
@@ -144,8 +145,8 @@ def ndv(disp: Volume, mask: Volume | None = None) -> float:
     volume = 0.0
     for start in range(0, weight.shape[0], _SLAB):
         slab = field[None, :, start : start + _SLAB + 2].double()
-        volume += float((folded_map(slab)[0, 0] * weight[start : start + _SLAB]).sum())
-    voxels = float(weight.sum())
+        volume += float(exact_sum(folded_map(slab)[0, 0] * weight[start : start + _SLAB]))
+    voxels = float(exact_sum(weight))
     return 100 * volume / voxels if voxels else float("nan")
 
 

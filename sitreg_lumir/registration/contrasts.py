@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sitreg_lumir.deform.ops import warp, warp_mask
+from sitreg_lumir.deform.sums import exact_sum
 from sitreg_lumir.deform.torch_images import patch_weights
 from sitreg_lumir.measures.losses import lncc
 from sitreg_lumir.network.mind import Mind
@@ -100,7 +101,7 @@ def in_both_contrasts(fixed: Compared, moving: Compared, disp: Tensor, disp_inv:
     as_moving = scales[0].replaced(fixed.values, _means(counts, scales[1]))
     as_fixed = scales[1].replaced(moving.values, _means(counts.T, scales[0]))
     channels = [(fixed.values, as_fixed * moving.mask), (as_moving * fixed.mask, moving.values)]
-    if fixed.values.sum() > moving.values.sum():  # the darker first: an order that exchanging does not change
+    if exact_sum(fixed.values) > exact_sum(moving.values):  # the darker first: an order that exchanging does not change
         channels.reverse()
     of_fixed, of_moving = (torch.cat(each, dim=1) for each in zip(*channels, strict=True))
     return Compared(of_fixed, fixed.mask), Compared(of_moving, moving.mask)

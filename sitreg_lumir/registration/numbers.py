@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sitreg_lumir.deform.ops import warp
+from sitreg_lumir.deform.sums import exact_mean
 from sitreg_lumir.files.chain import Chain, Matrix, inside, map_points, transform_by
 from sitreg_lumir.measures.losses import similarity
 from sitreg_lumir.network.mind import Mind
@@ -87,7 +88,7 @@ def similarities(
 def _difference(first: Tensor, second: Tensor, mask: Tensor) -> float:
     """Mean absolute difference of descriptors ``(1, 6, X, Y, Z)`` within a mask; NaN if it is empty."""
     apart = (first - second).abs().mean(dim=1, keepdim=True)[mask]
-    return float(apart.mean()) if apart.numel() else math.nan
+    return float(exact_mean(apart)) if apart.numel() else math.nan
 
 
 def brain_points(brain: Mask, affine: Matrix) -> NDArray[np.float64]:

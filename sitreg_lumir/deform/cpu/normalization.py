@@ -117,7 +117,7 @@ def normalize(
             for lane in range(min(lanes, end - start)):
                 i = np.uintp(start) + np.uintp(lane)
                 result = (number(values[i]) - mean[lane]) * scale[lane] + shift[lane]
-                out[i] = stored(max(result, zero), out[i])
+                out[i] = stored(zero if result <= zero else result, out[i])  # a NaN stays one
 
 
 @compiled
