@@ -51,9 +51,21 @@ def convolve(
     half = torch.is_autocast_enabled(values.device.type) or values.dtype not in (torch.float32, torch.float64)
     learning = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     if half or not learning or not compiled_on_cpu(values):
-        return F.conv3d(values, weight, bias, stride, padding)
+        return _results(values, weight, bias, stride, padding)
     result: Tensor = _Convolve.apply(values, weight, bias, stride, padding)
     return result
+
+
+def _results(values: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    if not _is_product(values, weight):
+        return F.conv3d(values, weight, bias, stride, padding)
+    return F.linear(values.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+def _is_product(values: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution is a product of matrices, which a CPU does several times faster than as a convolution."""
+    last = values.is_contiguous(memory_format=torch.channels_last_3d)
+    return values.device.type == "cpu" and weight.shape[2] == 1 and last and values.dtype == torch.float32
 
 
 class _Convolve(torch.autograd.Function):
@@ -61,7 +73,7 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Any:
         ctx.save_for_backward(values, weight)
         ctx.stride, ctx.padding = stride, padding
-        return F.conv3d(values, weight, bias, stride, padding)
+        return _results(values, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
@@ -69,7 +81,9 @@ class _Convolve(torch.autograd.Function):
         values, weight = ctx.saved_tensors
         (grad,) = grads
         by_values = by_weight = by_bias = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and _is_product(grad, weight):
+            by_values = F.linear(grad.movedim(1, -1), weight.flatten(1).T).movedim(-1, 1)
+        elif ctx.needs_input_grad[0]:
             by_values, _, _ = torch.ops.aten.convolution_backward(
                 grad, values, weight, None, [ctx.stride] * 3, [ctx.padding] * 3, [1] * 3, False, [0] * 3, 1,
                 [True, False, False],

@@ -133,7 +133,7 @@ class _ByChannel(NamedTuple):
 
     def by_lane(self, layout: _Layout, dtype: Any) -> tuple[Any, Any, Any]:
         """Means, scales and shifts as the loops take them."""
-        return tuple(layout.by_lane(part, dtype) for part in (self.mean, self.scale, self.shift))  # type: ignore[return-value]
+        return tuple(layout.by_lane(part, dtype) for part in (self.mean, self.scale, self.shift))
 
 
 def _normalize(
