@@ -61,3 +61,33 @@ def random_field(generator: torch.Generator, shape: Sequence[int], factor: int, 
     size = [-(-n // factor) for n in shape]
     control_points = 0.4 * share * (2 * torch.rand(batch, 3, *size, generator=generator) - 1)
     return upsample_control_points(control_points, factor, shape)
+
+
+def similarity_sample(seed: int, shape: Sequence[int] = (14, 20, 16)) -> dict[str, Tensor]:
+    """Images, masks and fields of the similarity with warping, without values."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for index, name in enumerate(("forward", "inverse"), start=1):
+        tensors[f"image_{index}"] = smooth_images(2000 + 2 * seed + index, 1, shape)
+        tensors[f"mask_{index}"] = _ellipsoid(generator, shape)
+        tensors[f"{name}_displacement"] = 1.4 * random_field(generator, shape, 4, 0.9)
+    return tensors
+
+
+def group_sample(seed: int, shape: Sequence[int] = (14, 20, 16)) -> dict[str, Tensor]:
+    """Fields of three pairs and masks of three images, without values."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {f"mask_{k}": _ellipsoid(generator, shape) for k in (1, 2, 3)}
+    for kind in ("forward", "inverse"):
+        tensors |= {f"{kind}_{k}": random_field(generator, shape, 4, 0.9) for k in (1, 2, 3)}
+    return tensors
+
+
+def _ellipsoid(generator: torch.Generator, shape: Sequence[int]) -> Tensor:
+    """A mask of most of the volume, ``(1, 1, X, Y, Z)``, uint8."""
+    axes = [torch.linspace(-1, 1, size) for size in shape]
+    radii = 0.85 + 0.3 * torch.rand(3, generator=generator)
+    distance = sum(
+        (axis / radius) ** 2 for axis, radius in zip(torch.meshgrid(*axes, indexing="ij"), radii, strict=True)
+    )
+    return (distance < 1).to(torch.uint8)[None, None]

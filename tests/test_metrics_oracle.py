@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kinks import folds_at_kink, relative_l2
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import load_file
 from torch import Tensor
@@ -92,8 +93,9 @@ def test_oracle_folded_volume_and_its_gradient(losses: dict[str, Tensor], dtype:
     torch.testing.assert_close(per_item.sum()[None], losses["ndv/value"], rtol=1e-5, atol=0)
     volume.sum().backward()
     assert disp.grad is not None
-    error = (disp.grad - losses["ndv/grad"].to(dtype)).norm() / losses["ndv/grad"].norm()
-    assert error < 1e-5
+    smooth = None if dtype == torch.float64 else ~folds_at_kink(disp)  # float64 decides where a determinant is near 0
+    assert smooth is None or float(smooth.double().mean()) >= 0.99
+    assert relative_l2(disp.grad, losses["ndv/grad"], smooth) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -26,6 +26,10 @@ def test_mind_matches_the_oracle(oracles: Path, dtype, tolerance, from_variance)
         torch.testing.assert_close(distance[0], expected["distance"].to(dtype), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(variance[0, 0], expected["variance"].to(dtype), atol=1e-6, rtol=1e-5)
         where = (expected["variance"] > from_variance) | (expected["valid"] == 0)
+        if dtype == torch.float32:  # next to the guard's threshold, rounding decides
+            at_threshold = (expected["variance"] / 1e-6 - 1).abs() < 1e-3
+            assert float(at_threshold.double().mean()) <= 1e-3
+            where &= ~at_threshold
         found = mind(image)[0]
         error = (found - expected["mind"].to(dtype)).abs()[:, where]
         assert float(error.max()) <= tolerance

@@ -1,21 +1,25 @@
 """The network and the ensemble against exact values of the reference implementation, gradients included."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from kinks import Activations, LookUpGradients
+from mistakes import (
+    inverse_with_wrong_sign,
+    inverse_without_solve,
+    no_gradient_of_inverse,
+    only_in_float32,
+    slopes_outside,
+)
 from oracle_samples import network_sample
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sitreg_lumir.deform import torch_backend
 from sitreg_lumir.deform.ops import use_backend
-from sitreg_lumir.deform.torch_backend import interpolate_adjoint
 from sitreg_lumir.network.official import network_from_official, official_name
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 
@@ -142,12 +146,12 @@ def block_kinks(exact: GradientRun, single: GradientRun) -> None:
     """Stops gradients in both runs at the places where float64 and float32 sit on different sides of a kink.
 
     Each run has had one backward pass, which recorded its look-ups. Few places may be at a kink: a unit's value is
-    below 1e-3 in both precisions there (its scale is about 1), at most 20 units of a million are concerned and one
-    look-up of 500, and positions differ by 1e-3 voxel at most.
+    below 1e-3 in both precisions there (its scale is about 1), at most 20 units of a million (and three) are
+    concerned and one look-up of 500, and positions differ by 1e-3 voxel at most.
     """
     units = list(zip(exact.activations.values, single.activations.values, strict=True))
     sides = [(double > 0) != (float32 > 0) for double, float32 in units]
-    assert units and sum(int(side.sum()) for side in sides) <= 2e-5 * sum(side.numel() for side in sides)
+    assert units and sum(int(side.sum()) for side in sides) <= 3 + 2e-5 * sum(side.numel() for side in sides)
     for side, (double, float32) in zip(sides, units, strict=True):
         assert not bool((side & (torch.maximum(double, float32.double()) > 1e-3)).any())
     voxels = []
@@ -196,28 +200,6 @@ def test_gradients_in_float32_follow_those_in_float64_on_other_seeds(backend, se
     assert_float32_follows(network_sample(seed, SMALL))
 
 
-def no_gradient_of_the_inverse(grad: Tensor, disp: Tensor, inverse: Tensor) -> Tensor:
-    return torch.zeros_like(disp)
-
-
-def wrong_sign_of_the_inverse(grad: Tensor, disp: Tensor, inverse: Tensor) -> Tensor:
-    return -torch_backend.interpolate_adjoint(-grad, disp, torch_backend.grid_points(disp) + inverse)[0]
-
-
-def first_order_inverse(grad: Tensor, disp: Tensor, inverse: Tensor) -> Tensor:
-    """The adjoint look-up without the solve of a 3x3 system."""
-    return torch_backend.interpolate_adjoint(-grad, disp, torch_backend.grid_points(disp) + inverse)[0]
-
-
-def slopes_outside(
-    grad: Tensor, values: Tensor, points: Tensor, need_values: bool = True, need_points: bool = True
-) -> tuple[Tensor | None, Tensor | None]:
-    """The clamp's derivative is taken as 1 outside the volume."""
-    last = torch.tensor([size - 1.0 for size in values.shape[2:]]).to(points)[:, None, None, None]
-    inside = torch.minimum(points.clamp(min=1e-3), last - 1e-3)
-    return interpolate_adjoint(grad, values, inside, need_values, need_points)
-
-
 @contextmanager
 def one_parameter_off_by_a_percent() -> Iterator[None]:
     """The gradient of one parameter of float32 networks is 1 % too large."""
@@ -234,19 +216,11 @@ def one_parameter_off_by_a_percent() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def in_place_of(name: str, mistaken: Callable[..., Any]) -> Iterator[None]:
-    """Plain torch computes this operation in another way."""
-    with use_backend("torch"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_backend, name, mistaken)
-        yield
-
-
 @pytest.mark.parametrize("mistake", [
-    in_place_of("invert_adjoint", no_gradient_of_the_inverse),
-    in_place_of("invert_adjoint", wrong_sign_of_the_inverse),
-    in_place_of("invert_adjoint", first_order_inverse),
-    in_place_of("interpolate_adjoint", slopes_outside),
+    only_in_float32("invert_adjoint", no_gradient_of_inverse),
+    only_in_float32("invert_adjoint", inverse_with_wrong_sign),
+    only_in_float32("invert_adjoint", inverse_without_solve),
+    only_in_float32("interpolate_adjoint", slopes_outside),
     one_parameter_off_by_a_percent(),
 ], ids=["no inverse", "sign of inverse", "no solve", "slopes outside", "one percent"])  # fmt: skip
 def test_what_is_left_out_at_kinks_hides_no_mistake(mistake):
