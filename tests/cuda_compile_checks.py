@@ -1,4 +1,4 @@
-"""Triton's compiler takes every kernel, for a GPU that need not be there: what ``test_cuda_backend.py`` runs.
+"""Triton's compiler takes every kernel, for GPUs that need not be there: what ``test_cuda_backend.py`` runs.
 
 The interpreter is more lenient than the compiler. Needs a process where ``TRITON_INTERPRET`` is not set.
 """
@@ -14,7 +14,7 @@ from triton.compiler import ASTSource
 
 from sitreg_lumir.deform.cuda import backend, images
 
-AMPERE = GPUTarget("cuda", 80, 32)
+TARGETS = (80, 90, 120)  # compute capabilities of A100, H100 and RTX 50: one of each generation
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int8: "*i8"}
 
 
@@ -27,8 +27,8 @@ def type_of(value: Any) -> Any:
     return "fp32" if isinstance(value, float) else "i32"
 
 
-@pytest.fixture(autouse=True)
-def compiled(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+@pytest.fixture(params=TARGETS, ids="sm_{}".format)
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of the kernels compiled so far; launching one only compiles it, for the arguments given."""
     names: set[str] = set()
 
@@ -39,7 +39,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             name: 1 for name, value in zip(kernel.arg_names, args, strict=False) if name.endswith("_c") and value == 1
         }
         signature |= dict.fromkeys(fixed | constants, "constexpr")
-        triton.compile(ASTSource(kernel, signature, fixed | constants), target=AMPERE)
+        source = ASTSource(kernel, signature, fixed | constants)
+        machine_code = triton.compile(source, target=GPUTarget("cuda", request.param, 32)).asm
+        assert f".target sm_{request.param}" in machine_code["ptx"] and machine_code["cubin"]
         names.add(kernel.__name__)
 
     for module in (backend, images):
