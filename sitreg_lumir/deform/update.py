@@ -99,12 +99,16 @@ class _Update(torch.autograd.Function):
         for names, grad in zip(_chains(maps), grads, strict=True):
             parts = backend.compose_adjoint(grad, [fields[name] for name in names], [name in needed for name in names])
             for name, part in zip(names, parts, strict=True):
-                if part is not None:
-                    totals[name] = totals[name] + part if name in totals else part
+                if part is None:
+                    continue
+                if name in totals:
+                    totals[name].add_(part)  # fresh from the backend, so nobody else sees it
+                else:
+                    totals[name] = part
         through = []
         for name in ("a", "b"):
             inverse = f"{name}_inv"
-            total = totals[name] + backend.invert_adjoint(totals.pop(inverse), fields[name], fields[inverse])
+            total = totals[name].add_(backend.invert_adjoint(totals.pop(inverse), fields[name], fields[inverse]))
             through.append(backend.upsample_control_points_adjoint(total, ctx.factor))
         return (*through, None, None, None, *(totals.get(name) for name in Maps._fields))
 
