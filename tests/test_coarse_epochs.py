@@ -31,14 +31,14 @@ def test_the_first_epochs_see_half_the_resolution_and_resuming_equals_going_on(
 ) -> None:
     root = data_samples.make_dataset(tmp_path / "data")
     seen: list[tuple[int, ...]] = []
-    pair_step = MindRegistration.pair_step
+    pair_loss = MindRegistration.pair_loss
 
-    def noting(self: MindRegistration, moving: Any, fixed: Any) -> Any:
+    def noting(self: MindRegistration, moving: Any, fixed: Any, inverse: bool = False) -> Any:
         assert moving.clean.shape == moving.mask.shape == moving.seen[:, :1].shape
         seen.append(tuple(moving.clean.shape[2:]))
-        return pair_step(self, moving, fixed)
+        return pair_loss(self, moving, fixed, inverse)
 
-    monkeypatch.setattr(MindRegistration, "pair_step", noting)
+    monkeypatch.setattr(MindRegistration, "pair_loss", noting)
     whole = fit(root, tmp_path / "runs", "whole")
     full = tuple(whole[CARD_KEY]["shape"])
     half = tuple(size // 2 for size in full)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sitreg_lumir.cli import main
+from sitreg_lumir.network.sitreg import Stage
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
 from sitreg_lumir.train.module import MindRegistration
 from sitreg_lumir.train.triplets import View, pair_of, scale_gradient, three_pairs_in_turn
@@ -247,13 +248,13 @@ def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_checkpoint(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = tmp_path / "runs"
-    original = MindRegistration.pair_step
+    original = MindRegistration.pair_loss
 
-    def broken(self: MindRegistration, moving: View, fixed: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        loss, disp, disp_inv = original(self, moving, fixed)
-        return loss * (float("nan") if self.global_step == 2 else 1.0), disp, disp_inv
+    def broken(self: MindRegistration, *views: View, **options: bool) -> tuple[torch.Tensor, Stage]:
+        loss, last = original(self, *views, **options)
+        return loss * (float("nan") if self.global_step == 2 else 1.0), last
 
-    monkeypatch.setattr(MindRegistration, "pair_step", broken)
+    monkeypatch.setattr(MindRegistration, "pair_loss", broken)
     assert main(arguments(root, runs, "broken")) == 2
     error = capsys.readouterr().err
     assert "not finite at step 2" in error and "_0000" in error

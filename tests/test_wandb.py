@@ -199,10 +199,10 @@ def test_a_run_that_fails_says_how_to_upload_what_it_logged(
 ) -> None:
     data_samples.make_dataset(tmp_path / "data")
 
-    def broken(self: MindRegistration, *views: Any) -> None:
+    def broken(self: MindRegistration, *views: Any, **options: Any) -> None:
         raise InputError("broken on purpose")
 
-    monkeypatch.setattr(MindRegistration, "pair_step", broken)
+    monkeypatch.setattr(MindRegistration, "pair_loss", broken)
     with pytest.raises(InputError, match="on purpose"):
         fit(arguments(tmp_path), RunOptions(tmp_path / "runs" / "mine", wandb_images=False))
     assert wandb.run is None

@@ -167,7 +167,7 @@ class ControlPointHead(nn.Module):
         odd = convolve(fastest_layout(parts.pop()), of_difference, padding=1)
         even = convolve(fastest_layout(parts.pop()), of_sum, convolution.bias, padding=1)
         if torch.is_grad_enabled():
-            orders: Tensor = _SumAndDifference.apply(even, odd)
+            orders: Tensor = _SumAndDifference.apply(even, odd)  # type: ignore[no-untyped-call]
             del even, odd
             raw, raw_reverse = self.final(self.block.after_first(orders)).chunk(2)
         else:  # one order after the other takes half the memory

@@ -20,8 +20,9 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.measures.losses import similarity
 from sitreg_lumir.measures.metrics import RegistrationScores, values_outside
 from sitreg_lumir.network.mind import Mind
-from sitreg_lumir.network.sitreg import SITReg, run_stages
+from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
 from sitreg_lumir.network.weights import CARD_KEY, ModelCard
+from sitreg_lumir.train.rates import check_share, learning_rate
 from sitreg_lumir.train.terms import LossTerm, PairOutputs, pair_terms
 from sitreg_lumir.train.triplets import (
     View,
@@ -46,6 +47,10 @@ class RegistrationModule(LightningModule):
         augmentation: of the views that the network sees in training; the loss always compares clean ones.
         recompute: compute the networks' activations again in the backward pass instead of keeping them.
         coarse_epochs: so many epochs at the beginning see the images at half resolution.
+        coarse_window: of the local correlation in these epochs, voxels of half resolution; None: as in the others.
+        stage_every: earlier stages count in every so many-th step only, with so many times the weight.
+        one_direction: whether pairs are compared on the fixed grid alone; triplets always are on both.
+        final_rate_share: of the learning rate, at the end of training.
     """
 
     def __init__(
@@ -60,16 +65,27 @@ class RegistrationModule(LightningModule):
         augmentation: Augmentation | None,
         recompute: bool,
         coarse_epochs: int,
+        coarse_window: int | None,
+        stage_every: int,
+        one_direction: bool,
+        final_rate_share: float,
     ) -> None:
         super().__init__()
         if coarse_epochs < 0:
             raise InputError(f"--model.coarse_epochs {coarse_epochs}: must be 0 or more")
-        self.recompute, self.coarse_epochs = recompute, coarse_epochs
+        for name, width in (("window", window), ("coarse_window", coarse_window)):
+            if width is not None and (width < 1 or width % 2 == 0):
+                raise InputError(f"--model.{name} {width}: must be odd and positive")
+        if stage_every < 1:
+            raise InputError(f"--model.stage_every {stage_every}: must be 1 or more")
+        check_share(final_rate_share)
+        self.recompute, self.coarse_epochs, self.coarse_window = recompute, coarse_epochs, coarse_window
+        self.stage_every, self.one_direction, self.final_rate_share = stage_every, one_direction, final_rate_share
         self.mind: Mind | None = None
         self.network = SITReg(in_channels=in_channels, features=features, head_features=head_features)
         self.learning_rates = {0: learning_rate}  # first epoch -> rate from there on; callbacks add theirs
         self.augmentation = augmentation
-        self.terms: list[LossTerm] = pair_terms(diffusion_weight, stage_weight, window)
+        self.terms: list[LossTerm] = pair_terms(diffusion_weight, stage_weight, stage_every, one_direction)
         self.values: dict[str, list[Tensor]] = {}  # of the loss terms in this step
         self.scores, self.lncc = RegistrationScores(), MeanMetric()
         self.told_of_labels = False
@@ -96,7 +112,9 @@ class RegistrationModule(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets the epoch's learning rate, since restoring Adam's state brings the old one back."""
-        rate = self.learning_rates[max(epoch for epoch in self.learning_rates if epoch <= self.current_epoch)]
+        rate = learning_rate(
+            self.learning_rates, self.fractional_epoch(), self.trainer.max_epochs, self.final_rate_share
+        )
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -112,7 +130,7 @@ class RegistrationModule(LightningModule):
         alone = self.trainer.world_size == 1 or count == 2
         needed = range(count) if alone else pair_of(self.global_rank)
         views = [self.view(batch, position, position in needed) for position in range(count)]
-        loss = self.pair_step(views[0], views[1])[0] if count == 2 else self.triplet_step(views)
+        loss = self.pair_loss(views[0], views[1])[0] if count == 2 else self.triplet_step(views)
         if not torch.isfinite(loss):
             names = "; ".join(", ".join(group) for group in batch["names"])
             raise InputError(
@@ -131,19 +149,28 @@ class RegistrationModule(LightningModule):
 
     def pair_step(self, moving: View, fixed: View) -> tuple[Tensor, Tensor, Tensor]:
         """One pair's weighted loss, and its last fields ``disp`` and ``disp_inv``."""
+        loss, last = self.pair_loss(moving, fixed, inverse=True)
+        return loss, last.disp, last.disp_inv
+
+    def pair_loss(self, moving: View, fixed: View, inverse: bool = False) -> tuple[Tensor, Stage]:
+        """One pair's weighted loss and its last stage, with the inverse field where a term or the caller needs it."""
         assert moving.seen is not None and fixed.seen is not None
+        active = self.active_terms("pair")
         stages = run_stages(
             [self.network],
             fixed=fixed.seen,
             moving=moving.seen,
-            levels=range(self.network.levels),
+            levels=range(self.network.levels) if any(term.earlier for term, _ in active) else (0,),
+            inverse=inverse or any(term.inverse for term, _ in active),
             recompute=self.recompute,
         )
-        outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask)
+        coarse = self.current_epoch < self.coarse_epochs
+        window = self.coarse_window if coarse and self.coarse_window is not None else self.window
+        outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask, window)
         loss = fixed.clean.new_zeros(())
-        for term, weight in self.active_terms("pair"):
+        for term, weight in active:
             loss = loss + weight * self.noted(term.name, term.call(outputs))
-        return loss, stages[-1].disp, stages[-1].disp_inv
+        return loss, stages[-1]
 
     def triplet_step(self, views: list[View]) -> Tensor:
         """Mean loss of a triplet's pairs, and its group consistency: all three here, or one on each of three ranks."""
@@ -250,10 +277,18 @@ class RegistrationModule(LightningModule):
                 "coarse_epochs": min(self.coarse_epochs, self.current_epoch),
                 "steps": self.global_step,
                 "diffusion_weight": self.diffusion_weight,
+                **self.other_options(),
                 "augmentation": None if seen is None else {name: list(value) for name, value in vars(seen).items()},
             },
             version=__version__,
         )
+
+    def other_options(self) -> dict[str, Any]:
+        """For the card, the options that are not the published ones."""
+        published: dict[str, Any] = {"window": 11, "coarse_window": None, "stage_every": 1, "one_direction": False}
+        published |= {"final_rate_share": 1.0}
+        found = {name: getattr(self, name) for name in published}
+        return {name: value for name, value in found.items() if value != published[name]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CARD_KEY] = asdict(self.card())
@@ -276,10 +311,14 @@ class RawRegistration(RegistrationModule):
         augmentation: Augmentation | None = None,
         recompute: bool = False,
         coarse_epochs: int = 0,
+        coarse_window: int | None = None,
+        stage_every: int = 1,
+        one_direction: bool = False,
+        final_rate_share: float = 1.0,
     ) -> None:
         super().__init__(
             1, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation, recompute,
-            coarse_epochs,
+            coarse_epochs, coarse_window, stage_every, one_direction, final_rate_share,
         )  # fmt: skip
 
 
@@ -297,6 +336,13 @@ class MindRegistration(RegistrationModule):
         recompute: compute activations again in the backward pass: less memory, a little more time, the same numbers.
         coarse_epochs: so many epochs at the beginning see the images at half resolution, where a step costs about a
             sixth; the weights go on to the full one.
+        coarse_window: of the local correlation in these epochs, voxels of half resolution; None: as in the others.
+        stage_every: the losses of earlier stages count in every so many-th step only, with so many times the weight:
+            the same gradient on average, and less work.
+        one_direction: compare pairs on the fixed grid alone. Images come in both orders, so that both directions
+            learn; a step computes less. Triplets always compare on both grids.
+        final_rate_share: share of the learning rate that is left at the end of training; below 1, the rate falls
+            along half a cosine over the Trainer's ``max_epochs``.
         sigma: of MIND's patches, voxels.
     """
 
@@ -311,10 +357,14 @@ class MindRegistration(RegistrationModule):
         augmentation: Augmentation | None = None,
         recompute: bool = False,
         coarse_epochs: int = 0,
+        coarse_window: int | None = None,
+        stage_every: int = 1,
+        one_direction: bool = False,
+        final_rate_share: float = 1.0,
         sigma: float = 0.5,
     ) -> None:
         super().__init__(
             6, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation, recompute,
-            coarse_epochs,
+            coarse_epochs, coarse_window, stage_every, one_direction, final_rate_share,
         )  # fmt: skip
         self.mind = Mind(sigma)

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.network.weights import read_checkpoint
+from sitreg_lumir.train.averaging import WeightAverage
 from sitreg_lumir.train.callbacks import AtomicCheckpointIO, RunMetrics, checkpoint_callbacks, drop_rows_from
 from sitreg_lumir.train.configs import nearest, resolve_config
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
@@ -31,7 +32,13 @@ from sitreg_lumir.train.signals import StopOnSignal
 from sitreg_lumir.train.throughput import Throughput
 from sitreg_lumir.train.tracking import DataRecord, finish, variant, wandb_logger
 
-BY_SHORT_NAME = (MindRegistration, RawRegistration, NdvPenalty, GroupConsistency)  # imported, so configs can name them
+BY_SHORT_NAME = (
+    MindRegistration,
+    RawRegistration,
+    NdvPenalty,
+    GroupConsistency,
+    WeightAverage,
+)  # imported, so configs can name them
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 30,

@@ -19,6 +19,7 @@ class PairOutputs:
         moving: clean view.
         fixed_mask: bool, ``(B, 1, X, Y, Z)``.
         moving_mask: bool.
+        window: of the LNCC at this resolution, voxels.
     """
 
     stages: Sequence[Stage]
@@ -26,6 +27,7 @@ class PairOutputs:
     moving: Tensor
     fixed_mask: Tensor
     moving_mask: Tensor
+    window: int = 11
 
 
 @dataclass(frozen=True)
@@ -38,30 +40,41 @@ class LossTerm:
         weight: of (epoch with fraction, optimiser step); 0 means that the term is not evaluated. A pure function,
             so that resuming has nothing to restore.
         call: the value.
+        earlier: whether it looks at the stages before the last.
+        inverse: whether it looks at inverse fields.
     """
 
     name: str
     scope: str
     weight: Callable[[float, int], float]
     call: Callable[..., Tensor]
+    earlier: bool = False
+    inverse: bool = True
 
 
-def pair_terms(diffusion_weight: float, stage_weight: float, window: int) -> list[LossTerm]:
+def pair_terms(
+    diffusion_weight: float, stage_weight: float, stage_every: int = 1, one_direction: bool = False
+) -> list[LossTerm]:
     """The terms of the first phase: LNCC and diffusion of the result, and weakly of every earlier stage.
 
     Args:
         diffusion_weight: of the smoothness against the similarity.
         stage_weight: of each earlier stage against the last.
-        window: of the LNCC, voxels.
+        stage_every: earlier stages count in every so many-th step only, with so many times the weight.
+        one_direction: of the fields on the fixed grid alone.
     """
 
     def stage_similarity(outputs: PairOutputs, stage: Stage) -> Tensor:
         fixed, moving = (outputs.fixed, outputs.fixed_mask), (outputs.moving, outputs.moving_mask)
-        there = similarity(stage.disp, fixed[0], moving[0], fixed[1], moving[1], window)
-        back = similarity(stage.disp_inv, moving[0], fixed[0], moving[1], fixed[1], window)
+        there = similarity(stage.disp, fixed[0], moving[0], fixed[1], moving[1], outputs.window)
+        if one_direction:
+            return there
+        back = similarity(stage.disp_inv, moving[0], fixed[0], moving[1], fixed[1], outputs.window)
         return (there + back) / 2
 
     def stage_diffusion(stage: Stage) -> Tensor:
+        if one_direction:
+            return diffusion(stage.disp)
         return (diffusion(stage.disp) + diffusion(stage.disp_inv)) / 2
 
     def earlier_stages(outputs: PairOutputs) -> Tensor:
@@ -71,18 +84,18 @@ def pair_terms(diffusion_weight: float, stage_weight: float, window: int) -> lis
         ]
         return sum(values, start=outputs.fixed.new_zeros(()))
 
+    def of_last(value: Callable[[PairOutputs], Tensor], name: str, weight: float) -> LossTerm:
+        return LossTerm(name, "pair", lambda epoch, step: weight, value, inverse=not one_direction)
+
     return [
+        of_last(lambda outputs: stage_similarity(outputs, outputs.stages[-1]), "lncc", 1.0),
+        of_last(lambda outputs: stage_diffusion(outputs.stages[-1]), "diffusion", diffusion_weight),
         LossTerm(
-            "lncc",
+            "earlier_stages",
             "pair",
-            lambda epoch, step: 1.0,
-            lambda outputs: stage_similarity(outputs, outputs.stages[-1]),
+            lambda epoch, step: 0.0 if step % stage_every else stage_every * stage_weight,
+            earlier_stages,
+            earlier=True,
+            inverse=not one_direction,
         ),
-        LossTerm(
-            "diffusion",
-            "pair",
-            lambda epoch, step: diffusion_weight,
-            lambda outputs: stage_diffusion(outputs.stages[-1]),
-        ),
-        LossTerm("earlier_stages", "pair", lambda epoch, step: stage_weight, earlier_stages),
     ]
