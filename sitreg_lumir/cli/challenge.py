@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from sitreg_lumir.cli.parsing import Verbs, refuse, verb
+from sitreg_lumir.cli.parsing import Verbs, add_allow_imports, refuse, verb
 from sitreg_lumir.data.groups import labels_problem
 from sitreg_lumir.errors import InputError
 
@@ -42,6 +42,7 @@ def add_predict(verbs: Verbs) -> None:
         default="float32",
         help="of the convolutions: bfloat16 is faster, its fields differ by hundredths of a voxel (default: float32)",
     )
+    add_allow_imports(parser)
     parser.set_defaults(run=_predict)
 
 
@@ -51,7 +52,7 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> None:
     predict(
         options.members, options.output, rest, inverse=options.inverse, warped=options.warped,
         disagreement=options.disagreement, overwrite=options.overwrite, device=options.device, devices=options.devices,
-        precision=options.precision,
+        precision=options.precision, allow_imports=options.allow_imports,
     )  # fmt: skip
 
 
@@ -167,6 +168,7 @@ def add_container(verbs: Verbs) -> None:
         names = ("-o", option) if option == "--output" else (option,)
         parser.add_argument(*names, type=Path, default=Path(path), metavar=name, help=f"{text} (default: {path})")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: auto")
+    add_allow_imports(parser)
     parser.set_defaults(run=_container)
 
 
@@ -174,7 +176,10 @@ def _container(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "container")
     from sitreg_lumir.train.container import run_container
 
-    run_container(options.dataset, options.images, options.members, options.output, device=options.device)
+    run_container(
+        options.dataset, options.images, options.members, options.output, device=options.device,
+        allow_imports=options.allow_imports,
+    )  # fmt: skip
 
 
 def add_demo(verbs: Verbs) -> None:

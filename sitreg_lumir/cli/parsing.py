@@ -28,6 +28,18 @@ def add_header_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_allow_imports(parser: argparse.ArgumentParser) -> None:
+    """Modules of the user's that members may need."""
+    parser.add_argument(
+        "--allow-imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module, such as my_variant (my_variant.py in the working folder), from which members may take the "
+        "class of their input transform; importing runs its code",
+    )
+
+
 def refuse(rest: Sequence[str], parser_of: str) -> None:
     """Arguments that the verb does not know."""
     if rest:

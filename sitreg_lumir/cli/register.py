@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sitreg_lumir.cli.parsing import Verbs, add_header_options, refuse, verb
+from sitreg_lumir.cli.parsing import Verbs, add_allow_imports, add_header_options, refuse, verb
 from sitreg_lumir.errors import InputError
 
 MORE = """\
@@ -76,6 +76,7 @@ def add_register(verbs: Verbs) -> None:
     )
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or gpu (default: auto)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    add_allow_imports(parser)
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier registration in OUT")
     parser.set_defaults(run=_run)
@@ -105,7 +106,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
               "assume_orientation": options.assume_orientation, "padding_mm": options.padding,
               "report": not options.no_report, "overwrite": options.overwrite}  # fmt: skip
     pairs = None if options.pairs is None else read_pairs(options.pairs)
-    model = load_model(options.members, device=options.device, precision=options.precision)
+    model = load_model(
+        options.members, device=options.device, precision=options.precision, allow_imports=options.allow_imports
+    )
     if pairs is None:
         found = register(out=options.output, model=model, **files, **common)
         print(f"verdict: {found.verdict}" + "".join(f"\n  {reason}" for reason in found.summary["reasons"]))

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sitreg_lumir.cli.parsing import Verbs, refuse, verb
+from sitreg_lumir.cli.parsing import Verbs, add_allow_imports, refuse, verb
 from sitreg_lumir.errors import InputError
 
 FIT_MORE = """\
@@ -13,6 +13,9 @@ Every setting of the data, the model and Lightning's Trainer is an option, too:
   --data.batch_size 4          pairs in one step, over all devices
   --model.augmentation Augmentation    augmented views for the network
   --trainer.max_epochs 30      --trainer.devices 3      --trainer.precision 32-true
+  --model my_variant.MyRegistration    a class of yours in my_variant.py in the working folder; what it keeps of the
+                               defaults is its own affair. What its network sees is its input_transform, an nn.Module:
+                               --model RegistrationModule --model.input_transform my_variant.Gradient
 `sitreg-lumir fit --options` lists all of them; `--print_config` shows the resolved config.
 
 example: sitreg-lumir fit --config minilumir/mind_small --data.root ../shared/minilumir/2mm
@@ -31,6 +34,12 @@ def add_fit(verbs: Verbs) -> None:
         const="last",
         metavar="CKPT",
         help="go on from the run's last.ckpt, or from CKPT",
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="MEMBER",
+        help="fine-tune: start a new run with the weights of this member (a shipped one by name, such as member1, a "
+        ".safetensors or .ckpt file, or a file of the authors' code)",
     )
     parser.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS", help="default: 50")
     parser.add_argument(
@@ -83,6 +92,7 @@ def _fit(options: argparse.Namespace, rest: list[str]) -> None:
             options.keep_every,
             options.panels_every,
             options.wandb_images,
+            options.init_from,
         ),
     )
 
@@ -114,14 +124,27 @@ def _validate(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def add_export(verbs: Verbs) -> None:
-    more = "example: sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors"
+    more = (
+        "With --official CKPT is a file of the authors' training code (model_epoch_030.pt) or a state dict of their\n"
+        "network; channels, levels and convolutions are read from the tensors.\n\n"
+        "example: sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors\n"
+        "         sitreg-lumir export model_epoch_030.pt --official --dataset LUMIR -o official.safetensors"
+    )
     parser = verb(verbs, "export", "Turn a checkpoint into safetensors + JSON that hold all that predict needs.", more)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="ends in .safetensors")
     parser.add_argument("--half", action="store_true", help="store half precision")
     parser.add_argument("--official", action="store_true", help="CKPT was saved by the authors' code; needs --dataset")
     parser.add_argument("--dataset", type=Path, metavar="JSON", help="with --official: the data set it was trained on")
+    parser.add_argument(
+        "--groups",
+        type=int,
+        metavar="N",
+        help="with --official: of the group normalisations, which the file does not tell (default: what "
+        "training_config.json beside it says, else 4 as in the LUMIR configuration)",
+    )
     parser.add_argument("--licence", default=None, help="of the weights, for the card")
+    add_allow_imports(parser)
     parser.set_defaults(run=_export)
 
 
@@ -131,4 +154,9 @@ def _export(options: argparse.Namespace, rest: list[str]) -> None:
 
     if options.official != (options.dataset is not None):
         raise InputError("--official and --dataset belong together: the file does not say its grid, the data set does")
-    export(options.checkpoint, options.output, half=options.half, licence=options.licence, dataset=options.dataset)
+    if options.groups is not None and not options.official:
+        raise InputError("--groups: only with --official; the members of this package know theirs")
+    export(
+        options.checkpoint, options.output, half=options.half, licence=options.licence, dataset=options.dataset,
+        groups=options.groups, allow_imports=options.allow_imports,
+    )  # fmt: skip

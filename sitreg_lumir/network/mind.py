@@ -24,6 +24,8 @@ class Mind(nn.Module):
     of the channels, the edge replication and the guard are this project's.
     """
 
+    channels = 6
+
     def __init__(self, sigma: float = 0.5, radius: int = 2) -> None:
         super().__init__()
         if sigma <= 0 or radius < 1:

@@ -1,16 +1,28 @@
-"""Weights of the official SITReg implementation: its parameter names, and networks from its state dicts."""
+"""Weights of the official SITReg implementation: its parameter names, and networks from its state dicts.
 
+Its training code writes ``{"registration_network": state dict}`` into ``model_epoch_030.pt``, the optimiser's state into
+a file of its own, and its settings into ``training_config.json`` beside them.
+"""
+
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.network.sitreg import SITReg
 from sitreg_lumir.network.weights import Member, ModelCard
+
+_EXTRACTOR, _HEADS, _AFFINE = "_feature_extractor", "_not_none_dense_extration_networks", "_affine_extraction_network"
+_BLOCKS = f"{_EXTRACTOR}.downsampling_blocks"
+_OFFICIAL = re.compile(rf"((?:.*\.)?)(?:{_EXTRACTOR}|{_HEADS}|{_AFFINE})\.")
+_LUMIR_GROUPS = 4
 
 _CONV = r"(convolutions\.\d+)\.(weight|bias)"
 _OFFICIAL_NAMES = (  # (our name, official name), both as regular expression and replacement
@@ -47,84 +59,258 @@ def official_name(name: str) -> str:
     raise ValueError(f"{name} is not a parameter of SITReg")
 
 
+@dataclass(frozen=True, eq=False)
+class OfficialWeights:
+    """What a file of the official implementation gives.
+
+    Attributes:
+        network: float32, on the CPU.
+        groups_from: a sentence on how the number of groups was chosen.
+        shape: of the grid, where ``training_config.json`` tells it.
+    """
+
+    network: SITReg
+    groups_from: str
+    shape: list[int] | None
+
+
 def network_from_official(state: Mapping[str, Tensor], groups: int = 4, bound_multiplier: float = 0.99) -> SITReg:
     """A network from a state dict with the official parameter names; sizes are read from the tensors.
 
+    Empty buffers are left out: the official implementation's coordinate systems register some.
+
+    Args:
+        state: tensors by official names.
+        groups: of the group normalisations; the tensors do not tell it.
+        bound_multiplier: share of the control point bound that is used; the tensors do not tell it.
+
     Raises:
-        ValueError: parameters are missing, unknown or of another shape.
+        ValueError: parameters are missing, unknown or of another shape; or it is an architecture that this package
+            does not have: an affine stage, levels without a head, blocks that differ in their convolutions, 2-D.
     """
-    heads = "_not_none_dense_extration_networks"
+    state = {name: tensor for name, tensor in state.items() if tensor.numel() > 0}
+    sizes = _sizes(state)
     try:
-        first = state["_feature_extractor.initial_projection.weight"]
-        levels = 1 + max(int(key.split(".")[1]) for key in state if key.startswith(heads))
-        convolutions = 1 + max(
-            int(key.split(".")[3]) for key in state if key.startswith("_feature_extractor.initial_convs.convolutions.")
-        )
-        features = [first.shape[0]] + [
-            state[f"_feature_extractor.downsampling_blocks.{level}.projection.conv.weight"].shape[0]
-            for level in range(levels - 1)
-        ]
-        head_features = [state[f"{heads}.{level}.final_convolution.conv.weight"].shape[1] for level in range(levels)]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"not a state dict of the official SITReg: {error} is missing") from None
-    network = SITReg(
-        in_channels=first.shape[1],
-        features=features,
-        head_features=head_features,
-        convolutions=convolutions,
-        groups=groups,
-        bound_multiplier=bound_multiplier,
-    ).to(first.dtype)
-    ours = {name: official_name(name) for name in network.state_dict()}
-    unknown = sorted(set(state) - set(ours.values()))
-    missing = sorted(set(ours.values()) - set(state))
+        network = SITReg(**sizes, groups=groups, bound_multiplier=bound_multiplier)
+    except ValueError as error:
+        raise ValueError(f"groups={groups} do not go with features {sizes['features']}: {error}") from None
+    network.to(next(iter(state.values())).dtype)
+    ours = {official_name(name): tensor for name, tensor in network.state_dict().items()}
+    unknown, missing = sorted(set(state) - set(ours)), sorted(set(ours) - set(state))
     if unknown or missing:
-        raise ValueError(f"not a state dict of this SITReg: missing {missing[:3]}, unknown {unknown[:3]}")
-    network.load_state_dict({name: state[official] for name, official in ours.items()})
+        raise ValueError(f"not a state dict of the official SITReg:{_listed('missing', missing, unknown)}")
+    for name, tensor in ours.items():
+        if tensor.shape != state[name].shape:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, but {tuple(tensor.shape)} was expected")
+        if not bool(torch.isfinite(state[name]).all()):
+            raise ValueError(f"{name} holds values that are not finite")
+    network.load_state_dict({name: state[official_name(name)] for name in network.state_dict()})
     return network
 
 
-def import_official(path: str | Path, shape: Sequence[int], affine: Sequence[Sequence[float]]) -> Member:
-    """A member from a file that the official implementation saved: a state dict, or one inside a dictionary.
+def _listed(first: str, missing: Sequence[str], unknown: Sequence[str]) -> str:
+    told = ""
+    for word, names in ((first, missing), ("unknown", unknown)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            told += f" {word} {', '.join(names[:3])}{more};"
+    return told.rstrip(";")
 
-    With 6 input channels it is taken to see MIND features as this package computes them.
+
+def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Constructor arguments of :class:`SITReg`, from names and shapes."""
+    affine = next((name for name in state if name.startswith(f"{_AFFINE}.")), None)
+    if affine is not None:
+        raise ValueError(f"it has an affine stage ({affine}), which this package does not have")
+
+    def shape(name: str) -> torch.Size:
+        if name not in state:
+            raise ValueError(f"not a state dict of the official SITReg: {name} is missing")
+        if state[name].ndim != 5:
+            raise ValueError(
+                f"{name} has shape {tuple(state[name].shape)}, but a network of volumes has five axes there"
+            )
+        return state[name].shape
+
+    def count(prefix: str) -> int:
+        """How many numbered entries a module list has."""
+        found = {int(m[1]) for name in state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
+        if found and found != set(range(len(found))):
+            gap = min(set(range(max(found) + 1)) - found)
+            raise ValueError(f"not a state dict of the official SITReg: {prefix}.{gap} is missing")
+        return len(found)
+
+    features, channels = shape(f"{_EXTRACTOR}.initial_projection.weight")[:2]
+    levels, heads = 1 + count(_BLOCKS), count(_HEADS)
+    if heads != levels:
+        raise ValueError(
+            f"it has {levels} levels of features, but {heads} heads ({_HEADS}); this package needs one for each"
+        )
+    blocks = [f"{_EXTRACTOR}.initial_convs", *(f"{_BLOCKS}.{level}.conv" for level in range(levels - 1))]
+    blocks += [f"{_HEADS}.{level}.convolutions" for level in range(heads)]
+    convolutions = {block: count(f"{block}.convolutions") for block in blocks}
+    if len(set(convolutions.values())) > 1:
+        least, most = (choose(convolutions, key=convolutions.__getitem__) for choose in (min, max))
+        raise ValueError(
+            f"{least} has {convolutions[least]} convolutions and {most} {convolutions[most]}; "
+            "this package has as many in every block"
+        )
+    return {
+        "in_channels": channels,
+        "features": [
+            features, *(shape(f"{_BLOCKS}.{level}.projection.conv.weight")[0] for level in range(levels - 1))
+        ],
+        "head_features": [shape(f"{_HEADS}.{level}.final_convolution.conv.weight")[1] for level in range(heads)],
+        "convolutions": convolutions[blocks[0]],
+    }  # fmt: skip
+
+
+def read_official(path: str | Path, groups: int | None = None) -> OfficialWeights:
+    """The network in a file that the official implementation saved: its training file, or a bare state dict.
+
+    Names may start with a common prefix such as ``module.``.
 
     Args:
-        path: read with ``weights_only=True``.
-        shape: of the grid the network was trained on; the file does not say it.
-        affine: 4x4, voxel to world (RAS, mm) of that grid.
+        path: read with ``weights_only=True``; or ``.safetensors``.
+        groups: of the group normalisations, which the tensors do not tell. By default what ``training_config.json``
+            beside the file says, else 4, as in the authors' LUMIR configuration.
 
     Raises:
-        InputError: missing, damaged, or not such a state dict.
+        InputError: missing, damaged, no such state dict or several, or of an architecture that this package lacks.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # torch raises many kinds for damaged or foreign files
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: cannot be read as weights ({reason})") from None
-    state = _find_state(content)
-    if state is None:
-        raise InputError(f"{path}: holds no state dict of the official SITReg")
+    settings = _training_config(path)
+    told, groups_from = settings.get("groups"), "as --groups says"
+    if groups is None:
+        groups = told or _LUMIR_GROUPS
+        groups_from = (
+            "as training_config.json says" if told else "as in the LUMIR configuration; the file does not tell"
+        )
     try:
-        network = network_from_official(state).float()
+        state = _only_state(content)
+        network = network_from_official(state, groups, settings.get("bound_multiplier", 0.99)).float()
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())[:200]}") from None
-    mind = {"sigma": 0.5, "radius": 2} if network.architecture["in_channels"] == 6 else None
+        raise InputError(f"{path}: {' '.join(str(error).split())[:400]}") from None
+    features = settings.get("features")
+    if features is not None and features != network.architecture["features"]:
+        raise InputError(
+            f"{path.with_name('training_config.json')}: says features {features}, but {path.name} has "
+            f"{network.architecture['features']}; the file belongs to another training"
+        )
+    return OfficialWeights(network.eval(), f"{groups} groups, {groups_from}", settings.get("shape"))
+
+
+def import_official(
+    path: str | Path, shape: Sequence[int], affine: Sequence[Sequence[float]], groups: int | None = None
+) -> Member:
+    """A member from a file that the official implementation saved; see :func:`read_official`.
+
+    With 6 input channels it is taken to see MIND features as this package computes them.
+
+    Args:
+        path: of the file.
+        shape: of the grid the network was trained on; the file does not say it.
+        affine: 4x4, voxel to world (RAS, mm) of that grid.
+        groups: of the group normalisations.
+
+    Raises:
+        InputError: missing, damaged, not such a state dict, or trained on another input or grid.
+    """
+    path = Path(path)
+    found = read_official(path, groups)
+    channels = found.network.architecture["in_channels"]
+    if channels not in (1, 6):
+        raise InputError(f"{path}: has {channels} input channels; known are 1 (intensities) and 6 (MIND)")
+    if found.shape is not None and found.shape != list(shape):
+        raise InputError(
+            f"{path.with_name('training_config.json')}: the network was trained on {tuple(found.shape)}, but the data "
+            f"set's volumes are {tuple(shape)}; name the data set that it was trained on"
+        )
+    mind = {"sigma": 0.5, "radius": 2} if channels == 6 else None
     rows = [[float(value) for value in row] for row in affine]
-    card = ModelCard(network.architecture, mind, list(shape), rows, training={"imported": path.name})
-    return Member(network, card).eval()
+    training = {"imported": path.name, "groups": found.groups_from}
+    return Member(
+        found.network, ModelCard(found.network.architecture, mind, list(shape), rows, training=training)
+    ).eval()
 
 
-def _find_state(content: Any) -> dict[str, Tensor] | None:
-    """The tensors with official names, here or in a nested dictionary, without a common prefix."""
+def _only_state(content: Any) -> dict[str, Tensor]:
+    """The one state dict with official names in a file's content, without a common prefix.
+
+    Raises:
+        ValueError: there is none, or several, or other tensors stand among its names.
+    """
+    found = _find_states(content, "")
+    if len(found) > 1:
+        raise ValueError(f"holds several models ({', '.join(sorted(found))}); save one of them alone")
+    if not found:
+        optimiser = isinstance(content, Mapping) and any(
+            isinstance(value, Mapping) and "param_groups" in value for value in (content, *content.values())
+        )
+        hint = ": this is an optimiser's state; name the file of the model, model_epoch_..." if optimiser else ""
+        raise ValueError(f"holds no state dict of the official SITReg{hint}")
+    return next(iter(found.values()))
+
+
+def _find_states(content: Any, place: str) -> dict[str, dict[str, Tensor]]:
+    """State dicts with official names by where they stand, in a dictionary and those within it."""
     if not isinstance(content, Mapping):
-        return None
-    marker = "_feature_extractor.initial_projection.weight"
-    for key in content:
-        if isinstance(key, str) and key.endswith(marker):
-            prefix = key.removesuffix(marker)
-            return {name.removeprefix(prefix): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-    return next(filter(None, map(_find_state, content.values())), None)
+        return {}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    prefixes = {match[1] for name in tensors if (match := _OFFICIAL.match(name))}
+    found: dict[str, dict[str, Tensor]] = {}
+    for prefix in prefixes:
+        where = f"{place}{prefix}".rstrip(".") or "the file itself"
+        found[where] = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    stray = [name for name, value in tensors.items() if value.numel() and not name.startswith(tuple(prefixes))]
+    if len(prefixes) == 1 and stray:
+        raise ValueError(f"holds tensors that do not belong to the network: {', '.join(sorted(stray)[:3])}")
+    for name, value in content.items():
+        found.update(_find_states(value, f"{place}{name}."))
+    return found
+
+
+def _training_config(path: Path) -> dict[str, Any]:
+    """What ``training_config.json`` beside a file tells of the network beyond its tensors.
+
+    Raises:
+        InputError: the settings are such that this package has no such network.
+    """
+    file = path.with_name("training_config.json")
+    if not file.is_file():
+        return {}
+    try:
+        model = json.loads(file.read_text(encoding="utf-8"))["application"]["config"]["model"]
+        normalizer, activation = model["normalizer"], model.get("activation", {"type": "ReLUFactory"})
+        kinds = normalizer["type"], activation["type"]
+        told = {
+            "groups": int(normalizer["args"]["n_groups"]) if kinds[0] == "GroupNormalizerFactory" else None,
+            "bound_multiplier": float(model["max_control_point_multiplier"]),
+            "shape": [int(size) for size in model["input_shape"]],
+            "features": [int(count) for count in model["n_features_per_resolution"]],
+        }
+        factors = [float(factor) for factor in model["transformation_downsampling_factor"]]
+    except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
+        raise InputError(
+            f"{file}: cannot be understood as the settings of {path.name} ({type(error).__name__}: {error}); mend it, or "
+            "move the weights to a folder of their own"
+        ) from None
+    for name, value, wanted in (
+        ("normalizer", kinds[0], "GroupNormalizerFactory"),
+        ("activation", kinds[1], "ReLUFactory"),
+        ("transformation_downsampling_factor", factors, [1.0] * 3),
+    ):
+        if value != wanted:
+            raise InputError(f"{file}: {name} is {value}; this package has {wanted} only")
+    return told

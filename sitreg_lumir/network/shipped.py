@@ -25,7 +25,12 @@ def default_members() -> list[Path]:
             return member_files([part for part in named.split(os.pathsep) if part])
         except InputError as error:
             raise InputError(f"{VARIABLE}: {error}") from None
-    files = sorted(SHIPPED.glob("*.safetensors"))
+    files = shipped_members()
     if not files:
         raise InputError(f"{SHIPPED}: no trained members here; name some, or set {VARIABLE} to a file or folder")
     return files
+
+
+def shipped_members() -> list[Path]:
+    """The files of the members that come with the package."""
+    return sorted(SHIPPED.glob("*.safetensors"))

@@ -8,7 +8,7 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,125 +19,170 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.network.card import CARD_KEY as CARD_KEY
+from sitreg_lumir.network.card import ModelCard as ModelCard
+from sitreg_lumir.network.input_transform import STATE_PREFIX, channels_of, make
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg
 
-CARD_KEY = "sitreg_lumir"  # where a Lightning checkpoint keeps the card
-INTENSITY_RULE = "stored 0..255 -> stored / 255; mask = stored > 0; 0 outside the mask"
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What must be known to use a member; plain values only.
-
-    Attributes:
-        architecture: constructor arguments of :class:`SITReg`.
-        mind: constructor arguments of :class:`Mind`, or None for raw intensities.
-        shape: of the grid the member was trained on.
-        affine: 4x4, voxel to world (RAS, mm) of that grid.
-        intensity: what stored values mean.
-        training: data set, seed, epochs, steps: whatever is known.
-        licence: of the weights.
-        version: of this package when it was written.
-    """
-
-    architecture: dict[str, Any]
-    mind: dict[str, Any] | None
-    shape: list[int]
-    affine: list[list[float]]
-    intensity: str = INTENSITY_RULE
-    training: dict[str, Any] = field(default_factory=dict)
-    licence: str = "unknown"
-    version: str = "unknown"
-
-    @property
-    def diffusion_weight(self) -> float:
-        """Of the fields' smoothness at the end of the training; the published 1 where the card does not say."""
-        weight = self.training.get("diffusion_weight", 1.0)
-        return float(weight) if isinstance(weight, int | float) else 1.0
-
-    def input_contract(self) -> dict[str, Any]:
-        """What members of one ensemble must share."""
-        return {key: getattr(self, key) for key in ("architecture", "mind", "shape", "affine", "intensity")}
-
-    @classmethod
-    def from_dict(cls, values: Any, path: Path) -> "ModelCard":
-        """Checks that all that is needed is there.
-
-        Raises:
-            InputError: not a card.
-        """
-        required = {"architecture", "mind", "shape", "affine", "intensity"}
-        if not isinstance(values, dict) or not required <= values.keys():
-            raise InputError(
-                f"{path}: holds no model card (geometry, intensity rule, architecture); "
-                "write the member again with `sitreg-lumir export`"
-            )
-        known = {entry.name for entry in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
-
 
 class Member(nn.Module):
-    """A trained network with its input transform and its card."""
+    """A trained network with its input transform and its card.
 
-    def __init__(self, network: SITReg, card: ModelCard) -> None:
+    Args:
+        network: with its weights.
+        card: what the network needs to know.
+        transform_state: parameters and buffers of the input transform, if it has any.
+        allow_imports: modules from which the card may name an input transform, besides this package.
+
+    Raises:
+        InputError: the input transform may not be imported, or is not there.
+        ValueError: it gives another number of channels than the network takes.
+    """
+
+    def __init__(
+        self,
+        network: SITReg,
+        card: ModelCard,
+        transform_state: dict[str, Tensor] | None = None,
+        allow_imports: bool | str | Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.network = network
         self.card = card
-        self.mind = None if card.mind is None else Mind(**card.mind)
+        self.input_transform = make(card.input_transform, transform_state or {}, allow_imports)
+        channels, wanted = channels_of(self.input_transform), network.architecture["in_channels"]
+        if channels != wanted:
+            name = (
+                "raw intensities have"
+                if card.input_transform is None
+                else f"{card.input_transform['class_path']} gives"
+            )
+            raise ValueError(f"{name} {channels} channel(s), but the network takes in_channels={wanted}")
+
+    @property
+    def mind(self) -> Mind | None:
+        """The input transform, if it is MIND."""
+        return self.input_transform if type(self.input_transform) is Mind else None
 
     def inputs(self, image: Tensor) -> Tensor:
         """The network's input from an image ``(B, 1, X, Y, Z)`` with intensity in [0, 1]."""
-        if self.mind is None:
+        if self.input_transform is None:
             return image
-        features: Tensor = self.mind(image)
+        features: Tensor = self.input_transform(image)
         return features
 
 
-def load_member(path: str | Path) -> Member:
+@dataclass(frozen=True, eq=False)
+class StoredMember:
+    """What a file holds of a member: nothing is imported yet.
+
+    Attributes:
+        path: of the file.
+        card: what the member needs to know.
+        network: parameters of the network.
+        transform: parameters and buffers of the input transform.
+    """
+
+    path: Path
+    card: ModelCard
+    network: dict[str, Tensor]
+    transform: dict[str, Tensor]
+
+    def build_network(self) -> SITReg:
+        """The network with its weights, float32, on the CPU.
+
+        Raises:
+            InputError: the weights do not fit the card.
+        """
+        try:
+            network = SITReg(**self.card.architecture)
+            network.load_state_dict({name: tensor.float() for name, tensor in self.network.items()})
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise self._misfit(error) from None
+        return network
+
+    def build(self, allow_imports: bool | str | Sequence[str] = ()) -> Member:
+        """The member in evaluation mode, float32, on the CPU.
+
+        Raises:
+            InputError: the weights do not fit the card, or its input transform cannot be made.
+        """
+        network = self.build_network()
+        try:
+            return Member(network, self.card, self.transform, allow_imports).eval()
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise self._misfit(error) from None
+
+    def _misfit(self, error: Exception) -> InputError:
+        return InputError(f"{self.path}: the weights do not fit the card: {' '.join(str(error).split())[:200]}")
+
+
+def load_member(path: str | Path, allow_imports: bool | str | Sequence[str] = ()) -> Member:
     """A member from a Lightning checkpoint (``.ckpt``) or from ``.safetensors`` with its JSON beside it.
+
+    Args:
+        path: of the file.
+        allow_imports: modules from which the card may name an input transform, besides this package: importing runs
+            their code. True allows any; ``SITREG_LUMIR_ALLOW_IMPORTS`` names more.
 
     Returns:
         the member in evaluation mode, float32, on the CPU.
 
     Raises:
-        InputError: missing, truncated, without card, or of another architecture than its card says.
+        InputError: missing, truncated, without card, of another architecture than its card says, or with an input
+            transform that is not allowed or not there.
+    """
+    return read_member(path).build(allow_imports)
+
+
+def read_member(path: str | Path) -> StoredMember:
+    """What a file holds of a member; imports nothing that the card names.
+
+    Raises:
+        InputError: missing, truncated, or without card.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; name a .ckpt or .safetensors file, or a folder that holds them")
     if path.suffix == ".ckpt":
-        card, state = _read_checkpoint(path)
-    elif path.suffix == ".safetensors":
-        card, state = _read_safetensors(path)
-    else:
-        raise InputError(f"{path}: not a model; expected .ckpt or .safetensors")
-    try:
-        network = SITReg(**card.architecture)
-        network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-        member = Member(network, card)
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: the weights do not fit the card: {reason}") from None
-    return member.eval()
+        return _read_checkpoint(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    raise InputError(f"{path}: not a model; expected .ckpt or .safetensors")
 
 
-def load_members(paths: Sequence[str | Path]) -> list[Member]:
+def load_members(paths: Sequence[str | Path], allow_imports: bool | str | Sequence[str] = ()) -> list[Member]:
     """Members of one ensemble; a folder stands for all ``.safetensors``, else all ``.ckpt`` files in it.
+
+    Args:
+        paths: files and folders.
+        allow_imports: see :func:`load_member`.
 
     Raises:
         InputError: nothing found, or the members differ in architecture, geometry or input transform.
     """
-    files = member_files(paths)
-    members = [load_member(file) for file in files]
-    first = members[0].card.input_contract()
-    for file, member in zip(files[1:], members[1:], strict=True):
-        for key, value in member.card.input_contract().items():
-            if value != first[key]:
+    stored = [read_member(file) for file in member_files(paths)]
+    first = stored[0]
+    contract = first.card.input_contract()
+    for other in stored[1:]:
+        for key, value in other.card.input_contract().items():
+            if value != contract[key]:
                 raise InputError(
-                    f"{file}: {key} is {value}, but {files[0]} has {first[key]}; members of one ensemble must agree"
+                    f"{other.path}: {key} is {value}, but {first.path} has {contract[key]}; "
+                    "members of one ensemble must agree"
                 )
-    return members
+        same = first.transform.keys() == other.transform.keys() and all(
+            torch.equal(tensor, other.transform[name]) for name, tensor in first.transform.items()
+        )
+        if not same:
+            raise InputError(
+                f"{other.path}: its input transform has learned other values than that of {first.path}; "
+                "members of one ensemble see the same input"
+            )
+    return [member.build(allow_imports) for member in stored]
 
 
 def member_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -162,10 +207,23 @@ def member_files(paths: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def save_member(path: str | Path, network: SITReg, card: ModelCard, dtype: torch.dtype = torch.float32) -> None:
+def save_member(
+    path: str | Path,
+    network: SITReg,
+    card: ModelCard,
+    dtype: torch.dtype = torch.float32,
+    input_transform: nn.Module | None = None,
+) -> None:
     """Writes ``path`` (``.safetensors``) and its card (``.json``), each atomically.
 
     The card holds the weights' SHA-256, so that a pair of files that do not belong together is refused.
+
+    Args:
+        path: ends in ``.safetensors``.
+        network: with its weights.
+        card: what the network needs to know.
+        dtype: of the network's weights in the file.
+        input_transform: the one that the card names, for its parameters and buffers, if it has any.
 
     Raises:
         InputError: the folder cannot be written.
@@ -174,11 +232,13 @@ def save_member(path: str | Path, network: SITReg, card: ModelCard, dtype: torch
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: the name of a member must end in .safetensors")
     tensors = {name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in network.state_dict().items()}
+    for name, tensor in ({} if input_transform is None else input_transform.state_dict()).items():
+        tensors[STATE_PREFIX + name] = tensor.detach().clone().contiguous().cpu()
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial)
-        text = json.dumps({"format": 1, **asdict(card), "sha256": sha256(partial.read_bytes()).hexdigest()}, indent=1)
+        text = json.dumps({"format": 1, **card.to_dict(), "sha256": sha256(partial.read_bytes()).hexdigest()}, indent=1)
         card_partial = partial.with_suffix(".json")
         card_partial.write_text(text + "\n")
         partial.chmod(card_partial.stat().st_mode & 0o777)  # safetensors lets nobody else read it
@@ -190,7 +250,7 @@ def save_member(path: str | Path, network: SITReg, card: ModelCard, dtype: torch
         partial.unlink(missing_ok=True)
 
 
-def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+def _read_safetensors(path: Path) -> StoredMember:
     card_path = path.with_suffix(".json")
     if not card_path.is_file():
         raise InputError(f"{path}: its card {card_path.name} is missing beside it")
@@ -203,21 +263,24 @@ def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     if stored is not None and stored != sha256(path.read_bytes()).hexdigest():
         raise InputError(f"{path}: its SHA-256 is not the one in {card_path.name}; copy both files again")
     try:
-        return card, load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
+    transform = _with_prefix(tensors, STATE_PREFIX)
+    network = {name: tensor for name, tensor in tensors.items() if not name.startswith(STATE_PREFIX)}
+    return StoredMember(path, card, network, transform)
 
 
-def _read_checkpoint(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+def _read_checkpoint(path: Path) -> StoredMember:
     checkpoint = read_checkpoint(path)
     card = ModelCard.from_dict(checkpoint.get(CARD_KEY), path)
-    prefix = "network."
-    state = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(prefix)
-    }
-    return card, state
+    state = checkpoint["state_dict"]
+    return StoredMember(path, card, _with_prefix(state, "network."), _with_prefix(state, STATE_PREFIX))
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start so, without that."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

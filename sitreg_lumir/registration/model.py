@@ -97,7 +97,11 @@ class Model:
 
 
 def load_model(
-    paths: str | Path | Sequence[str | Path] | None = None, *, device: str = "auto", precision: str = "float32"
+    paths: str | Path | Sequence[str | Path] | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    allow_imports: bool | str | Sequence[str] = (),
 ) -> Model:
     """Loads members once, to register any number of pairs.
 
@@ -106,6 +110,7 @@ def load_model(
             ``SITREG_LUMIR_WEIGHTS`` names, else what comes with the package.
         device: ``auto``, ``cpu``, or ``gpu`` (also ``cuda``, ``cuda:1``).
         precision: of the convolutions: ``float32`` or ``bfloat16``.
+        allow_imports: see :func:`~sitreg_lumir.network.weights.load_member`.
 
     Raises:
         InputError: a file is missing or damaged, members do not go together, or there is no such device.
@@ -117,7 +122,7 @@ def load_model(
     else:
         files = member_files([paths] if isinstance(paths, str | os.PathLike) else paths)
     where = _device(device)
-    members = tuple(member.to(where) for member in load_members(files))
+    members = tuple(member.to(where) for member in load_members(files, allow_imports))
     return Model(members, tuple(files), tuple(map(file_entry, files)), where, precision)
 
 

@@ -221,7 +221,8 @@ def _member(file: Path, reasons: list[str]) -> Report:
     found["checksum"] = "that of its card" if _has_checksum(file) else "computed here, its card names none"
     found["grid"] = " x ".join(map(str, member.card.shape))
     found["resolution"] = " x ".join(f"{size:g}" for size in voxel_sizes(np.asarray(member.card.affine))) + " mm"
-    found["input"] = "intensities" if member.card.mind is None else "MIND"
+    transform = member.card.input_transform
+    found["input"] = "intensities" if transform is None else "MIND" if member.mind else transform["class_path"]
     found["parameters"] = sum(parameter.numel() for parameter in member.parameters())
     found["licence"] = member.card.licence
     return found

@@ -1,14 +1,14 @@
 """The LightningModules: they glue views, network, loss terms and scores together, and nothing more."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from nibabel.affines import voxel_sizes
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from sitreg_lumir import __version__
@@ -19,9 +19,10 @@ from sitreg_lumir.data.views import Augmentation, clean_view, halved
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.measures.losses import similarity
 from sitreg_lumir.measures.metrics import RegistrationScores, values_outside
+from sitreg_lumir.network.card import CARD_KEY, ModelCard
+from sitreg_lumir.network.input_transform import channels_of, describe, named, same_transform
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
-from sitreg_lumir.network.weights import CARD_KEY, ModelCard
 from sitreg_lumir.train.rates import check_share, learning_rate
 from sitreg_lumir.train.terms import LossTerm, PairOutputs, pair_terms
 from sitreg_lumir.train.triplets import (
@@ -35,9 +36,13 @@ from sitreg_lumir.train.triplets import (
 
 
 class RegistrationModule(LightningModule):
-    """What both variants share: the training step over a list of loss terms, validation and the model card.
+    """What all variants share: the training step over a list of loss terms, validation and the model card.
+
+    What the network sees of an image is the input transform's matter alone: the card names it, and predictions make
+    it again. A variant passes another ``input_transform``; it does not override ``inputs``, ``clean`` or ``forward``.
 
     Args:
+        in_channels: of the network; by default as many as the input transform gives.
         features: channels of the encoder, finest level first.
         head_features: channels of the control point heads, finest level first.
         learning_rate: of Adam.
@@ -51,24 +56,27 @@ class RegistrationModule(LightningModule):
         stage_every: earlier stages count in every so many-th step only, with so many times the weight.
         one_direction: whether pairs are compared on the fixed grid alone; triplets always are on both.
         final_rate_share: of the learning rate, at the end of training.
+        input_transform: a module ``(B, 1, X, Y, Z)``, intensity in [0, 1] -> ``(B, channels, X, Y, Z)`` with an
+            attribute ``channels``; None for the intensities themselves.
     """
 
     def __init__(
         self,
-        in_channels: int,
-        features: Sequence[int],
-        head_features: Sequence[int],
-        learning_rate: float,
-        diffusion_weight: float,
-        stage_weight: float,
-        window: int,
-        augmentation: Augmentation | None,
-        recompute: bool,
-        coarse_epochs: int,
-        coarse_window: int | None,
-        stage_every: int,
-        one_direction: bool,
-        final_rate_share: float,
+        in_channels: int | None = None,
+        features: Sequence[int] = (12, 32, 64, 128, 128, 128),
+        head_features: Sequence[int] = (12, 64, 128, 256, 256, 256),
+        learning_rate: float = 4e-4,
+        diffusion_weight: float = 1.0,
+        stage_weight: float = 0.01,
+        window: int = 11,
+        augmentation: Augmentation | None = None,
+        recompute: bool = False,
+        coarse_epochs: int = 0,
+        coarse_window: int | None = None,
+        stage_every: int = 1,
+        one_direction: bool = False,
+        final_rate_share: float = 1.0,
+        input_transform: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if coarse_epochs < 0:
@@ -81,8 +89,13 @@ class RegistrationModule(LightningModule):
         check_share(final_rate_share)
         self.recompute, self.coarse_epochs, self.coarse_window = recompute, coarse_epochs, coarse_window
         self.stage_every, self.one_direction, self.final_rate_share = stage_every, one_direction, final_rate_share
-        self.mind: Mind | None = None
-        self.network = SITReg(in_channels=in_channels, features=features, head_features=head_features)
+        self.input_transform = input_transform
+        self.network = SITReg(
+            in_channels=channels_of(input_transform) if in_channels is None else in_channels,
+            features=features,
+            head_features=head_features,
+        )
+        self.initialised_from: dict[str, Any] | None = None  # where a fine-tuned run's first weights came from
         self.learning_rates = {0: learning_rate}  # first epoch -> rate from there on; callbacks add theirs
         self.augmentation = augmentation
         self.terms: list[LossTerm] = pair_terms(diffusion_weight, stage_weight, stage_every, one_direction)
@@ -94,7 +107,35 @@ class RegistrationModule(LightningModule):
 
     def inputs(self, image: Tensor) -> Tensor:
         """The network's input from an image ``(B, 1, X, Y, Z)`` in [0, 1]."""
-        return image if self.mind is None else self.mind(image)
+        return image if self.input_transform is None else self.input_transform(image)
+
+    def check_input_transform(self) -> dict[str, Any] | None:
+        """What the card tells of the input transform.
+
+        Raises:
+            InputError: predictions could not do with an image what this module does with it.
+        """
+        name = type(self).__name__
+        for method in ("inputs", "clean", "forward"):
+            if getattr(type(self), method) is not getattr(RegistrationModule, method) or method in vars(self):
+                raise InputError(
+                    f"{name} overrides {method}(), which predictions do not know: write an nn.Module with the attribute "
+                    "`channels` that does it, and pass it as input_transform= to RegistrationModule"
+                )
+        if "mind" in self._modules:
+            raise InputError(f"{name} sets self.mind, which nothing uses: set self.input_transform")
+        channels, expected = channels_of(self.input_transform), self.network.architecture["in_channels"]
+        if channels != expected:
+            kind = "the intensities" if self.input_transform is None else type(self.input_transform).__name__
+            raise InputError(
+                f"{name}: {kind} give(s) {channels} channel(s), but the network takes in_channels={expected}; pass the "
+                "transform as input_transform= and leave in_channels out"
+            )
+        return describe(self.input_transform)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.check_input_transform()
 
     def forward(self, *, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
         """``disp`` and ``disp_inv`` ``(B, 3, X, Y, Z)``, voxels, from images ``(B, 1, X, Y, Z)`` in [0, 1]."""
@@ -265,7 +306,8 @@ class RegistrationModule(LightningModule):
         data, seen = self.lumir, self.augmentation
         return ModelCard(
             architecture=self.network.architecture,
-            mind=None if self.mind is None else {"sigma": self.mind.sigma, "radius": self.mind.radius},
+            mind=None,
+            input_transform=self.check_input_transform(),
             shape=list(data.shape),
             affine=data.affine.tolist(),
             training={
@@ -279,6 +321,7 @@ class RegistrationModule(LightningModule):
                 "diffusion_weight": self.diffusion_weight,
                 **self.other_options(),
                 "augmentation": None if seen is None else {name: list(value) for name, value in vars(seen).items()},
+                **({} if self.initialised_from is None else {"initialised_from": self.initialised_from}),
             },
             version=__version__,
         )
@@ -291,7 +334,20 @@ class RegistrationModule(LightningModule):
         return {name: value for name, value in found.items() if value != published[name]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CARD_KEY] = asdict(self.card())
+        checkpoint[CARD_KEY] = self.card().to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps where a resumed run came from; another input transform than the checkpoint's is refused."""
+        if CARD_KEY not in checkpoint:
+            return
+        card = ModelCard.from_dict(checkpoint[CARD_KEY], Path("the checkpoint"))
+        own = self.check_input_transform()
+        if not same_transform(card.input_transform, own):
+            raise InputError(
+                f"the checkpoint's network sees {named(card.input_transform) or 'raw intensities'}, but this config's "
+                f"sees {named(own) or 'raw intensities'}; use the run's own config.yaml"
+            )
+        self.initialised_from = card.training.get("initialised_from")
 
 
 _LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
@@ -317,8 +373,8 @@ class RawRegistration(RegistrationModule):
         final_rate_share: float = 1.0,
     ) -> None:
         super().__init__(
-            1, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation, recompute,
-            coarse_epochs, coarse_window, stage_every, one_direction, final_rate_share,
+            None, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation,
+            recompute, coarse_epochs, coarse_window, stage_every, one_direction, final_rate_share,
         )  # fmt: skip
 
 
@@ -364,7 +420,6 @@ class MindRegistration(RegistrationModule):
         sigma: float = 0.5,
     ) -> None:
         super().__init__(
-            6, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation, recompute,
-            coarse_epochs, coarse_window, stage_every, one_direction, final_rate_share,
+            None, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation,
+            recompute, coarse_epochs, coarse_window, stage_every, one_direction, final_rate_share, Mind(sigma),
         )  # fmt: skip
-        self.mind = Mind(sigma)

@@ -87,6 +87,7 @@ def predict(
     device: str = "auto",
     devices: int = 1,
     precision: str = "float32",
+    allow_imports: bool | str | Sequence[str] = (),
 ) -> None:
     """Writes ``disp_<fixed>_<moving>.nii.gz`` for each pair that is not there already.
 
@@ -102,6 +103,7 @@ def predict(
         device: ``auto``, ``cpu`` or ``gpu``.
         devices: processes that share the pairs, each on a device of its own.
         precision: of the convolutions, ``float32`` or ``bfloat16``; all else is in float32 anyway.
+        allow_imports: see :func:`~sitreg_lumir.network.weights.load_member`.
 
     Raises:
         InputError: members or data are wrong, or a field in the folder has another provenance; or a single member
@@ -111,7 +113,7 @@ def predict(
     files = default_members() if member_paths is None else member_files(member_paths)
     if disagreement and len(files) < 2:
         raise InputError(f"{files[0]}: --disagreement needs two members or more; name them all with --members")
-    members = load_members(files)
+    members = load_members(files, allow_imports)
     data = data_module(data_args)
     trainer = Trainer(
         accelerator=device,
@@ -191,7 +193,14 @@ def check_geometry(card: ModelCard, data: LumirDataModule) -> None:
 
 
 def export(
-    checkpoint: Path, file: Path, *, half: bool = False, licence: str | None = None, dataset: Path | None = None
+    checkpoint: Path,
+    file: Path,
+    *,
+    half: bool = False,
+    licence: str | None = None,
+    dataset: Path | None = None,
+    groups: int | None = None,
+    allow_imports: bool | str | Sequence[str] = (),
 ) -> None:
     """Writes a checkpoint's network as safetensors + JSON.
 
@@ -201,20 +210,29 @@ def export(
         half: store half precision.
         licence: of the weights.
         dataset: what official weights were trained on; its grid becomes theirs.
+        groups: of official weights' group normalisations; see :func:`~sitreg_lumir.network.official.read_official`.
+        allow_imports: see :func:`~sitreg_lumir.network.weights.load_member`.
 
     Raises:
         InputError: the checkpoint is missing or damaged, or the file cannot be written.
     """
-    member = load_member(checkpoint) if dataset is None else _import(checkpoint, dataset)
+    member = load_member(checkpoint, allow_imports) if dataset is None else _import(checkpoint, dataset, groups)
     values = {**vars(member.card), "version": __version__}
     if licence is not None:
         values["licence"] = licence
-    save_member(file, member.network, ModelCard(**values), torch.float16 if half else torch.float32)
+    dtype = torch.float16 if half else torch.float32
+    save_member(file, member.network, ModelCard(**values), dtype, member.input_transform)
     print(f"written: {file} and {file.with_suffix('.json').name}")
 
 
-def _import(weights: Path, dataset: Path) -> Member:
+def _import(weights: Path, dataset: Path, groups: int | None) -> Member:
     """Official weights with the grid of the data set that they were trained on."""
     data = read_dataset(dataset, training=True)
     _, affine = read_volume(data.training[0].path, shape=data.shape)
-    return import_official(weights, data.shape, affine.tolist())
+    member = import_official(weights, data.shape, affine.tolist(), groups=groups)
+    sizes = member.network.architecture
+    print(
+        f"{weights}: {sizes['in_channels']} input channel(s), features {sizes['features']}, heads "
+        f"{sizes['head_features']}, {sizes['convolutions']} convolutions a block; {member.card.training['groups']}"
+    )
+    return member

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger
 
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.errors import InputError, RunStoppedError
+from sitreg_lumir.network.input_transform import find_in_working_folder, module_of
 from sitreg_lumir.network.weights import read_checkpoint
 from sitreg_lumir.train.averaging import WeightAverage
 from sitreg_lumir.train.callbacks import AtomicCheckpointIO, RunMetrics, checkpoint_callbacks, drop_rows_from
@@ -29,6 +30,7 @@ from sitreg_lumir.train.module import MindRegistration, RawRegistration, Registr
 from sitreg_lumir.train.panels import Panels
 from sitreg_lumir.train.settings import give_back_freed_memory, keep_freed_memory, prepare_process
 from sitreg_lumir.train.signals import StopOnSignal
+from sitreg_lumir.train.start_weights import read_start_weights, start_from
 from sitreg_lumir.train.throughput import Throughput
 from sitreg_lumir.train.tracking import DataRecord, finish, variant, wandb_logger
 
@@ -39,6 +41,9 @@ BY_SHORT_NAME = (
     GroupConsistency,
     WeightAverage,
 )  # imported, so configs can name them
+
+# As the first argument, not as the parser's default: whatever class is named later then keeps its own defaults.
+DEFAULT_MODEL = f"{MindRegistration.__module__}.{MindRegistration.__qualname__}"
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 30,
@@ -66,6 +71,7 @@ class RunOptions:
         keep_every: epochs between two checkpoints that stay.
         panels_every: epochs between two pictures of the same pairs.
         wandb_images: whether W&B gets these pictures, too; None means offline yes, online no.
+        init_from: the trained member that a new run starts from, or None.
     """
 
     folder: Path
@@ -75,6 +81,7 @@ class RunOptions:
     keep_every: int = 5
     panels_every: int = 5
     wandb_images: bool | None = None
+    init_from: str | None = None
 
     @property
     def images_to_wandb(self) -> bool:
@@ -93,7 +100,7 @@ class RunCLI(LightningCLI):
                 RegistrationModule,
                 LumirDataModule,
                 subclass_mode_model=True,
-                args=list(args),
+                args=[f"--model={DEFAULT_MODEL}", *args],
                 run=False,
                 seed_everything_default=0,
                 trainer_defaults=dict(TRAINER_DEFAULTS),
@@ -102,9 +109,6 @@ class RunCLI(LightningCLI):
                 load_from_checkpoint_support=False,
                 auto_configure_optimizers=False,
             )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults({"model": {"class_path": "sitreg_lumir.train.module.MindRegistration"}})
 
     def after_instantiate_classes(self) -> None:
         """Tells the data about triplets, so that what it refuses is refused early; memory or speed as asked for."""
@@ -151,6 +155,7 @@ def build(args: Sequence[str], options: RunOptions | None = None) -> RunCLI:
         InputError: unknown or invalid keys; the nearest known key is suggested.
     """
     prepare_process()
+    find_in_working_folder()
     resolved = _with_config_paths(args)
     try:
         return RunCLI(resolved, options)
@@ -163,7 +168,11 @@ def build(args: Sequence[str], options: RunOptions | None = None) -> RunCLI:
 def fit(args: Sequence[str], options: RunOptions) -> None:
     """Trains, from scratch or from ``options.resume``, and says what to do next."""
     check_folder(options)
+    start = None if options.init_from is None else read_start_weights(options.init_from)
     cli = build(args, options)
+    cli.model.check_input_transform()  # before hours of training, and before anything is cached or written
+    if start is not None:
+        start_from(cli.model, start)
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -190,6 +199,7 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
         print(
             f"next:    sitreg-lumir predict --members {options.folder}/checkpoints/last.ckpt "
             f"--data.root {cli.datamodule.root} -o predictions/{options.folder.name}"
+            + (f" --allow-imports {module}" if (module := module_of(cli.model.check_input_transform())) else "")
         )
 
 
@@ -207,6 +217,11 @@ def check_folder(options: RunOptions) -> None:
     Raises:
         InputError: the folder holds a run and ``resume`` was not asked for, or there is nothing to resume.
     """
+    if options.resume is not None and options.init_from is not None:
+        raise InputError(
+            "--init-from starts a new run and --resume goes on with one: leave out one of them (a run that started "
+            "from a member keeps its weights when it goes on)"
+        )
     if any(int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
         return  # rank 0 looks, the others follow
     held = [name for name in ("config.yaml", "metrics.csv", "checkpoints") if (options.folder / name).exists()]
@@ -260,7 +275,7 @@ def _known_keys() -> list[str]:
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(LumirDataModule, "data")
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
-    for module in _subclasses(RegistrationModule):
+    for module in (RegistrationModule, *_subclasses(RegistrationModule)):
         model = LightningArgumentParser()
         model.add_lightning_class_args(module, "model.init_args")
         keys += [action.dest for action in model._actions if action.dest.startswith("model.")]

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from nibabel.affines import voxel_sizes
 
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.train.doctor import package_versions
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
 from sitreg_lumir.train.module import RegistrationModule
@@ -72,10 +73,12 @@ def wandb_logger(
 def variant(model: RegistrationModule, callbacks: Iterable[Callback]) -> str:
     """Which row of the published table a run trains: ``baseline`` or ``mind``, then ``_final``, then ``_aug``.
 
+    Another input transform than MIND gives its class's name.
     It follows from what the run does, not from what its config is called. Members of the ensemble are
     ``mind_final_aug``; their group tells them apart.
     """
-    name = "baseline" if model.mind is None else "mind"
+    transform = model.input_transform
+    name = "baseline" if transform is None else "mind" if type(transform) is Mind else type(transform).__name__
     if any(isinstance(callback, NdvPenalty | GroupConsistency) for callback in callbacks):
         name += "_final"
     return name if model.augmentation is None else name + "_aug"
@@ -109,15 +112,18 @@ def _without_folders(value: Any) -> Any:
 
 
 class DataRecord(Callback):
-    """Adds to the W&B run's config what the data are: name, checksum, size and grid."""
+    """Adds to the W&B run's config what the data are (name, checksum, size, grid) and what a run started from."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not trainer.is_global_zero or not isinstance(data, LumirDataModule):
             return
+        entries: dict[str, Any] = {"dataset": dataset_entry(data)}
+        if isinstance(pl_module, RegistrationModule) and pl_module.initialised_from is not None:
+            entries["initialised_from"] = pl_module.initialised_from
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.config.update({"dataset": dataset_entry(data)}, allow_val_change=True)
+                logger.experiment.config.update(entries, allow_val_change=True)
 
 
 def dataset_entry(data: LumirDataModule) -> dict[str, Any]:
