@@ -78,8 +78,8 @@ def describe(transform: nn.Module | None) -> dict[str, Any] | None:
         if not _agree(_response(again), response):
             raise InputError(
                 f"{found['class_path']}: made again from its arguments {found['init_args']} it gives other values; "
-                "keep each constructor argument as an attribute of its name, learned values as parameters or buffers, and "
-                "draw nothing at random"
+                "keep each constructor argument as an attribute of its name, learned values as parameters or buffers, "
+                "and draw nothing at random"
             )
     return {**found, "response": response}
 

@@ -1,7 +1,7 @@
 """Weights of the official SITReg implementation: its parameter names, and networks from its state dicts.
 
-Its training code writes ``{"registration_network": state dict}`` into ``model_epoch_030.pt``, the optimiser's state into
-a file of its own, and its settings into ``training_config.json`` beside them.
+Its training code writes ``{"registration_network": state dict}`` into ``model_epoch_030.pt``, the optimiser's state
+into a file of its own, and its settings into ``training_config.json`` beside them.
 """
 
 import json
@@ -194,9 +194,7 @@ def read_official(path: str | Path, groups: int | None = None) -> OfficialWeight
     told, groups_from = settings.get("groups"), "as --groups says"
     if groups is None:
         groups = told or _LUMIR_GROUPS
-        groups_from = (
-            "as training_config.json says" if told else "as in the LUMIR configuration; the file does not tell"
-        )
+        groups_from = "as training_config.json says" if told else "as in the LUMIR configuration (the file is silent)"
     try:
         state = _only_state(content)
         network = network_from_official(state, groups, settings.get("bound_multiplier", 0.99)).float()
@@ -303,8 +301,8 @@ def _training_config(path: Path) -> dict[str, Any]:
         factors = [float(factor) for factor in model["transformation_downsampling_factor"]]
     except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
         raise InputError(
-            f"{file}: cannot be understood as the settings of {path.name} ({type(error).__name__}: {error}); mend it, or "
-            "move the weights to a folder of their own"
+            f"{file}: cannot be understood as the settings of {path.name} ({type(error).__name__}: {error}); mend it, "
+            "or move the weights to a folder of their own"
         ) from None
     for name, value, wanted in (
         ("normalizer", kinds[0], "GroupNormalizerFactory"),

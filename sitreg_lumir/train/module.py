@@ -119,8 +119,8 @@ class RegistrationModule(LightningModule):
         for method in ("inputs", "clean", "forward"):
             if getattr(type(self), method) is not getattr(RegistrationModule, method) or method in vars(self):
                 raise InputError(
-                    f"{name} overrides {method}(), which predictions do not know: write an nn.Module with the attribute "
-                    "`channels` that does it, and pass it as input_transform= to RegistrationModule"
+                    f"{name} overrides {method}(), which predictions do not know: write an nn.Module with the "
+                    "attribute `channels` that does it, and pass it as input_transform= to RegistrationModule"
                 )
         if "mind" in self._modules:
             raise InputError(f"{name} sets self.mind, which nothing uses: set self.input_transform")

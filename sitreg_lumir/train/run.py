@@ -255,9 +255,19 @@ _UNKNOWN_KEY = (  # how jsonargparse says it
 )
 
 
+_NO_CLASS = re.compile(
+    r"Problem with given class_path '([^']+)': (No module named '[^']+'|module '[^']+' has no attribute '[^']+')"
+)
+
+
 def _explain(message: str, args: Sequence[str]) -> str:
     """One line out of jsonargparse's message; an unknown key comes with its file and the nearest known key."""
     text = " ".join(message.split())
+    if misnamed := _NO_CLASS.search(text):
+        return (
+            f"{misnamed[1]}: no such class ({misnamed[2]}); a class of yours is looked for in the working folder and on "
+            "PYTHONPATH, as module.Class"
+        )
     unknown = next(filter(None, (re.search(pattern, text) for pattern in _UNKNOWN_KEY)), None)
     if unknown is None:
         return text[:400]

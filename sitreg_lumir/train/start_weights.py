@@ -94,7 +94,7 @@ def architecture_differences(start: SITReg, network: SITReg) -> list[str]:
     """Each difference in words, that of the input channels first, with the option that mends it."""
     told = []
     for key, own in network.architecture.items():
-        theirs = start.architecture[key]
+        theirs: Any = start.architecture[key]
         if own == theirs:
             continue
         remedy = ""
