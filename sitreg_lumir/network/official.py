@@ -90,6 +90,8 @@ def network_from_official(state: Mapping[str, Tensor], groups: int = 4, bound_mu
     """
     state = {name: tensor for name, tensor in state.items() if tensor.numel() > 0}
     sizes = _sizes(state)
+    if groups < 1:
+        raise ValueError(f"groups={groups}: must be 1 or more")
     try:
         network = SITReg(**sizes, groups=groups, bound_multiplier=bound_multiplier)
     except ValueError as error:

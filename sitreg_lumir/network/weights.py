@@ -151,7 +151,9 @@ def read_member(path: str | Path) -> StoredMember:
         return _read_checkpoint(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    raise InputError(f"{path}: not a model; expected .ckpt or .safetensors")
+    raise InputError(
+        f"{path}: not a model; expected .ckpt or .safetensors (a file of the authors' code: `export --official` first)"
+    )
 
 
 def load_members(paths: Sequence[str | Path], allow_imports: bool | str | Sequence[str] = ()) -> list[Member]:

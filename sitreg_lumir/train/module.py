@@ -109,21 +109,31 @@ class RegistrationModule(LightningModule):
         """The network's input from an image ``(B, 1, X, Y, Z)`` in [0, 1]."""
         return image if self.input_transform is None else self.input_transform(image)
 
-    def check_input_transform(self) -> dict[str, Any] | None:
-        """What the card tells of the input transform.
+    def check_variant(self) -> dict[str, Any] | None:
+        """What the card tells of the input transform, once it is sure that predictions can do what this module does.
 
         Raises:
-            InputError: predictions could not do with an image what this module does with it.
+            InputError: they could not: it does something with images, or has a network, that no card can hold.
         """
         name = type(self).__name__
         for method in ("inputs", "clean", "forward"):
-            if getattr(type(self), method) is not getattr(RegistrationModule, method) or method in vars(self):
+            if getattr(type(self), method) is not getattr(RegistrationModule, method) or method in {
+                **vars(self),
+                **self._modules,
+            }:
                 raise InputError(
                     f"{name} overrides {method}(), which predictions do not know: write an nn.Module with the "
                     "attribute `channels` that does it, and pass it as input_transform= to RegistrationModule"
                 )
         if "mind" in self._modules:
             raise InputError(f"{name} sets self.mind, which nothing uses: set self.input_transform")
+        with torch.device("meta"):
+            known = SITReg(**self.network.architecture) if type(self.network) is SITReg else None
+        if known is None or _kinds(known) != _kinds(self.network):
+            raise InputError(
+                f"{name} has another network than SITReg with the sizes it states, which predictions do not know: set "
+                "its sizes, or work on its input_transform, the loss terms and the views"
+            )
         channels, expected = channels_of(self.input_transform), self.network.architecture["in_channels"]
         if channels != expected:
             kind = "the intensities" if self.input_transform is None else type(self.input_transform).__name__
@@ -135,7 +145,7 @@ class RegistrationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.check_input_transform()
+            self.check_variant()
 
     def forward(self, *, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
         """``disp`` and ``disp_inv`` ``(B, 3, X, Y, Z)``, voxels, from images ``(B, 1, X, Y, Z)`` in [0, 1]."""
@@ -307,7 +317,7 @@ class RegistrationModule(LightningModule):
         return ModelCard(
             architecture=self.network.architecture,
             mind=None,
-            input_transform=self.check_input_transform(),
+            input_transform=self.check_variant(),
             shape=list(data.shape),
             affine=data.affine.tolist(),
             training={
@@ -341,13 +351,18 @@ class RegistrationModule(LightningModule):
         if CARD_KEY not in checkpoint:
             return
         card = ModelCard.from_dict(checkpoint[CARD_KEY], Path("the checkpoint"))
-        own = self.check_input_transform()
+        own = self.check_variant()
         if not same_transform(card.input_transform, own):
             raise InputError(
                 f"the checkpoint's network sees {named(card.input_transform) or 'raw intensities'}, but this config's "
                 f"sees {named(own) or 'raw intensities'}; use the run's own config.yaml"
             )
         self.initialised_from = card.training.get("initialised_from")
+
+
+def _kinds(network: nn.Module) -> list[tuple[str, type]]:
+    """The class of each part of a network."""
+    return [(name, type(part)) for name, part in network.named_modules()]
 
 
 _LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")

@@ -170,7 +170,7 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
     check_folder(options)
     start = None if options.init_from is None else read_start_weights(options.init_from)
     cli = build(args, options)
-    cli.model.check_input_transform()  # before hours of training, and before anything is cached or written
+    cli.model.check_variant()  # before hours of training, and before anything is cached or written
     if start is not None:
         start_from(cli.model, start)
     try:
@@ -199,7 +199,7 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
         print(
             f"next:    sitreg-lumir predict --members {options.folder}/checkpoints/last.ckpt "
             f"--data.root {cli.datamodule.root} -o predictions/{options.folder.name}"
-            + (f" --allow-imports {module}" if (module := module_of(cli.model.check_input_transform())) else "")
+            + (f" --allow-imports {module}" if (module := module_of(cli.model.check_variant())) else "")
         )
 
 
@@ -265,8 +265,8 @@ def _explain(message: str, args: Sequence[str]) -> str:
     text = " ".join(message.split())
     if misnamed := _NO_CLASS.search(text):
         return (
-            f"{misnamed[1]}: no such class ({misnamed[2]}); a class of yours is looked for in the working folder and on "
-            "PYTHONPATH, as module.Class"
+            f"{misnamed[1]}: no such class ({misnamed[2]}); a class of yours is looked for in the working folder "
+            "and on PYTHONPATH, as module.Class"
         )
     unknown = next(filter(None, (re.search(pattern, text) for pattern in _UNKNOWN_KEY)), None)
     if unknown is None:
@@ -276,6 +276,10 @@ def _explain(message: str, args: Sequence[str]) -> str:
     files = [file for option, file in pairwise(args) if option in ("--config", "-c")]
     word = re.compile(rf"\b{wrong.split('.')[-1]}\b")
     where = next((f"{file}: " for file in files if word.search(Path(file).read_text())), "")
+    if wrong in known:
+        return (
+            f"{where}the key {wrong!r} is not one of the class that was chosen; leave it out, or choose another class"
+        )
     return f"{where}unknown key {wrong!r}{nearest(wrong, known)}"
 
 

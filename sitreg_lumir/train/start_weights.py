@@ -77,7 +77,7 @@ def start_from(module: RegistrationModule, start: StartWeights) -> None:
     if differences:
         raise InputError(f"{start.path}: does not fit this run's network: {'; '.join(differences)}")
     module.network.load_state_dict(start.network.state_dict())
-    own, theirs = module.check_input_transform(), None if start.card is None else start.card.input_transform
+    own, theirs = module.check_variant(), None if start.card is None else start.card.input_transform
     if start.card is not None and not same_transform(own, theirs):
         _log.warning(
             "%s was trained on %s, this run's network sees %s",
