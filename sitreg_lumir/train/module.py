@@ -127,8 +127,9 @@ class RegistrationModule(LightningModule):
                 )
         if "mind" in self._modules:
             raise InputError(f"{name} sets self.mind, which nothing uses: set self.input_transform")
+        sizes: dict[str, Any] = self.network.architecture if type(self.network) is SITReg else {}
         with torch.device("meta"):
-            known = SITReg(**self.network.architecture) if type(self.network) is SITReg else None
+            known = SITReg(**sizes) if type(self.network) is SITReg else None
         if known is None or _kinds(known) != _kinds(self.network):
             raise InputError(
                 f"{name} has another network than SITReg with the sizes it states, which predictions do not know: set "

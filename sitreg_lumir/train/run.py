@@ -173,6 +173,8 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
     cli.model.check_variant()  # before hours of training, and before anything is cached or written
     if start is not None:
         start_from(cli.model, start)
+        if cli.trainer.is_global_zero:
+            print(f"starts with the weights of {start.path}")
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -68,7 +68,7 @@ def read_start_weights(member: str) -> StartWeights:
 
 
 def start_from(module: RegistrationModule, start: StartWeights) -> None:
-    """Gives a module's network the weights, and notes where they came from; nothing else of the run changes.
+    """Gives a module's network the weights, and records where they came from; nothing else of the run changes.
 
     Raises:
         InputError: the architectures differ.
