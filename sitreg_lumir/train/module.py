@@ -20,7 +20,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.measures.losses import similarity
 from sitreg_lumir.measures.metrics import RegistrationScores, values_outside
 from sitreg_lumir.network.card import CARD_KEY, ModelCard
-from sitreg_lumir.network.input_transform import channels_of, describe, named, same_transform
+from sitreg_lumir.network.input_transform import channels_of, named, same_transform
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
 from sitreg_lumir.train.rates import check_share, learning_rate
@@ -33,6 +33,7 @@ from sitreg_lumir.train.triplets import (
     scale_gradient,
     three_pairs_in_turn,
 )
+from sitreg_lumir.train.variants import checked_transform
 
 
 class RegistrationModule(LightningModule):
@@ -115,34 +116,7 @@ class RegistrationModule(LightningModule):
         Raises:
             InputError: they could not: it does something with images, or has a network, that no card can hold.
         """
-        name = type(self).__name__
-        for method in ("inputs", "clean", "forward"):
-            if getattr(type(self), method) is not getattr(RegistrationModule, method) or method in {
-                **vars(self),
-                **self._modules,
-            }:
-                raise InputError(
-                    f"{name} overrides {method}(), which predictions do not know: write an nn.Module with the "
-                    "attribute `channels` that does it, and pass it as input_transform= to RegistrationModule"
-                )
-        if "mind" in self._modules:
-            raise InputError(f"{name} sets self.mind, which nothing uses: set self.input_transform")
-        sizes: dict[str, Any] = self.network.architecture if type(self.network) is SITReg else {}
-        with torch.device("meta"):
-            known = SITReg(**sizes) if type(self.network) is SITReg else None
-        if known is None or _kinds(known) != _kinds(self.network):
-            raise InputError(
-                f"{name} has another network than SITReg with the sizes it states, which predictions do not know: set "
-                "its sizes, or work on its input_transform, the loss terms and the views"
-            )
-        channels, expected = channels_of(self.input_transform), self.network.architecture["in_channels"]
-        if channels != expected:
-            kind = "the intensities" if self.input_transform is None else type(self.input_transform).__name__
-            raise InputError(
-                f"{name}: {kind} give(s) {channels} channel(s), but the network takes in_channels={expected}; pass the "
-                "transform as input_transform= and leave in_channels out"
-            )
-        return describe(self.input_transform)
+        return checked_transform(self, RegistrationModule, self.network, self.input_transform)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -359,11 +333,6 @@ class RegistrationModule(LightningModule):
                 f"sees {named(own) or 'raw intensities'}; use the run's own config.yaml"
             )
         self.initialised_from = card.training.get("initialised_from")
-
-
-def _kinds(network: nn.Module) -> list[tuple[str, type]]:
-    """The class of each part of a network."""
-    return [(name, type(part)) for name, part in network.named_modules()]
 
 
 _LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
