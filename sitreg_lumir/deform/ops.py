@@ -8,7 +8,7 @@ is computed in float32 and given back in the input's dtype.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from importlib import import_module
 from math import ceil
@@ -59,6 +59,14 @@ def compiled_on_cpu(tensor: Tensor) -> bool:
     """Whether the compiled CPU loops are to compute on this tensor, among them those for bfloat16."""
     plain = torch.empty(0, dtype=torch.float32) if tensor.dtype == torch.bfloat16 else tensor
     return tensor.device.type == "cpu" and backend_of(plain).__name__.endswith(".cpu.backend")
+
+
+def copies_shared(tensor: Tensor) -> AbstractContextManager[None]:
+    """A block that changes no field which is looked up in it: the backend of ``tensor`` may keep copies of them."""
+    if not compiled_on_cpu(tensor):
+        return nullcontext()
+    shared: AbstractContextManager[None] = backend_of(tensor).copies_shared()
+    return shared
 
 
 def in_float(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:

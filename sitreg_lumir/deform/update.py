@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform.ops import backend_of, compose, invert, upsample_control_points
+from sitreg_lumir.deform.ops import backend_of, compose, copies_shared, invert, upsample_control_points
 
 
 class Maps(NamedTuple):
@@ -51,6 +51,15 @@ def update_maps(
     if torch.is_grad_enabled() and not forward_only:
         found = _Update.apply(control_points, control_points_reverse, factor, tuple(shape), tolerance, *maps)
         return Maps(*found) if len(found) == 4 else Maps(found[0], found[1], found[1], found[0])
+    with copies_shared(control_points):
+        return _updated(maps, control_points, control_points_reverse, factor, shape, tolerance, forward_only, last)
+
+
+def _updated(
+    maps: Maps, control_points: Tensor, control_points_reverse: Tensor, factor: int, shape: Sequence[int],
+    tolerance: float, forward_only: bool, last: bool,
+) -> Maps:  # fmt: skip
+    """:func:`update_maps` without gradient."""
     a = upsample_control_points(control_points, factor, shape)
     b = upsample_control_points(control_points_reverse, factor, shape)
     b_inv = invert(b, tolerance)
@@ -81,11 +90,13 @@ class _Update(torch.autograd.Function):
         tolerance: float, *maps: Tensor | None,
     ) -> Any:  # fmt: skip
         fields = _upsampled(control_points, control_points_reverse, factor, shape)
-        a_inv, b_inv = (invert(fields[name], tolerance) for name in ("a", "b"))
+        with copies_shared(control_points):
+            a_inv, b_inv = (invert(fields[name], tolerance) for name in ("a", "b"))
+            fields |= {"a_inv": a_inv, "b_inv": b_inv, **dict(zip(Maps._fields, maps, strict=True))}
+            updated = tuple(compose(*(fields[name] for name in names)) for names in _chains(maps))
         ctx.save_for_backward(control_points, control_points_reverse, a_inv, b_inv, *maps)
         ctx.factor, ctx.shape = factor, shape
-        fields |= {"a_inv": a_inv, "b_inv": b_inv, **dict(zip(Maps._fields, maps, strict=True))}
-        return tuple(compose(*(fields[name] for name in names)) for names in _chains(maps))
+        return updated
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -94,23 +105,33 @@ class _Update(torch.autograd.Function):
         fields |= {"a_inv": a_inv, "b_inv": b_inv, **dict(zip(Maps._fields, maps, strict=True))}
         needed = {"a", "b", "a_inv", "b_inv"}
         needed |= {name for name, need in zip(Maps._fields, ctx.needs_input_grad[-len(maps) :], strict=True) if need}
-        totals: dict[str, Tensor] = {}  # gradient of each field
-        backend = backend_of(a_inv)
-        for names, grad in zip(_chains(maps), grads, strict=True):
-            parts = backend.compose_adjoint(grad, [fields[name] for name in names], [name in needed for name in names])
-            for name, part in zip(names, parts, strict=True):
-                if part is None:
-                    continue
-                if name in totals:
-                    totals[name].add_(part)  # fresh from the backend, so nobody else sees it
-                else:
-                    totals[name] = part
-        through = []
-        for name in ("a", "b"):
-            inverse = f"{name}_inv"
-            total = totals[name].add_(backend.invert_adjoint(totals.pop(inverse), fields[name], fields[inverse]))
-            through.append(backend.upsample_control_points_adjoint(total, ctx.factor))
+        with copies_shared(a_inv):
+            totals = _gradients(fields, needed, _chains(maps), grads)
+            through = []
+            for name in ("a", "b"):
+                inverse, backend = f"{name}_inv", backend_of(a_inv)
+                total = totals[name].add_(backend.invert_adjoint(totals.pop(inverse), fields[name], fields[inverse]))
+                through.append(backend.upsample_control_points_adjoint(total, ctx.factor))
         return (*through, None, None, None, *(totals.get(name) for name in Maps._fields))
+
+
+def _gradients(
+    fields: dict[str, Any], needed: set[str], chains: Sequence[Sequence[str]], grads: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Gradients of the needed fields, from those of the compositions of the chains."""
+    totals: dict[str, Tensor] = {}
+    for names, grad in zip(chains, grads, strict=True):
+        parts = backend_of(grad).compose_adjoint(
+            grad, [fields[name] for name in names], [name in needed for name in names]
+        )
+        for name, part in zip(names, parts, strict=True):
+            if part is None:
+                continue
+            if name in totals:
+                totals[name].add_(part)  # fresh from the backend, so nobody else sees it
+            else:
+                totals[name] = part
+    return totals
 
 
 def _upsampled(

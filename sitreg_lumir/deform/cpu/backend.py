@@ -5,7 +5,10 @@ one row at a time. Besides the results, memory is taken for one interleaved copy
 is looked up, and of each gradient that is added to. Results do not depend on the number of threads.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -140,12 +143,51 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
     return [*grads, grad_inner if needed[-1] else None]
 
 
-def _interleaved(fields: Sequence[Tensor]) -> Any:
-    """Interleaved copies of fields, as rows of one array."""
-    copies = _new_copies(len(fields), fields[0])
-    for field, copy in zip(fields, copies, strict=True):
-        run(interleaved.interleave, _planes(field), tuple(field.shape[2:]), _flat(field), copy)
-    return copies
+@contextmanager
+def copies_shared() -> Iterator[None]:
+    """Within the block, in this thread, a field that is looked up several times is interleaved once.
+
+    Fields that are looked up must not be changed within the block; the last three are kept, with their copies.
+    """
+    before, _local.shared = getattr(_local, "shared", None), OrderedDict()
+    try:
+        yield
+    finally:
+        _local.shared = before
+
+
+_local = threading.local()
+_KEPT = 3  # copies: a chain needs two at once
+
+
+def _interleaved(fields: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Interleaved copies of fields."""
+    shared = getattr(_local, "shared", None)
+    if shared is None:
+        return tuple(_interleave(field, _new_copies(1, field)[0]) for field in fields)
+    copies: dict[Any, Any] = {}
+    for field in fields:
+        key = _identity(field)
+        if key not in shared:
+            spare = None
+            oldest = next((other for other in shared if other not in copies), None)
+            if len(shared) >= _KEPT and oldest is not None:
+                spare = shared.pop(oldest)[1]
+            room = 4 * field[:, 0].numel()
+            fits = spare is not None and len(spare) == room and spare.dtype == _flat(field[:0]).dtype
+            shared[key] = (field, _interleave(field, spare if fits else _new_copies(1, field)[0]))
+        shared.move_to_end(key)
+        copies[key] = shared[key][1]
+    return tuple(copies[_identity(field)] for field in fields)
+
+
+def _identity(field: Tensor) -> tuple[Any, ...]:
+    return field.data_ptr(), tuple(field.shape), field.stride(), field.dtype
+
+
+def _interleave(field: Tensor, copy: Any) -> Any:
+    run(interleaved.interleave, _planes(field), tuple(field.shape[2:]), _flat(field), copy)
+    return copy
 
 
 def _cleared(count: int, like: Tensor) -> Any:
