@@ -142,8 +142,9 @@ def _normalize(
     layout, values = _Layout.of(features), _flat(features)
     sums, squares = channel_sums(features).reshape(2, len(features), groups, -1).sum(axis=3)
     count = features[0].numel() // groups
-    mean = sums / count
-    inverse_deviation = 1 / np.sqrt(np.maximum(squares / count - mean * mean, 0) + eps)
+    with np.errstate(invalid="ignore"):  # of values that are not finite, results are not finite either
+        mean = sums / count
+        inverse_deviation = 1 / np.sqrt(np.maximum(squares / count - mean * mean, 0) + eps)
     mean, inverse_deviation = (part.repeat(layout.channels // groups, axis=1) for part in (mean, inverse_deviation))
     scale = inverse_deviation * _numbers(weight)
     found = _ByChannel(mean, inverse_deviation, scale, np.broadcast_to(_numbers(bias), scale.shape))
