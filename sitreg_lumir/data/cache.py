@@ -3,8 +3,10 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from sitreg_lumir.errors import InputError
 
 _VERSION = 1
 _SHOW_PROGRESS_FROM = 20
+_LARGE = 10 * 10**9  # bytes of a cache that is not filled without a word
 _AT_ONCE = 16  # volumes read between two writes of the index: what an interruption loses at most
 
 
@@ -135,6 +138,7 @@ class VolumeCache:
             self.raw.unlink(missing_ok=True)
             self.raw = self.folder / f"{self.key}-{time.time_ns()}.raw"
         problems: list[str] = []
+        told = False
         with (
             open(self.raw, "ab") as raw,
             ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
@@ -143,11 +147,15 @@ class VolumeCache:
             raw.seek(0, os.SEEK_END)  # what was replaced stays, since other processes may read it
             for start in range(0, len(todo), _AT_ONCE):
                 chunk = todo[start : start + _AT_ONCE]
-                for done, (path, result) in enumerate(zip(chunk, pool.map(self._try, chunk), strict=True), start):
+                results = list(pool.map(self._try, chunk))
+                sizes = [result[0].nbytes for result in results if not isinstance(result, str)]
+                if sizes:  # that of the volumes to come is not known before they are read
+                    told = self._check_room(math.ceil(sum(sizes) / len(sizes) * (len(todo) - start)), raw, told)
+                for path, result in zip(chunk, results, strict=True):
                     if isinstance(result, str):
                         problems.append(result)
                     else:
-                        volumes[str(path)] = self._append(raw, result, left=len(todo) - done)
+                        volumes[str(path)] = self._append(raw, result)
                     progress.update()
                 raw.flush()
                 os.fsync(raw.fileno())
@@ -164,17 +172,37 @@ class VolumeCache:
         except InputError as error:
             return str(error)
 
-    def _append(
-        self, raw: BinaryIO, volume: tuple[NDArray[Any], NDArray[np.float64], list[int]], left: int
-    ) -> dict[str, Any]:
-        """Writes one volume; its index entry. ``left`` volumes, this included, must find room on the disk."""
-        values, affine, stamp = volume
-        needed, free = left * values.nbytes, shutil.disk_usage(self.folder).free
+    def _check_room(self, needed: int, raw: BinaryIO, told: bool) -> bool:
+        """Refuses what the disk has no room for, and says once how much a large cache takes; whether it was said.
+
+        Args:
+            needed: bytes of all volumes that are left.
+            raw: removed if nothing was written to it yet.
+            told: whether it was said already.
+
+        Raises:
+            InputError: the disk has less room.
+        """
+        free = shutil.disk_usage(self.folder).free
         if needed > free:
+            if raw.tell() == 0:
+                self.raw.unlink(missing_ok=True)
             raise InputError(
-                f"{self.folder}: the cache needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free; "
-                "make room or choose another folder with --data.cache"
+                f"{self.folder}: the cache needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free; make room or "
+                "choose another folder with --data.cache (for `container`: the variable TMPDIR)"
             )
+        if needed >= _LARGE and not told:
+            tqdm.write(
+                f"caching volumes: takes about {needed / 1e9:.0f} GB in {self.folder}, where {free / 1e9:.0f} GB are "
+                "free; --data.cache chooses another folder",
+                file=sys.stderr,
+            )
+            return True
+        return told
+
+    def _append(self, raw: BinaryIO, volume: tuple[NDArray[Any], NDArray[np.float64], list[int]]) -> dict[str, Any]:
+        """Writes one volume; its index entry."""
+        values, affine, stamp = volume
         offset = raw.tell()
         raw.write(values.tobytes())
         return {"offset": offset, "dtype": values.dtype.str, "affine": affine.tolist(), "made_from": stamp}

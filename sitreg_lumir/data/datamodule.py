@@ -24,7 +24,7 @@ from sitreg_lumir.data.sampler import (
     draw_groups,
     split_batch,
 )
-from sitreg_lumir.data.volumes import read_labels
+from sitreg_lumir.data.volumes import read_affine, read_labels
 from sitreg_lumir.errors import InputError
 
 _PAIR, _TRIPLET = 2, 3
@@ -126,11 +126,22 @@ class LumirDataModule(LightningDataModule):
             return 1
         return split_batch(self.batch_size, self._processes()[1], self.micro_batch)[1]
 
-    def prepare_data(self) -> None:
-        """Checks all files and fills the cache; on one process."""
+    def check(self) -> None:
+        """Looks at the JSONs, at every file's header and at what the run asks for; no volume is read or cached.
+
+        Afterwards all is set that ``setup`` sets.
+
+        Raises:
+            InputError: something of it is wrong.
+        """
         self._read(check_files=True)
         if self._training():
             self._check_phases()
+        self.affine = read_affine(self._first().path)
+
+    def prepare_data(self) -> None:
+        """Checks all files and fills the cache; on one process."""
+        self.check()
         for cache in self._caches():
             if cache.paths:
                 cache.build()
@@ -143,10 +154,8 @@ class LumirDataModule(LightningDataModule):
         self._training_cache, self._pair_cache = self._caches()
         self._training_cache.open()
         self._pair_cache.open()
-        if self._training():
-            self.affine = self._training_cache.affine(self.dataset.training[0].path)
-        else:
-            self.affine = self._pair_cache.affine(self.pairs[0].fixed.path)
+        cache = self._training_cache if self._training() else self._pair_cache
+        self.affine = cache.affine(self._first().path)
 
     def train_dataloader(self) -> EpochLoader:
         """The batches of the Trainer's current epoch, for this process."""
@@ -224,6 +233,10 @@ class LumirDataModule(LightningDataModule):
                 f"triplets_per_epoch {self.triplets_per_epoch} is not enough for {world_size} processes, "
                 f"which take {teams} per step; raise it"
             )
+
+    def _first(self) -> Image:
+        """The image whose grid stands for all."""
+        return self.dataset.training[0] if self._training() else self.pairs[0].fixed
 
     def _training(self) -> bool:
         return self.trainer is None or self.trainer.state.fn in (None, "fit")

@@ -3,6 +3,7 @@
 import gzip
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -64,8 +65,21 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
     Raises:
         InputError: the file is missing or has no readable NIfTI header.
     """
+    return tuple(int(n) for n in _read_header(path).shape)
+
+
+def read_affine(path: str | Path) -> NDArray[np.float64]:
+    """The ``(4, 4)`` voxel-to-world matrix that a NIfTI file's header states, RAS, mm; the voxels are not read.
+
+    Raises:
+        InputError: the file is missing or has no readable NIfTI header.
+    """
+    return np.asarray(_read_header(path).affine, dtype=np.float64)
+
+
+def _read_header(path: str | Path) -> Any:
     try:
-        return tuple(int(n) for n in nibabel.load(path).shape)  # type: ignore[attr-defined]
+        return nibabel.load(path)  # type: ignore[attr-defined]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UNREADABLE as error:

@@ -18,6 +18,7 @@ from sitreg_lumir import __version__
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.nifti import FIELD_LEVEL, write_disp
+from sitreg_lumir.network.precision import tf32_is_on
 from sitreg_lumir.writing import writing
 
 Provenance = dict[str, Any]
@@ -132,7 +133,7 @@ def save_field(
         path: ``disp_<pair>.nii.gz``.
         disp: ``(3, X, Y, Z)``, voxels, fixed grid.
         affine: ``(4, 4)`` of the fixed image, RAS, mm.
-        provenance: of :func:`make_provenance`; the field's SHA-256 is added.
+        provenance: of :func:`make_provenance`; the field's SHA-256 and whether TF32 was on are added.
         compresslevel: of gzip.
 
     Raises:
@@ -140,15 +141,23 @@ def save_field(
     """
     with writing(path) as field:
         write_disp(field, disp, affine, compresslevel=compresslevel)
-        content = {**provenance, "field": {"name": path.name, "sha256": sha256_file(field)}}
+        described = {"name": path.name, "sha256": sha256_file(field)}
+        content = {**provenance, "tf32": tf32_is_on(), "field": described}
         with writing(provenance_path(path)) as sidecar:
             sidecar.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def compare(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:
-    """In what two provenances differ; names of files do not count, their SHA-256 do, nor does the field itself."""
+    """In what two provenances differ; names of files do not count, their SHA-256 do.
+
+    Nor do the field itself and ``tf32`` count: what was made before that entry existed is not made again for it.
+    """
     stored, now = _flat(existing), _flat(wanted)
-    entries = [entry for entry in {**now, **stored} if not entry.endswith(".name") and not entry.startswith("field.")]
+    entries = [
+        entry
+        for entry in {**now, **stored}
+        if not entry.endswith(".name") and not entry.startswith("field.") and entry != "tf32"
+    ]
     return [
         Difference(entry, stored.get(entry), now.get(entry)) for entry in entries if stored.get(entry) != now.get(entry)
     ]

@@ -33,7 +33,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.nifti import load_disp
 from sitreg_lumir.files.provenance import Provenance, compare, provenance_path, read_provenance, sha256_file
 from sitreg_lumir.measures.metrics import ndv
-from sitreg_lumir.writing import writing
+from sitreg_lumir.writing import check_folder_is_writable, writing
 
 _SHARED = ("members", "options", "version")  # what the provenances of one submission have in common
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal fields give equal bytes
@@ -78,6 +78,7 @@ def submit(folder: Path, dataset: LumirDataset, out: Path) -> dict[Pair, float]:
         raise InputError(f"{out}: the name of a submission must end in .zip")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one that `predict -o` wrote to")
+    check_folder_is_writable(out.absolute().parent)
     checked = _check(folder, dataset)
     if checked.reasons:
         for reason in checked.reasons:

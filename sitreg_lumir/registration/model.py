@@ -14,6 +14,7 @@ from torch import Tensor
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.headers import spacing_of
 from sitreg_lumir.files.provenance import file_entry
+from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
 from sitreg_lumir.network.weights import Member, ModelCard, load_members, member_files
@@ -121,6 +122,7 @@ def load_model(
         files = default_members()
     else:
         files = member_files([paths] if isinstance(paths, str | os.PathLike) else paths)
+    turn_tf32_off()
     where = _device(device)
     members = tuple(member.to(where) for member in load_members(files, allow_imports))
     return Model(members, tuple(files), tuple(map(file_entry, files)), where, precision)

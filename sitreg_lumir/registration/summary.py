@@ -8,6 +8,7 @@ import torch
 
 from sitreg_lumir import __version__
 from sitreg_lumir.measures.metrics import ndv
+from sitreg_lumir.network.precision import tf32_is_on
 from sitreg_lumir.prepare.frame import TEMPLATE
 from sitreg_lumir.registration.numbers import (
     ModelPair,
@@ -80,6 +81,7 @@ def summarise(found: Registration, pair: ModelPair, *, align: str, refined: dict
         },
         "versions": {"sitreg_lumir": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": found.model.device.type,
+        "tf32": tf32_is_on(),
     }
     if found.disagreement_voxels is not None:
         summary["disagreement_mm"] = spread(found.disagreement_voxels, fixed_brain, found.model.spacing)

@@ -22,6 +22,12 @@ OTHERS = ("lightning", "monai", "torchmetrics", "wandb", "matplotlib")
 EXTRAS = {"deepbet": "strip", "ipyniivue": "notebooks"}
 """Packages that are asked for by name, and the extra that brings each."""
 
+UNTRIED = (
+    "training, prediction and the Triton kernels have never run on a GPU: the kernels were tested in Triton's "
+    "interpreter, memory was counted on a CPU; run benchmarks/gpu.py, correctness first"
+)
+"""What is not known of GPUs."""
+
 Report = dict[str, Any]
 
 
@@ -110,6 +116,7 @@ def _device(reasons: list[str]) -> Report:
         "memory": _gigabytes(total),
         "free memory": _gigabytes(free),
         "mps": bool(torch.backends.mps.is_available()),
+        "tf32": "off in every verb, so that float32 is float32 on a GPU, too",
         "cuda": [],
     }
     for index in range(torch.cuda.device_count()):
@@ -124,6 +131,8 @@ def _device(reasons: list[str]) -> Report:
             }
         )
     found["chosen"] = "cuda" if found["cuda"] else "cpu"
+    if found["cuda"]:
+        found["not yet tried"] = UNTRIED
     return found
 
 

@@ -123,7 +123,7 @@ def register(module: RegistrationModule, pair: ShownPair, voxel_size: tuple[floa
                 module.clean(torch.from_numpy(volume)[None, None].to(module.device))[0]
                 for volume in (pair.fixed, pair.moving)
             )
-            disp, _ = module(fixed=fixed, moving=moving)
+            disp = module.disp(fixed=fixed, moving=moving)
             warped = warp(moving, disp)
     finally:
         module.train(training)

@@ -21,6 +21,7 @@ from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.predictions import ALSO, plan_predictions, voxel_size
 from sitreg_lumir.network.official import import_official
+from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.network.weights import (
@@ -34,6 +35,10 @@ from sitreg_lumir.network.weights import (
 from sitreg_lumir.train.callbacks import FieldWriter
 from sitreg_lumir.train.configs import nearest
 from sitreg_lumir.train.settings import keep_freed_memory_of_small_grids, prepare_process
+from sitreg_lumir.writing import check_folder_is_writable
+
+
+_SMALL_VOXEL = 1.5  # mm; below, the configs of the challenge's 1 mm fit, above, those of 2 mm
 
 
 class Predictor(LightningModule):
@@ -47,6 +52,9 @@ class Predictor(LightningModule):
         self.inverse = inverse
         self.warped = warped
         self.disagreement = disagreement
+
+    def setup(self, stage: str) -> None:
+        turn_tf32_off()  # processes that share the pairs begin with PyTorch's defaults
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """``disp`` (fixed grid) and, when asked for, ``inverse`` (moving grid), ``warped`` (0..255), ``disagreement``.
@@ -128,12 +136,10 @@ def predict(
     )
     data.trainer = trainer
     trainer.state.fn = "predict"  # type: ignore[assignment]
-    data.prepare_data()
-    data.setup("predict")
+    data.check()  # all that may be refused is refused before volumes are read, which takes long
     check_geometry(members[0].card, data)
-    keep_freed_memory_of_small_grids(math.prod(data.shape))
     if disagreement:
-        voxel_size(data.affine, data.dataset.path)  # before an hour's work, not after the first pair
+        voxel_size(data.affine, data.dataset.path)
     asked = {"inverse": inverse, "warped": warped, "disagreement": disagreement}
     plans = plan_predictions(
         folder,
@@ -146,6 +152,10 @@ def predict(
     todo = {plan.pair.long_name: plan for plan in plans if not plan.skip}
     print(f"{folder}: {len(plans) - len(todo)} fields are there already, {len(todo)} to predict")
     if todo:
+        check_folder_is_writable(folder)
+        data.prepare_data()
+        data.setup("predict")
+        keep_freed_memory_of_small_grids(math.prod(data.shape))
         data.pairs = tuple(plan.pair for plan in todo.values())
         trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
         data.trainer = None  # given the data module itself, Lightning would set up all its pairs again
@@ -182,14 +192,21 @@ def check_geometry(card: ModelCard, data: LumirDataModule) -> None:
     """The data must lie on the grid that the members know.
 
     Raises:
-        InputError: shape or voxel size differ.
+        InputError: shape or voxel size differ; the error names the ways out.
     """
     size = [float(np.linalg.norm(np.asarray(matrix)[:3, :3], axis=0).mean()) for matrix in (card.affine, data.affine)]
     if list(data.shape) != card.shape or abs(size[0] - size[1]) > 0.01 * size[0]:
         raise InputError(
             f"{data.dataset.path}: its grid is {tuple(data.shape)} at {size[1]:g} mm, but the members know "
-            f"{tuple(card.shape)} at {size[0]:g} mm; use members trained on this grid"
+            f"{tuple(card.shape)} at {size[0]:g} mm; name members trained on this grid (--members; `fit` with "
+            f"--config {_config_for(size[1])} trains some), or give data on the members' grid (--data.root), or use "
+            "`register --pairs`, which brings scans of any grid to the members'"
         )
+
+
+def _config_for(voxel_size: float) -> str:
+    """A shipped config to train on data of that voxel size, mm."""
+    return "ens_seed1" if voxel_size < _SMALL_VOXEL else "minilumir/mind_full"
 
 
 def export(

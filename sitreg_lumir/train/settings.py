@@ -5,13 +5,16 @@ import logging
 import sys
 import warnings
 
+from sitreg_lumir.network.precision import turn_tf32_off
+
 _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1  # parameter numbers of glibc's mallopt
 _LARGE = 8 * 2**20  # bytes
 _SMALL_GRID = 2 * 10**6  # voxels; 2 mm has 0.9 million, 1 mm 6.9
 
 
 def prepare_process() -> None:
-    """Silences what says nothing to users."""
+    """Turns TF32 off, and silences what says nothing to users."""
+    turn_tf32_off()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
