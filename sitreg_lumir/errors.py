@@ -8,11 +8,15 @@ class InputError(ValueError):
     """
 
 
+class CollectiveError(InputError):
+    """All processes of a run raise this together, each with the same line; the first one's is printed."""
+
+
 class RunStoppedError(Exception):
-    """A signal ended a run after everything was saved.
+    """A signal ended a run after everything was saved, or another process of it ended.
 
     Args:
-        message: one line that says how to go on.
+        message: one line that says how to go on; empty where another process says it.
         exit_code: of the command, 128 + the signal's number.
     """
 

@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sitreg-lumir: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except RunStoppedError as stop:
-        print(f"sitreg-lumir: {stop}", file=sys.stderr)
+        if str(stop):
+            print(f"sitreg-lumir: {stop}", file=sys.stderr)
         return stop.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -188,8 +188,8 @@ class VolumeCache:
             if raw.tell() == 0:
                 self.raw.unlink(missing_ok=True)
             raise InputError(
-                f"{self.folder}: the cache needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free; make room or "
-                "choose another folder with --data.cache (for `container`: the variable TMPDIR)"
+                f"{self.folder}: the cache needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free; make room "
+                "or choose another folder with --data.cache (for `container`: the variable TMPDIR)"
             )
         if needed >= _LARGE and not told:
             tqdm.write(

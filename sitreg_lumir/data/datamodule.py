@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,8 +42,9 @@ class LumirDataModule(LightningDataModule):
         seed: decides which pairs are drawn, in which order, and the seeds of the augmented views.
         pairs_per_epoch: pairs drawn per epoch; those that do not fill a last batch are dropped.
         batch_size: pairs per optimiser step over all processes.
-        micro_batch: pairs per device and backward pass, ``accumulate`` of which make a step; by default the
-            device's whole share.
+        micro_batch: pairs per device and backward pass, ``accumulate`` of which make a step; ``auto`` is chosen from
+            the memory that is free (until that is done, and for other modules than the package's, the whole share),
+            None stands for the device's whole share. The gradient is that of the whole batch in any case.
         num_workers: processes that load volumes, per device.
         cache: folder of the volume cache, by default ``~/.cache/sitreg_lumir`` (or in ``$XDG_CACHE_HOME``).
         images: the folder that the JSONs' paths start from, by default that of the first JSON.
@@ -71,7 +72,7 @@ class LumirDataModule(LightningDataModule):
         seed: int = 0,
         pairs_per_epoch: int = 2000,
         batch_size: int = 4,
-        micro_batch: int | None = None,
+        micro_batch: int | Literal["auto"] | None = "auto",
         num_workers: int = 2,
         cache: str | None = None,
         images: str | None = None,
@@ -85,7 +86,9 @@ class LumirDataModule(LightningDataModule):
         self.seed = seed
         self.pairs_per_epoch = pairs_per_epoch
         self.batch_size = batch_size
-        self.micro_batch = micro_batch
+        self.automatic = micro_batch == "auto"
+        self.micro_batch: int | None = None if isinstance(micro_batch, str) else micro_batch
+        self.resumed_micro_batch: int | None = None  # of the checkpoint within an epoch that a run goes on from
         self.num_workers = num_workers
         self.triplets_from: int | None = None
         self.triplets_per_epoch = 0
@@ -114,6 +117,14 @@ class LumirDataModule(LightningDataModule):
         self.triplets_per_epoch = triplets_per_epoch
         if hasattr(self, "dataset") and self._training():
             self._check_phases()
+
+    @property
+    def pairs_until(self) -> int | None:
+        """The first epoch of triplets; None where there is none in this run."""
+        last = self.trainer.max_epochs if self.trainer else None
+        endless = last is None or last < 0
+        planned = self.triplets_from is not None and (endless or self.triplets_from < (last or 0))
+        return self.triplets_from if planned else None
 
     @property
     def accumulate(self) -> int:
@@ -220,10 +231,9 @@ class LumirDataModule(LightningDataModule):
     def _check_phases(self) -> None:
         """Refuses what an epoch of this run could not do, before the first of them."""
         _, world_size = self._processes()
-        last = self.trainer.max_epochs if self.trainer else None
         if self._group_size(0) == _PAIR:
             split_batch(self.batch_size, world_size, self.micro_batch)
-        if self.triplets_from is None or (last is not None and 0 <= last <= self.triplets_from):
+        if self.pairs_until is None:
             return
         teams, subjects = count_teams(world_size), len(self.dataset.training)
         if subjects < _TRIPLET:

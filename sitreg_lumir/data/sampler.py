@@ -209,7 +209,7 @@ class EpochLoader(OneLineLoader):
             InputError: the checkpoint stands within an epoch that is divided in another way now (into other
                 pairs, or triplets instead of pairs), or within a step.
         """
-        if state["consumed"] == _length(state["settings"]):
+        if state["consumed"] == epoch_length(state["settings"]):
             if state["epoch"] == self.epoch:
                 self.batches.start = self.handed_out = len(self)
             return  # a finished epoch, however it was divided
@@ -228,7 +228,7 @@ class EpochLoader(OneLineLoader):
         self.batches.start = self.handed_out = int(state["consumed"])
 
 
-def _length(settings: dict[str, int]) -> int:
+def epoch_length(settings: dict[str, int]) -> int:
     """Batches per process of an epoch with these settings of an ``EpochLoader``."""
     share = settings["batch_size"] // settings["world_size"]
     return settings["groups"] // settings["batch_size"] * (share // settings["micro_batch"])

@@ -79,7 +79,7 @@ def read_affine(path: str | Path) -> NDArray[np.float64]:
 
 def _read_header(path: str | Path) -> Any:
     try:
-        return nibabel.load(path)  # type: ignore[attr-defined]
+        return nibabel.load(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UNREADABLE as error:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.predictions import PairPlan, write_prediction
 
 
@@ -71,8 +73,39 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer says with a RuntimeError that a disk is full
+            raise InputError(
+                f"{path}: cannot be written ({_reason(error)}); the checkpoint before it is kept; make room, then go "
+                "on with --resume"
+            ) from None
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be written; the system's reason where PyTorch hides it."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    cause = error.__context__
+    return _reason(cause) if isinstance(cause, OSError) else " ".join(str(error).split())[:160]
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Lightning's ``ModelCheckpoint``, but it never writes between the micro batches of a step.
+
+    A resumed run would otherwise save after its first micro batch, and that file lacks the gradients so far.
+    """
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 def checkpoint_callbacks(folder: Path, every_n_steps: int, keep_every_n_epochs: int) -> list[ModelCheckpoint]:
@@ -84,7 +117,7 @@ def checkpoint_callbacks(folder: Path, every_n_steps: int, keep_every_n_epochs: 
         "auto_insert_metric_name": False,
     }
     return [
-        ModelCheckpoint(filename="last", every_n_train_steps=every_n_steps, **common),
+        StepCheckpoint(filename="last", every_n_train_steps=every_n_steps, **common),
         ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
         ModelCheckpoint(
             filename="epoch-{epoch:03d}",

@@ -38,9 +38,9 @@ class NdvPenalty(Callback):
 
     @staticmethod
     def value(outputs: PairOutputs) -> Tensor:
-        """Folded volume of the last fields, mean of both directions, voxels^3."""
+        """Folded volume of the last fields, mean of both directions and of the pairs, voxels^3."""
         last = outputs.stages[-1]
-        return (ndv_sum(last.disp) + ndv_sum(last.disp_inv)) / 2
+        return (ndv_sum(last.disp) + ndv_sum(last.disp_inv)) / (2 * len(last.disp))
 
 
 class GroupConsistency(Callback):

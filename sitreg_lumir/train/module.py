@@ -1,10 +1,12 @@
 """The LightningModules: they glue views, network, loss terms and scores together, and nothing more."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from nibabel.affines import voxel_sizes
@@ -16,13 +18,15 @@ from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.groups import other_labelling
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.data.views import Augmentation, clean_view, halved
-from sitreg_lumir.errors import InputError
+from sitreg_lumir.errors import CollectiveError, InputError
 from sitreg_lumir.measures.losses import similarity
 from sitreg_lumir.measures.metrics import RegistrationScores, values_outside
 from sitreg_lumir.network.card import CARD_KEY, ModelCard
 from sitreg_lumir.network.input_transform import channels_of, named, same_transform
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
+from sitreg_lumir.train.automatic import settle
+from sitreg_lumir.train.processes import named_by_process
 from sitreg_lumir.train.rates import check_share, learning_rate
 from sitreg_lumir.train.terms import LossTerm, PairOutputs, pair_terms
 from sitreg_lumir.train.triplets import (
@@ -51,7 +55,8 @@ class RegistrationModule(LightningModule):
         stage_weight: of each earlier stage's loss (deep supervision).
         window: of the local correlation, voxels.
         augmentation: of the views that the network sees in training; the loss always compares clean ones.
-        recompute: compute the networks' activations again in the backward pass instead of keeping them.
+        recompute: compute the networks' activations again in the backward pass instead of keeping them; ``auto``
+            does so where the memory that is free does not suffice otherwise.
         coarse_epochs: so many epochs at the beginning see the images at half resolution.
         coarse_window: of the local correlation in these epochs, voxels of half resolution; None: as in the others.
         stage_every: earlier stages count in every so many-th step only, with so many times the weight.
@@ -71,7 +76,7 @@ class RegistrationModule(LightningModule):
         stage_weight: float = 0.01,
         window: int = 11,
         augmentation: Augmentation | None = None,
-        recompute: bool = False,
+        recompute: bool | Literal["auto"] = "auto",
         coarse_epochs: int = 0,
         coarse_window: int | None = None,
         stage_every: int = 1,
@@ -88,7 +93,8 @@ class RegistrationModule(LightningModule):
         if stage_every < 1:
             raise InputError(f"--model.stage_every {stage_every}: must be 1 or more")
         check_share(final_rate_share)
-        self.recompute, self.coarse_epochs, self.coarse_window = recompute, coarse_epochs, coarse_window
+        self.automatic, self.recompute = recompute == "auto", recompute is True
+        self.coarse_epochs, self.coarse_window = coarse_epochs, coarse_window
         self.stage_every, self.one_direction, self.final_rate_share = stage_every, one_direction, final_rate_share
         self.input_transform = input_transform
         self.network = SITReg(
@@ -100,10 +106,12 @@ class RegistrationModule(LightningModule):
         self.learning_rates = {0: learning_rate}  # first epoch -> rate from there on; callbacks add theirs
         self.augmentation = augmentation
         self.terms: list[LossTerm] = pair_terms(diffusion_weight, stage_weight, stage_every, one_direction)
-        self.values: dict[str, list[Tensor]] = {}  # of the loss terms in this step
+        self.values: dict[str, list[Tensor]] = {}  # of the loss terms in this step, by micro batch
+        self._names: list[tuple[str, ...]] = []  # of the images in this step
         self.scores, self.lncc = RegistrationScores(), MeanMetric()
         self.told_of_labels = False
         self._group: Any = None
+        self._on_trial = False
         self.window, self.diffusion_weight = window, diffusion_weight
 
     def inputs(self, image: Tensor) -> Tensor:
@@ -136,6 +144,11 @@ class RegistrationModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.learning_rates[0], betas=(0.9, 0.999))
 
+    def on_fit_start(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, LumirDataModule):
+            settle(self, data)
+
     def on_train_start(self) -> None:
         self.on_train_epoch_start()  # resuming in the middle of an epoch does not start it
 
@@ -151,33 +164,59 @@ class RegistrationModule(LightningModule):
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
+    @contextmanager
+    def trial(self, recompute: bool) -> Iterator[None]:
+        """Within the block all loss terms are evaluated, with weight 1, and nothing is remembered of it."""
+        before = self.recompute, self.values
+        self.recompute, self.values, self._on_trial = recompute, {}, True
+        try:
+            yield
+        finally:
+            (self.recompute, self.values), self._on_trial = before, False
+
     @property
     def lumir(self) -> LumirDataModule:
         """The data module of the running trainer."""
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        self.values = {}
+        passes = self.trainer.accumulate_grad_batches
+        if batch_idx % passes == 0:
+            self.values, self._names = {}, []
         count = batch["images"].shape[1]
         alone = self.trainer.world_size == 1 or count == 2
         needed = range(count) if alone else pair_of(self.global_rank)
         views = [self.view(batch, position, position in needed) for position in range(count)]
         loss = self.pair_loss(views[0], views[1])[0] if count == 2 else self.triplet_step(views)
-        if not torch.isfinite(loss):
-            names = "; ".join(", ".join(group) for group in batch["names"])
-            raise InputError(
-                f"the loss is not finite at step {self.global_step} (images {names}); last.ckpt is good: "
+        self.noted("loss", loss)
+        self._names += batch["names"]
+        if (batch_idx + 1) % passes == 0:
+            self.log_step(len(batch["images"]))
+        return loss
+
+    def log_step(self, groups: int) -> None:
+        """Logs the step's loss and its terms, means over its micro batches and all processes, if they are finite.
+
+        One exchange of a few numbers between the processes serves the log and the decision to stop.
+
+        Raises:
+            CollectiveError: the loss is not finite in one process or more; raised in all of them.
+        """
+        means = torch.stack([torch.stack(values).mean() for values in self.values.values()])
+        total = means.clone()
+        if self.trainer.world_size > 1:
+            dist.all_reduce(total)
+            total /= self.trainer.world_size
+        values = dict(zip(self.values, total, strict=True))
+        if not torch.isfinite(values["loss"]):
+            own = dict(zip(self.values, means, strict=True))["loss"]
+            names = "" if torch.isfinite(own) else "; ".join(", ".join(group) for group in self._names)
+            raise CollectiveError(
+                f"the loss is not finite at step {self.global_step} ({named_by_process(names)}); last.ckpt is good: "
                 "check these images, or resume with a lower learning rate"
             )
-        for name, values in {**self.values, "loss": [loss.detach()]}.items():
-            self.log(
-                f"train/{name}",
-                torch.stack(values).mean(),
-                batch_size=len(batch["images"]),
-                prog_bar=name == "loss",
-                sync_dist=self.trainer.world_size > 1,
-            )
-        return loss
+        for name, value in values.items():
+            self.log(f"train/{name}", value, batch_size=groups, prog_bar=name == "loss")
 
     def pair_step(self, moving: View, fixed: View) -> tuple[Tensor, Tensor, Tensor]:
         """One pair's weighted loss, and its last fields ``disp`` and ``disp_inv``."""
@@ -229,6 +268,8 @@ class RegistrationModule(LightningModule):
 
     def active_terms(self, scope: str) -> list[tuple[LossTerm, float]]:
         """The terms of a scope with their present weights, without those of weight 0."""
+        if self._on_trial:
+            return [(term, 1.0) for term in self.terms if term.scope == scope]
         epoch, step = self.fractional_epoch(), self.global_step
         weighted = [(term, term.weight(epoch, step)) for term in self.terms if term.scope == scope]
         return [(term, weight) for term, weight in weighted if weight]
@@ -356,7 +397,7 @@ class RawRegistration(RegistrationModule):
         stage_weight: float = 0.01,
         window: int = 11,
         augmentation: Augmentation | None = None,
-        recompute: bool = False,
+        recompute: bool | Literal["auto"] = "auto",
         coarse_epochs: int = 0,
         coarse_window: int | None = None,
         stage_every: int = 1,
@@ -380,7 +421,8 @@ class MindRegistration(RegistrationModule):
         stage_weight: of each earlier stage's loss (deep supervision).
         window: of the local correlation, voxels.
         augmentation: of the views that the network sees in training.
-        recompute: compute activations again in the backward pass: less memory, a little more time, the same numbers.
+        recompute: compute activations again in the backward pass: less memory, more time, the same numbers; ``auto``
+            does so where the memory that is free does not suffice otherwise.
         coarse_epochs: so many epochs at the beginning see the images at half resolution, where a step costs about a
             sixth; the weights go on to the full one.
         coarse_window: of the local correlation in these epochs, voxels of half resolution; None: as in the others.
@@ -402,7 +444,7 @@ class MindRegistration(RegistrationModule):
         stage_weight: float = 0.01,
         window: int = 11,
         augmentation: Augmentation | None = None,
-        recompute: bool = False,
+        recompute: bool | Literal["auto"] = "auto",
         coarse_epochs: int = 0,
         coarse_window: int | None = None,
         stage_every: int = 1,

@@ -37,7 +37,6 @@ from sitreg_lumir.train.configs import nearest
 from sitreg_lumir.train.settings import keep_freed_memory_of_small_grids, prepare_process
 from sitreg_lumir.writing import check_folder_is_writable
 
-
 _SMALL_VOXEL = 1.5  # mm; below, the configs of the challenge's 1 mm fit, above, those of 2 mm
 
 

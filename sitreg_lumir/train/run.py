@@ -28,6 +28,8 @@ from sitreg_lumir.train.configs import nearest, resolve_config
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
 from sitreg_lumir.train.module import MindRegistration, RawRegistration, RegistrationModule
 from sitreg_lumir.train.panels import Panels
+from sitreg_lumir.train.processes import ending_together
+from sitreg_lumir.train.refusals import check_weights, refusing_in_one_line, unfinished_micro_batch
 from sitreg_lumir.train.settings import give_back_freed_memory, keep_freed_memory, prepare_process
 from sitreg_lumir.train.signals import StopOnSignal
 from sitreg_lumir.train.start_weights import read_start_weights, start_from
@@ -115,11 +117,14 @@ class RunCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GroupConsistency):
                 callback.announce(self.datamodule)
-        (give_back_freed_memory if self.model.recompute else keep_freed_memory)()
+        if self.options is None or not self.model.automatic:  # else it is decided with the memory's use
+            (give_back_freed_memory if self.model.recompute else keep_freed_memory)()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.options is None:
             return self.trainer_class(**{**config, "logger": False, "enable_checkpointing": False})
+        if config.get("benchmark") is None:  # all steps have one shape; what is fastest for it may differ between runs
+            config["benchmark"] = not config.get("deterministic")
         folder = self.options.folder
         asked = config.get("logger")
         loggers: list[Logger] = [RunMetrics(folder), *([] if isinstance(asked, bool) else _as_list(asked))]
@@ -180,11 +185,15 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
     except OSError as error:
         raise InputError(f"{options.folder}: cannot be made ({error.strerror}); choose another --runs") from None
     if options.resume is not None:
-        drop_rows_from(options.folder / "metrics.csv", int(read_checkpoint(options.resume)["global_step"]))
+        checkpoint = read_checkpoint(options.resume)
+        check_weights(cli.model, checkpoint, options.resume)
+        cli.datamodule.resumed_micro_batch = unfinished_micro_batch(checkpoint)
+        drop_rows_from(options.folder / "metrics.csv", int(checkpoint["global_step"]))
     done = False
     try:
         resume = options.resume and str(options.resume)
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
+        with ending_together(cli.trainer), refusing_in_one_line(options.folder):
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
         done = True
     except RuntimeError as error:
         if cli.trainer.world_size == 1 or not _LOST_PEER.search(str(error)):
@@ -207,10 +216,12 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
 
 def validate(args: Sequence[str], checkpoint: Path, stage: str = "validate") -> None:
     """Scores one checkpoint on the validation pairs and prints the numbers."""
-    read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint)
     cli = build(args)
+    check_weights(cli.model, content, checkpoint)
     run = cli.trainer.validate if stage == "validate" else cli.trainer.test
-    run(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
+    with ending_together(cli.trainer):
+        run(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
 
 
 def check_folder(options: RunOptions) -> None:
