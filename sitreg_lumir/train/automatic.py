@@ -18,6 +18,7 @@ from sitreg_lumir.train.triplets import View, three_pairs_in_turn
 if TYPE_CHECKING:
     from sitreg_lumir.train.module import RegistrationModule
 
+_TRIPLET_AT_MOST = 4  # pairs kept at once that a triplet takes less than
 _STATE = 3  # copies of the weights beside them: gradients, and Adam's two means
 
 
@@ -43,7 +44,7 @@ def settle(module: "RegistrationModule", data: LumirDataModule) -> None:
     if len(sizes) == 1 and given is not None:
         choice = Choice(sizes[0], given, 0.0, True)  # nothing is left to choose
     else:
-        choice = _same_everywhere(choose(sizes, _requirement(module, data, processes), room, given), device)
+        choice = _same_everywhere(choose(sizes, _requirement(module, data, processes, room), room, given), device)
     if data.automatic:
         data.micro_batch = choice.micro_batch
     if module.automatic:
@@ -62,11 +63,11 @@ def line(
     if not choice.bytes:
         return told
     grid = "x".join(map(str, shape))
-    pairs = "1 pair" if choice.micro_batch == 1 else f"{choice.micro_batch} pairs"
-    told += f": {pairs} of {grid} at once need about {choice.bytes / 1e9:.1f} GB beside the weights"
+    pairs = "1 pair needs" if choice.micro_batch == 1 else f"{choice.micro_batch} pairs at once need"
+    told += f", since at {grid} {pairs} about {choice.bytes / 1e9:.2f} GB beside the weights"
     if free is None or room is None:
         return told
-    told += f"; {free / 1e9:.1f} GB are free on {device}, {room / 1e9:.1f} GB of them for this process"
+    told += f", and of {free / 1e9:.1f} GB free on {device} this process plans with {room / 1e9:.1f} GB"
     if not choice.fits:
         told += "; that may not be enough: a smaller network or grid needs less"
     return told
@@ -84,8 +85,10 @@ def _sizes(data: LumirDataModule, processes: int, device: torch.device) -> list[
     return [1] if device.type != "cuda" else [size for size in range(1, share + 1) if share % size == 0]
 
 
-def _requirement(module: "RegistrationModule", data: LumirDataModule, processes: int) -> Callable[[int, bool], float]:
-    """Bytes of a step with so many pairs at once, or of a triplet where one comes and needs more."""
+def _requirement(
+    module: "RegistrationModule", data: LumirDataModule, processes: int, room: float | None
+) -> Callable[[int, bool], float]:
+    """Bytes of a step with so many pairs at once, or of a triplet where one comes and might not have ``room``."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     state = weights * (_STATE + (processes > 1))  # processes exchange gradients in buffers of their own
 
@@ -98,12 +101,13 @@ def _requirement(module: "RegistrationModule", data: LumirDataModule, processes:
             return Need(math.inf, math.inf)
 
     def needed(pairs: int, recompute: bool) -> float:
-        bytes_of_step = 0.0
-        if data.pairs_until != 0:
-            bytes_of_step = need(False, recompute).of(pairs)
-        if data.pairs_until is not None:
-            bytes_of_step = max(bytes_of_step, need(True, recompute).of(1))
-        return state + bytes_of_step
+        if data.pairs_until == 0:
+            return state + need(True, recompute).of(1)
+        total = state + need(False, recompute).of(pairs)
+        enough = room is None or state + need(False, recompute).of(_TRIPLET_AT_MOST) <= room
+        if data.pairs_until is None or enough:
+            return total
+        return max(total, state + need(True, recompute).of(1))
 
     return needed
 

@@ -154,7 +154,7 @@ class _Watch(threading.Thread):
         """A connection of our own to the store, as soon as the processes have found each other."""
         if self._store is None and dist.is_available() and dist.is_initialized():
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            self._store = dist.distributed_c10d.TCPStore(
+            self._store = dist.TCPStore(  # type: ignore[attr-defined]
                 address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_WAIT)
             )
         return self._store

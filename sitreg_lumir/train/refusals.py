@@ -22,8 +22,8 @@ def refusing_in_one_line(folder: Path) -> Iterator[None]:
         said = " ".join(str(error).split()).partition(". ")[0]
         raise InputError(
             f"{said}; set --data.micro_batch 1 (the gradient stays that of the whole batch) and --model.recompute "
-            "true, or --trainer.precision bf16-mixed; within an epoch that was begun with another micro_batch, resume from "
-            "the end of one"
+            "true, or --trainer.precision bf16-mixed; within an epoch that was begun with another micro_batch, resume "
+            "from the end of one"
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
