@@ -3,10 +3,10 @@
     python benchmarks/memory.py              # from trial steps on a small grid, scaled by the number of voxels
     python benchmarks/memory.py --check      # also counts a real step at 80x112x96: some 2.5 GB, half a minute a row
 
-*Kept* is what the forward pass keeps for the backward pass, each storage counted once and weights left out; *peak* the
-most that tensors take at one time in both passes together. Libraries' work spaces and what an allocator loses between
-blocks come on top, as do weights, gradients and Adam's means (0.24 GB for the full network). In bfloat16 the numbers are
-those of a CPU's autocast; that of a GPU keeps other layers in float32.
+*Kept* is what the forward pass keeps for the backward pass, each storage counted once and weights left out; *peak*
+the most that tensors take at one time in both passes together. Libraries' work spaces and what an allocator loses
+between blocks come on top, as do weights, gradients and Adam's means (0.24 GB for the full network). In bfloat16 the
+numbers are those of a CPU's autocast; that of a GPU keeps other layers in float32.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -15,8 +16,10 @@ import pytest
 import torch
 
 from sitreg_lumir.cli import main
+from sitreg_lumir.data.cache import VolumeCache
 from sitreg_lumir.network.official import official_name
 from sitreg_lumir.network.weights import load_member
+from sitreg_lumir.train.module import MindRegistration
 
 SMALL = ["--model.features", "[4,4]", "--model.head_features", "[4,4]", "--model.window", "3"]
 
@@ -324,3 +327,62 @@ def test_members_of_another_grid_are_refused(
     card = json.loads(member.with_suffix(".json").read_text())
     member.with_suffix(".json").write_text(json.dumps({**card, "shape": [80, 112, 96]}))
     refused(capsys, predict_arguments(root, member, tmp_path / "out"), "(80, 112, 96)", "(8, 10, 6)")
+
+
+def test_what_is_refused_is_refused_before_volumes_are_cached(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grid, existing fields, the folder, and for `validate` and `fit --resume` the network."""
+    root, checkpoint = trained
+    monkeypatch.setattr(VolumeCache, "build", lambda self: pytest.fail("volumes are cached first"))
+    content = torch.load(checkpoint, weights_only=True)
+    content["sitreg_lumir"]["affine"] = np.diag([4.0, 4.0, 4.0, 1.0]).tolist()
+    coarse = tmp_path / "coarse.ckpt"
+    torch.save(content, coarse)
+    refused(
+        capsys, predict_arguments(root, coarse, tmp_path / "out"), "4 mm", "2 mm", "--members", "minilumir/mind_full"
+    )
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    refused(capsys, predict_arguments(root, checkpoint, tmp_path / "file/out"), "file/out", "cannot be written")
+    shutil.copytree(root / "imagesVal", tmp_path / "fields")
+    (tmp_path / "fields/disp_0100_0101.nii.gz").write_bytes(b"")
+    refused(capsys, predict_arguments(root, checkpoint, tmp_path / "fields"), "disp_0100_0101", "--overwrite")
+    wide = ["--model.features", "[16,16]", "--model.head_features", "[16,16]"]
+    data = ["--data.root", str(root), "--data.cache", str(tmp_path / "cache")]
+    refused(capsys, ["validate", "--config", "mind", *wide, *data, "--ckpt_path", str(checkpoint)], "another network")
+    wide_fit = ["fit", "--config", "mind", "--runs", str(tmp_path / "runs"), "--wandb", "off", *wide, *data]
+    refused(capsys, [*wide_fit, "--resume", str(checkpoint)], "another network", "config.yaml")
+
+
+def test_validation_computes_one_field_and_it_is_bitwise_that_of_both_ways() -> None:
+    module = MindRegistration(features=[8, 8, 8], head_features=[8, 8, 8])
+    for head in module.network.heads:
+        torch.nn.init.normal_(head.final.weight, std=0.5)
+    fixed, moving = torch.rand(2, 1, 1, 12, 10, 14)
+    with torch.inference_mode():
+        both = module(fixed=fixed, moving=moving)[0]
+        assert both.abs().max() > 0.5
+        assert torch.equal(module.disp(fixed=fixed, moving=moving), both)
+
+
+def test_no_verb_computes_in_tf32() -> None:
+    """Each in a process of its own, which begins with PyTorch's default: on for convolutions."""
+    for start in (
+        "from sitreg_lumir.train.settings import prepare_process as start; start()",
+        "import sitreg_lumir; sitreg_lumir.load_model()",
+        "from sitreg_lumir.train.predict import Predictor; Predictor([]).setup('predict')",
+    ):
+        code = f"""
+import warnings; warnings.simplefilter("error", UserWarning)
+import torch
+from sitreg_lumir.network.precision import tf32_is_on
+assert torch.backends.cudnn.allow_tf32 and tf32_is_on()
+{start}
+assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32 and not tf32_is_on()
+with torch.backends.cudnn.flags(enabled=True):
+    pass
+assert torch.get_float32_matmul_precision() == "highest"
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-1500:]

@@ -135,3 +135,19 @@ def test_a_full_disk_and_an_unbuilt_cache(tmp_path: Path, paths: list[Path], mon
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         _made(paths, tmp_path / "file" / "cache")
+
+
+def test_a_large_cache_is_announced_and_one_without_room_leaves_nothing(
+    tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", 2)
+    _made(paths, tmp_path / "quiet")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(module, "_LARGE", 4 * head(0).size)
+    _made(paths, tmp_path / "told")
+    told = capsys.readouterr().err
+    assert told.count("takes about") == 1 and str(tmp_path / "told") in told and "--data.cache" in told
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4 * head(0).size - 1))
+    with pytest.raises(InputError, match=r"GB are free; make room"):
+        _made(paths, tmp_path / "full")
+    assert {file.suffix for file in (tmp_path / "full").iterdir()} == {".lock"}

@@ -51,6 +51,25 @@ def test_files_that_the_readme_names_exist() -> None:
         assert (ROOT / name).is_file(), name
 
 
+def test_configs_that_are_named_exist() -> None:
+    """In the README, in the configs' own comments, in what the command line says, and in the notebooks."""
+    known = set(config_names())
+    sources = [README, ROOT / "Makefile", ROOT / "Dockerfile", *(ROOT / "sitreg_lumir/cli").glob("*.py")]
+    sources += [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "notebooks").glob("*.ipynb")]
+    named = 0
+    for source in sources:
+        text = source.read_text()
+        names = re.findall(r"--config[ =]([\w./-]*\w)", text) + re.findall(r"`(minilumir/\w+)`", text)
+        names += re.findall(r"\bconfigs/([\w/]+)\.yaml", text)
+        named += len(names)
+        for name in names:
+            assert name in known or name.endswith("config.yaml"), f"{source.relative_to(ROOT)} names {name}"
+    assert named > len(known)
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        own = re.findall(r"--config[ =]([\w./-]*\w)", file.read_text())
+        assert own in ([], [str(file.relative_to(ROOT / "configs").with_suffix(""))]), file
+
+
 @pytest.mark.slow
 def test_the_commands_on_two_scans_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
