@@ -35,7 +35,8 @@ def test_the_first_epochs_see_half_the_resolution_and_resuming_equals_going_on(
 
     def noting(self: MindRegistration, moving: Any, fixed: Any, inverse: bool = False) -> Any:
         assert moving.clean.shape == moving.mask.shape == moving.seen[:, :1].shape
-        seen.append(tuple(moving.clean.shape[2:]))
+        if not self._on_trial:  # steps that only find out what memory is needed
+            seen.append(tuple(moving.clean.shape[2:]))
         return pair_loss(self, moving, fixed, inverse)
 
     monkeypatch.setattr(MindRegistration, "pair_loss", noting)

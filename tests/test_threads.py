@@ -1,4 +1,4 @@
-"""Results on a CPU do not depend on the number of threads: networks, training and `register` at the sizes users have."""
+"""Results on a CPU do not depend on the number of threads: networks, training, `register`, at the sizes users have."""
 
 import hashlib
 import json

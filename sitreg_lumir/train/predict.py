@@ -11,6 +11,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.multiprocessing import ProcessRaisedException
 
 from sitreg_lumir import __version__
 from sitreg_lumir.data.datamodule import LumirDataModule
@@ -159,7 +160,13 @@ def predict(
         trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
         data.trainer = None  # given the data module itself, Lightning would set up all its pairs again
         loader = data.predict_dataloader()  # of all pairs to do; with several processes Lightning shares them out
-        trainer.predict(Predictor(members, **asked), dataloaders=loader, return_predictions=False)
+        try:
+            trainer.predict(Predictor(members, **asked), dataloaders=loader, return_predictions=False)
+        except ProcessRaisedException as error:  # what one of several processes raises arrives as its whole traceback
+            message = str(error).strip().splitlines()[-1]
+            if f"{InputError.__name__}: " not in message:
+                raise
+            raise InputError(message.partition(f"{InputError.__name__}: ")[2]) from None
     print(f"next: sitreg-lumir evaluate {folder} --dataset {data.dataset.path}")
 
 
