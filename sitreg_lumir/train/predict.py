@@ -11,7 +11,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessRaisedException  # type: ignore[attr-defined]
 
 from sitreg_lumir import __version__
 from sitreg_lumir.data.datamodule import LumirDataModule
