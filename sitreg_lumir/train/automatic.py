@@ -16,7 +16,7 @@ from sitreg_lumir.train.settings import give_back_freed_memory, keep_freed_memor
 from sitreg_lumir.train.triplets import View, three_pairs_in_turn
 
 if TYPE_CHECKING:
-    from sitreg_lumir.train.module import RegistrationModule
+    from sitreg_lumir.train.registration import RegistrationModule
 
 _TRIPLET_AT_MOST = 4  # pairs kept at once that a triplet takes less than
 _STATE = 3  # copies of the weights beside them: gradients, and Adam's two means

@@ -8,7 +8,7 @@ from torch import Tensor
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.measures.losses import group_consistency, ndv_sum
-from sitreg_lumir.train.module import RegistrationModule
+from sitreg_lumir.train.registration import RegistrationModule
 from sitreg_lumir.train.terms import LossTerm, PairOutputs
 
 

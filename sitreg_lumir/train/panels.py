@@ -21,7 +21,7 @@ from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.report.pictures import Plane, Volumes, render
-from sitreg_lumir.train.module import RegistrationModule
+from sitreg_lumir.train.registration import RegistrationModule
 from sitreg_lumir.writing import writing
 
 COLUMNS = ("fixed", "moving", "warped", "checkerboard", "grid")

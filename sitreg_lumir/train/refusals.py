@@ -10,7 +10,7 @@ import torch
 
 from sitreg_lumir.data.sampler import epoch_length
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.train.module import RegistrationModule
+from sitreg_lumir.train.registration import RegistrationModule
 
 
 @contextmanager

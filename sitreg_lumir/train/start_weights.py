@@ -16,7 +16,7 @@ from sitreg_lumir.network.shipped import shipped_members
 from sitreg_lumir.network.sitreg import SITReg
 from sitreg_lumir.network.weights import member_files, read_member
 from sitreg_lumir.train.configs import nearest
-from sitreg_lumir.train.module import RegistrationModule
+from sitreg_lumir.train.registration import RegistrationModule
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.train.doctor import package_versions
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
-from sitreg_lumir.train.module import RegistrationModule
+from sitreg_lumir.train.registration import RegistrationModule
 
 PROJECT = "sitreg-lumir"
 _MEMBER = "ens_"  # how configs and runs of ensemble members start

@@ -1,0 +1,384 @@
+"""What all LightningModules share: it glues views, network, loss terms and scores together, and nothing more."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from nibabel.affines import voxel_sizes
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from sitreg_lumir import __version__
+from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.groups import other_labelling
+from sitreg_lumir.data.lumir import Pair
+from sitreg_lumir.data.views import Augmentation, clean_view, halved
+from sitreg_lumir.errors import CollectiveError, InputError
+from sitreg_lumir.measures.losses import similarity
+from sitreg_lumir.measures.metrics import RegistrationScores, values_outside
+from sitreg_lumir.network.card import CARD_KEY, ModelCard
+from sitreg_lumir.network.input_transform import channels_of, named, same_transform
+from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
+from sitreg_lumir.train.automatic import settle
+from sitreg_lumir.train.processes import named_by_process
+from sitreg_lumir.train.rates import check_share, learning_rate
+from sitreg_lumir.train.terms import LossTerm, PairOutputs, pair_terms
+from sitreg_lumir.train.triplets import (
+    View,
+    groups_of_three,
+    one_pair_each,
+    pair_of,
+    scale_gradient,
+    three_pairs_in_turn,
+)
+from sitreg_lumir.train.variants import checked_transform
+
+
+class RegistrationModule(LightningModule):
+    """What all variants share: the training step over a list of loss terms, validation and the model card.
+
+    What the network sees of an image is the input transform's matter alone: the card names it, and predictions make
+    it again. A variant passes another ``input_transform``; it does not override ``inputs``, ``clean`` or ``forward``.
+
+    Args:
+        in_channels: of the network; by default as many as the input transform gives.
+        features: channels of the encoder, finest level first.
+        head_features: channels of the control point heads, finest level first.
+        learning_rate: of Adam.
+        diffusion_weight: of the fields' smoothness.
+        stage_weight: of each earlier stage's loss (deep supervision).
+        window: of the local correlation, voxels.
+        augmentation: of the views that the network sees in training; the loss always compares clean ones.
+        recompute: compute the networks' activations again in the backward pass instead of keeping them; ``auto``
+            does so where the memory that is free does not suffice otherwise.
+        coarse_epochs: so many epochs at the beginning see the images at half resolution.
+        coarse_window: of the local correlation in these epochs, voxels of half resolution; None: as in the others.
+        stage_every: earlier stages count in every so many-th step only, with so many times the weight.
+        one_direction: whether pairs are compared on the fixed grid alone; triplets always are on both.
+        final_rate_share: of the learning rate, at the end of training.
+        input_transform: a module ``(B, 1, X, Y, Z)``, intensity in [0, 1] -> ``(B, channels, X, Y, Z)`` with an
+            attribute ``channels``; None for the intensities themselves.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | None = None,
+        features: Sequence[int] = (12, 32, 64, 128, 128, 128),
+        head_features: Sequence[int] = (12, 64, 128, 256, 256, 256),
+        learning_rate: float = 4e-4,
+        diffusion_weight: float = 1.0,
+        stage_weight: float = 0.01,
+        window: int = 11,
+        augmentation: Augmentation | None = None,
+        recompute: bool | Literal["auto"] = "auto",
+        coarse_epochs: int = 0,
+        coarse_window: int | None = None,
+        stage_every: int = 1,
+        one_direction: bool = False,
+        final_rate_share: float = 1.0,
+        input_transform: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if coarse_epochs < 0:
+            raise InputError(f"--model.coarse_epochs {coarse_epochs}: must be 0 or more")
+        for name, width in (("window", window), ("coarse_window", coarse_window)):
+            if width is not None and (width < 1 or width % 2 == 0):
+                raise InputError(f"--model.{name} {width}: must be odd and positive")
+        if stage_every < 1:
+            raise InputError(f"--model.stage_every {stage_every}: must be 1 or more")
+        check_share(final_rate_share)
+        self.automatic, self.recompute = recompute == "auto", recompute is True
+        self.coarse_epochs, self.coarse_window = coarse_epochs, coarse_window
+        self.stage_every, self.one_direction, self.final_rate_share = stage_every, one_direction, final_rate_share
+        self.input_transform = input_transform
+        self.network = SITReg(
+            in_channels=channels_of(input_transform) if in_channels is None else in_channels,
+            features=features,
+            head_features=head_features,
+        )
+        self.initialised_from: dict[str, Any] | None = None  # where a fine-tuned run's first weights came from
+        self.learning_rates = {0: learning_rate}  # first epoch -> rate from there on; callbacks add theirs
+        self.augmentation = augmentation
+        self.terms: list[LossTerm] = pair_terms(diffusion_weight, stage_weight, stage_every, one_direction)
+        self.values: dict[str, list[Tensor]] = {}  # of the loss terms in this step, by micro batch
+        self._names: list[tuple[str, ...]] = []  # of the images in this step
+        self.scores, self.lncc = RegistrationScores(), MeanMetric()
+        self.told_of_labels = False
+        self._group: Any = None
+        self._on_trial = False
+        self.window, self.diffusion_weight = window, diffusion_weight
+
+    def inputs(self, image: Tensor) -> Tensor:
+        """The network's input from an image ``(B, 1, X, Y, Z)`` in [0, 1]."""
+        return image if self.input_transform is None else self.input_transform(image)
+
+    def check_variant(self) -> dict[str, Any] | None:
+        """What the card tells of the input transform, once it is sure that predictions can do what this module does.
+
+        Raises:
+            InputError: they could not: it does something with images, or has a network, that no card can hold.
+        """
+        return checked_transform(self, RegistrationModule, self.network, self.input_transform)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.check_variant()
+
+    def forward(self, *, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+        """``disp`` and ``disp_inv`` ``(B, 3, X, Y, Z)``, voxels, from images ``(B, 1, X, Y, Z)`` in [0, 1]."""
+        (stage,) = run_stages([self.network], fixed=self.inputs(fixed), moving=self.inputs(moving))
+        return stage.disp, stage.disp_inv
+
+    @torch.no_grad()
+    def disp(self, *, fixed: Tensor, moving: Tensor) -> Tensor:
+        """``disp`` of ``forward`` alone, bit by bit the same; without the inverse field less is computed."""
+        (stage,) = run_stages([self.network], fixed=self.inputs(fixed), moving=self.inputs(moving), inverse=False)
+        return stage.disp
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rates[0], betas=(0.9, 0.999))
+
+    def on_fit_start(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, LumirDataModule):
+            settle(self, data)
+
+    def on_train_start(self) -> None:
+        self.on_train_epoch_start()  # resuming in the middle of an epoch does not start it
+
+    def on_train_epoch_start(self) -> None:
+        self.trainer.accumulate_grad_batches = self.lumir.accumulate_in(self.current_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets the epoch's learning rate, since restoring Adam's state brings the old one back."""
+        rate = learning_rate(
+            self.learning_rates, self.fractional_epoch(), self.trainer.max_epochs, self.final_rate_share
+        )
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    @contextmanager
+    def trial(self, recompute: bool) -> Iterator[None]:
+        """Within the block all loss terms are evaluated, with weight 1, and nothing is remembered of it."""
+        before = self.recompute, self.values
+        self.recompute, self.values, self._on_trial = recompute, {}, True
+        try:
+            yield
+        finally:
+            (self.recompute, self.values), self._on_trial = before, False
+
+    @property
+    def lumir(self) -> LumirDataModule:
+        """The data module of the running trainer."""
+        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        passes = self.trainer.accumulate_grad_batches
+        if batch_idx % passes == 0:
+            self.values, self._names = {}, []
+        count = batch["images"].shape[1]
+        alone = self.trainer.world_size == 1 or count == 2
+        needed = range(count) if alone else pair_of(self.global_rank)
+        views = [self.view(batch, position, position in needed) for position in range(count)]
+        loss = self.pair_loss(views[0], views[1])[0] if count == 2 else self.triplet_step(views)
+        self.noted("loss", loss)
+        self._names += batch["names"]
+        if (batch_idx + 1) % passes == 0:
+            self.log_step(len(batch["images"]))
+        return loss
+
+    def log_step(self, groups: int) -> None:
+        """Logs the step's loss and its terms, means over its micro batches and all processes, if they are finite.
+
+        One exchange of a few numbers between the processes serves the log and the decision to stop.
+
+        Raises:
+            CollectiveError: the loss is not finite in one process or more; raised in all of them.
+        """
+        means = torch.stack([torch.stack(values).mean() for values in self.values.values()])
+        total = means.clone()
+        if self.trainer.world_size > 1:
+            dist.all_reduce(total)
+            total /= self.trainer.world_size
+        values = dict(zip(self.values, total, strict=True))
+        if not torch.isfinite(values["loss"]):
+            own = dict(zip(self.values, means, strict=True))["loss"]
+            names = "" if torch.isfinite(own) else "; ".join(", ".join(group) for group in self._names)
+            raise CollectiveError(
+                f"the loss is not finite at step {self.global_step} ({named_by_process(names)}); last.ckpt is good: "
+                "check these images, or resume with a lower learning rate"
+            )
+        for name, value in values.items():
+            self.log(f"train/{name}", value, batch_size=groups, prog_bar=name == "loss")
+
+    def pair_step(self, moving: View, fixed: View) -> tuple[Tensor, Tensor, Tensor]:
+        """One pair's weighted loss, and its last fields ``disp`` and ``disp_inv``."""
+        loss, last = self.pair_loss(moving, fixed, inverse=True)
+        return loss, last.disp, last.disp_inv
+
+    def pair_loss(self, moving: View, fixed: View, inverse: bool = False) -> tuple[Tensor, Stage]:
+        """One pair's weighted loss and its last stage, with the inverse field where a term or the caller needs it."""
+        assert moving.seen is not None and fixed.seen is not None
+        active = self.active_terms("pair")
+        stages = run_stages(
+            [self.network],
+            fixed=fixed.seen,
+            moving=moving.seen,
+            levels=range(self.network.levels) if any(term.earlier for term, _ in active) else (0,),
+            inverse=inverse or any(term.inverse for term, _ in active),
+            recompute=self.recompute,
+        )
+        coarse = self.current_epoch < self.coarse_epochs
+        window = self.coarse_window if coarse and self.coarse_window is not None else self.window
+        outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask, window)
+        loss = fixed.clean.new_zeros(())
+        for term, weight in active:
+            loss = loss + weight * self.noted(term.name, term.call(outputs))
+        return loss, stages[-1]
+
+    def triplet_step(self, views: list[View]) -> Tensor:
+        """Mean loss of a triplet's pairs, and its group consistency: all three here, or one on each of three ranks."""
+        if self.trainer.world_size == 1:
+            found = three_pairs_in_turn(self.pair_step, views)
+        else:
+            found = one_pair_each(self.pair_step, views, self.global_rank, self.group_of_three())
+        loss = found.loss
+        for term, weight in self.active_terms("triplet"):
+            value = self.noted(term.name, term.call(found.disps, found.disps_inv, [view.mask for view in views]))
+            loss = loss + weight * scale_gradient(value, found.gradient_scale)
+        return loss
+
+    def noted(self, name: str, value: Tensor) -> Tensor:
+        """The same value, remembered for the log."""
+        self.values.setdefault(name, []).append(value.detach())
+        return value
+
+    def group_of_three(self) -> Any:
+        """The processes that share this one's triplets."""
+        if self._group is None:
+            self._group = groups_of_three(self.global_rank, self.trainer.world_size)
+        return self._group
+
+    def active_terms(self, scope: str) -> list[tuple[LossTerm, float]]:
+        """The terms of a scope with their present weights, without those of weight 0."""
+        if self._on_trial:
+            return [(term, 1.0) for term in self.terms if term.scope == scope]
+        epoch, step = self.fractional_epoch(), self.global_step
+        weighted = [(term, term.weight(epoch, step)) for term in self.terms if term.scope == scope]
+        return [(term, weight) for term, weight in weighted if weight]
+
+    def view(self, batch: dict[str, Any], position: int, needed: bool = True) -> View:
+        """One image's views; the augmented one depends on its seed only, so that all ranks see the same."""
+        clean, mask = self.clean(batch["images"][:, position])
+        if self.current_epoch < self.coarse_epochs:
+            clean, mask = halved(clean)
+        seen = clean
+        if needed and self.augmentation is not None:
+            seen = self.augmentation(clean, mask, batch["view_seed"][:, position]).to(clean.dtype)
+        return View(clean, mask, self.inputs(seen) if needed else None)
+
+    def clean(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean view, in float64 if the network is, and the mask."""
+        clean, mask = clean_view(stored)
+        return clean.to(torch.float64 if self.dtype == torch.float64 else torch.float32), mask
+
+    def fractional_epoch(self) -> float:
+        """The epoch with the share of it that is done; what weights of loss terms depend on."""
+        batches = max(int(self.trainer.num_training_batches), 1)
+        return self.current_epoch + self.trainer.fit_loop.epoch_loop.batch_idx / batches
+
+    def on_validation_start(self) -> None:
+        """Makes room for the groups of this data's pairs, the same on all processes."""
+        if self.scores.groups != self.lumir.groups:
+            self.scores = RegistrationScores(groups=self.lumir.groups).to(self.device)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        fixed, fixed_mask = self.clean(batch["fixed"])
+        moving, moving_mask = self.clean(batch["moving"])
+        disp = self.disp(fixed=fixed, moving=moving)
+        self.lncc.update(similarity(disp, fixed, moving, fixed_mask, moving_mask, self.window))
+        pair: Pair = batch["pair"][0]
+        labels = pair.labels_to_score(self.lumir.evaluation_labels)
+        maps = {key: batch[key][0, 0].cpu() for key in _LABEL_KEYS if key in batch}
+        self.scores.update(
+            disp[0].float().cpu(),
+            group=pair.group,
+            contrasts=pair.contrasts,
+            metrics=pair.metrics,
+            fixed_mask=fixed_mask[0, 0].cpu(),
+            labels=labels,
+            voxel_size=voxel_sizes(self.lumir.affine).tolist(),
+            **maps,
+        )
+        if labels is not None and self.lumir.evaluation_labels is None and not self.told_of_labels:
+            outside = values_outside(labels, *(maps[key] for key in _LABEL_KEYS[:2] if key in maps))
+            if outside:
+                self.told_of_labels = True
+                rank_zero_warn(other_labelling(outside, "`evaluation_labels` in the dataset JSON"))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/lncc", self.lncc.compute())
+        self.log_dict({f"val/{name}": value for name, value in self.scores.compute().items()})
+        self.lncc.reset()
+        self.scores.reset()
+
+    on_test_start = on_validation_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def card(self) -> ModelCard:
+        """What must be known to use the weights: see :class:`ModelCard`."""
+        data, seen = self.lumir, self.augmentation
+        return ModelCard(
+            architecture=self.network.architecture,
+            mind=None,
+            input_transform=self.check_variant(),
+            shape=list(data.shape),
+            affine=data.affine.tolist(),
+            training={
+                "variant": type(self).__name__,
+                "data": data.dataset.name,
+                "images": len(data.dataset.training),
+                "seed": data.seed,
+                "epochs": self.current_epoch,
+                "coarse_epochs": min(self.coarse_epochs, self.current_epoch),
+                "steps": self.global_step,
+                "diffusion_weight": self.diffusion_weight,
+                **self.other_options(),
+                "augmentation": None if seen is None else {name: list(value) for name, value in vars(seen).items()},
+                **({} if self.initialised_from is None else {"initialised_from": self.initialised_from}),
+            },
+            version=__version__,
+        )
+
+    def other_options(self) -> dict[str, Any]:
+        """For the card, the options that are not the published ones."""
+        published: dict[str, Any] = {"window": 11, "coarse_window": None, "stage_every": 1, "one_direction": False}
+        published |= {"final_rate_share": 1.0}
+        found = {name: getattr(self, name) for name in published}
+        return {name: value for name, value in found.items() if value != published[name]}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CARD_KEY] = self.card().to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps where a resumed run came from; another input transform than the checkpoint's is refused."""
+        if CARD_KEY not in checkpoint:
+            return
+        card = ModelCard.from_dict(checkpoint[CARD_KEY], Path("the checkpoint"))
+        own = self.check_variant()
+        if not same_transform(card.input_transform, own):
+            raise InputError(
+                f"the checkpoint's network sees {named(card.input_transform) or 'raw intensities'}, but this config's "
+                f"sees {named(own) or 'raw intensities'}; use the run's own config.yaml"
+            )
+        self.initialised_from = card.training.get("initialised_from")
+
+
+_LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
