@@ -59,13 +59,21 @@ def convolve(
 def _results(values: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     if not _is_product(values, weight):
         return F.conv3d(values, weight, bias, stride, padding)
+    if not _channels_are_innermost(values):  # products take a volume by voxel whatever its layout, and spare a copy
+        items = [F.linear(item.flatten(1).T, weight.flatten(1), bias) for item in values]
+        by_voxel = items[0][None] if len(items) == 1 else torch.stack(items)
+        return by_voxel.unflatten(1, values.shape[2:]).movedim(-1, 1)
     return F.linear(values.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
 def _is_product(values: Tensor, weight: Tensor) -> bool:
     """Whether a convolution is a product of matrices, which a CPU does several times faster than as a convolution."""
-    last = values.is_contiguous(memory_format=torch.channels_last_3d)
-    return values.device.type == "cpu" and weight.shape[2] == 1 and last and values.dtype == torch.float32
+    simple = values.device.type == "cpu" and values.dtype == torch.float32 and weight.shape[2] == 1
+    return simple and (values.is_contiguous() or _channels_are_innermost(values))
+
+
+def _channels_are_innermost(values: Tensor) -> bool:
+    return values.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 class _Convolve(torch.autograd.Function):
@@ -82,7 +90,7 @@ class _Convolve(torch.autograd.Function):
         (grad,) = grads
         by_values = by_weight = by_bias = None
         if ctx.needs_input_grad[0] and _is_product(grad, weight):
-            by_values = F.linear(grad.movedim(1, -1), weight.flatten(1).T).movedim(-1, 1)
+            by_values = _results(grad, weight.transpose(0, 1), None, 1, 0)
         elif ctx.needs_input_grad[0]:
             by_values, _, _ = torch.ops.aten.convolution_backward(
                 grad, values, weight, None, [ctx.stride] * 3, [ctx.padding] * 3, [1] * 3, False, [0] * 3, 1,

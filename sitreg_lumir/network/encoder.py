@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sitreg_lumir.network.convolution import Convolution, convolve
-from sitreg_lumir.network.normalization import GroupNormRelu
+from sitreg_lumir.network.normalization import GroupNormRelu, sum_and_difference
 
 _SLOW_ALONE = 20_480  # up to so many values in a plane, PyTorch on a CPU has fast convolutions for batches only
 
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
 
     def finest(self, image: Tensor) -> list[Tensor]:
         """One image's features of full resolution alone."""
-        return [self.blocks[0](self.projection(fastest_layout(image)))]
+        return [self.blocks[0](fastest_layout(self.projection(image)))]
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         levels: tuple[list[Tensor], list[Tensor]] = [], []
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
             batches = [torch.cat(batches)]
         finest, skips = [], []
         for images in batches:
-            skip = self.projection(fastest_layout(images))
+            skip = fastest_layout(self.projection(images))
             features = self.blocks[0](skip)
             finest.extend(features.chunk(2 // len(batches)))
             if self.downsamplings:
@@ -171,7 +171,7 @@ class ControlPointHead(nn.Module):
             del even, odd
             raw, raw_reverse = self.final(self.block.after_first(orders)).chunk(2)
         else:  # one order after the other takes half the memory
-            waiting = [even - odd, even.add_(odd)]
+            waiting = list(reversed(sum_and_difference(even, odd)))
             del even, odd
             raw, raw_reverse = (self.final(self.block.after_first(waiting.pop())) for _ in range(2))
         return self._bounded(raw), self._bounded(raw_reverse)

@@ -18,6 +18,7 @@ from sitreg_lumir.deform.ops import compiled_on_cpu
 
 _LANES = 192  # about so many values a step: enough to fill the processor's registers, few enough to stay in its cache
 _STEPS = 256  # of a row
+_LENGTH = 2**15  # of a row where values are taken one by one
 
 
 class GroupNormRelu(nn.GroupNorm):
@@ -68,6 +69,24 @@ def group_norm_relu(features: Tensor, groups: int, weight: Tensor, bias: Tensor,
         whole = features.to(weight.dtype).contiguous()
         result = F.relu(F.group_norm(whole, groups, weight, bias, eps), inplace=True).to(features.dtype)
     return result.contiguous(memory_format=torch.channels_last_3d) if last else result
+
+
+def sum_and_difference(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """``first + second`` and ``first - second``; where no gradient is asked for, both are overwritten.
+
+    Args:
+        first: ``(B, C, X, Y, Z)``.
+        second: the same shape and type.
+    """
+    if torch.is_grad_enabled():
+        return first + second, first - second
+    alike = first.stride() == second.stride() and first.dtype == second.dtype
+    if not (alike and compiled_on_cpu(first) and (first.is_contiguous() or _channels_are_last(first))):
+        difference = first - second
+        return first.add_(second), difference
+    values = _flat(first)
+    run(loops.sum_and_difference, -(-len(values) // _LENGTH), values, _flat(second), _LENGTH)
+    return first, second
 
 
 def channel_sums(features: Tensor) -> Any:

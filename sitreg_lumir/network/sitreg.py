@@ -16,6 +16,7 @@ from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.state import SymmetricState
 from sitreg_lumir.network.encoder import ControlPointHead, Encoder
+from sitreg_lumir.network.normalization import sum_and_difference
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,7 @@ class SITReg(nn.Module):
             fixed = warp(fixed, right_fwd, 2**level)
         head = self.heads[level]
         assert isinstance(head, ControlPointHead)
-        if torch.is_grad_enabled():
-            return head.from_sum_and_difference([moving + fixed, moving - fixed])
-        parts = [moving + fixed, moving.sub_(fixed)]  # in place: nobody needs these features any more
+        parts = list(sum_and_difference(moving, fixed))  # overwrites what nobody needs any more, where it may
         del moving, fixed
         return head.from_sum_and_difference(parts)
 
