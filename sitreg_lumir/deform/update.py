@@ -89,8 +89,8 @@ class _Update(torch.autograd.Function):
         ctx: Any, control_points: Tensor, control_points_reverse: Tensor, factor: int, shape: tuple[int, ...],
         tolerance: float, *maps: Tensor | None,
     ) -> Any:  # fmt: skip
-        fields = _upsampled(control_points, control_points_reverse, factor, shape)
         with copies_shared(control_points):
+            fields = _upsampled(control_points, control_points_reverse, factor, shape)
             a_inv, b_inv = (invert(fields[name], tolerance) for name in ("a", "b"))
             fields |= {"a_inv": a_inv, "b_inv": b_inv, **dict(zip(Maps._fields, maps, strict=True))}
             updated = tuple(compose(*(fields[name] for name in names)) for names in _chains(maps))

@@ -56,16 +56,15 @@ def mask_at(mask: Tensor, points: Tensor, relative: bool) -> Tensor:
 def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence[int]) -> Tensor:
     """Control points (level voxels) -> field (full-resolution voxels) on a grid of ``shape``."""
     batch, channels = control_points.shape[:2]
-    field = control_points.new_empty(batch * channels, *shape)
     taps = [array for size in shape for array in _taps(size, factor, control_points.dtype)]
-    run(
-        grids.upsample,
-        batch * channels * shape[0],
-        _array(control_points.flatten(0, 1)),
-        factor,
-        *taps,
-        _array(field),
-    )
+    source = _array(control_points.flatten(0, 1))
+    if channels == 3 and getattr(_local, "shared", None) is not None:  # it is to be looked up: interleaved at once
+        copy = torch.empty(batch, *shape, 4, dtype=control_points.dtype)
+        args = (source, factor, *taps, tuple(shape), copy.view(-1).numpy())
+        run(grids.upsample_interleaved, batch * shape[0], *args)
+        return copy[..., :3].movedim(-1, 1)
+    field = control_points.new_empty(batch * channels, *shape)
+    run(grids.upsample, batch * channels * shape[0], source, factor, *taps, _array(field))
     return field.view(batch, channels, *shape)
 
 
@@ -147,7 +146,8 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
 def copies_shared() -> Iterator[None]:
     """Within the block, in this thread, a field that is looked up several times is interleaved once.
 
-    Fields that are looked up must not be changed within the block; the last three are kept, with their copies.
+    Fields that are looked up must not be changed within the block; the last two are kept, with their copies. Control
+    points are upsampled to interleaved fields at once.
     """
     before, _local.shared = getattr(_local, "shared", None), OrderedDict()
     try:
@@ -157,28 +157,41 @@ def copies_shared() -> Iterator[None]:
 
 
 _local = threading.local()
-_KEPT = 3  # copies: a chain needs two at once
+_KEPT = 2  # copies, as many as a chain needs at once
 
 
 def _interleaved(fields: Sequence[Tensor]) -> tuple[Any, ...]:
-    """Interleaved copies of fields."""
+    """Interleaved copies of fields, or what they look at if they are interleaved already."""
     shared = getattr(_local, "shared", None)
-    if shared is None:
-        return tuple(_interleave(field, _new_copies(1, field)[0]) for field in fields)
     copies: dict[Any, Any] = {}
     for field in fields:
         key = _identity(field)
-        if key not in shared:
-            spare = None
-            oldest = next((other for other in shared if other not in copies), None)
-            if len(shared) >= _KEPT and oldest is not None:
-                spare = shared.pop(oldest)[1]
-            room = 4 * field[:, 0].numel()
-            fits = spare is not None and len(spare) == room and spare.dtype == _flat(field[:0]).dtype
-            shared[key] = (field, _interleave(field, spare if fits else _new_copies(1, field)[0]))
-        shared.move_to_end(key)
-        copies[key] = shared[key][1]
+        if _is_interleaved(field):
+            copies[key] = field.detach().movedim(1, -1).as_strided((4 * field[:, 0].numel(),), (1,)).numpy()
+        elif shared is None:
+            copies[key] = _interleave(field, _new_copies(1, field)[0])
+        else:
+            if key not in shared:
+                shared[key] = (field, _interleave(field, _spare_copy(field, shared, copies)))
+            shared.move_to_end(key)
+            copies[key] = shared[key][1]
     return tuple(copies[_identity(field)] for field in fields)
+
+
+def _is_interleaved(field: Tensor) -> bool:
+    """Whether a field lies in memory as an interleaved copy does: see :func:`upsample_control_points`."""
+    _, _, x, y, z = field.shape
+    return field.stride() == (4 * x * y * z, 1, 4 * y * z, 4 * z, 4)
+
+
+def _spare_copy(field: Tensor, shared: Any, used: Any) -> Any:
+    """Memory for a field's copy: that of the field which was looked up longest ago, if so many are kept already."""
+    oldest = next((key for key in shared if key not in used), None)
+    if len(shared) >= _KEPT and oldest is not None:
+        copy = shared.pop(oldest)[1]
+        if len(copy) == 4 * field[:, 0].numel() and copy.dtype == _flat(field[:0]).dtype:
+            return copy
+    return _new_copies(1, field)[0]
 
 
 def _identity(field: Tensor) -> tuple[Any, ...]:

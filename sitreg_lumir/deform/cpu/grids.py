@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sitreg_lumir.deform.cpu.interleaved import FOUR, to_vectors
 from sitreg_lumir.deform.cpu.threads import compiled
 
 
@@ -24,20 +25,54 @@ def upsample(
     rows = np.empty((level_y, size_z), field.dtype)
     for task in range(first, last):
         item, x = task // size_x, task % size_x
-        source, index, weights = control_points[item], index_x[x], weights_x[x]
-        _blend(source[index[0]], source[index[1]], source[index[2]], source[index[3]], scale * weights, plane)
-        for y in range(level_y):
-            line, row = plane[y], rows[y]
-            for z in range(size_z):
-                row[z] = (
-                    weights_z[z, 0] * line[np.uintp(index_z[z, 0])]
-                    + weights_z[z, 1] * line[np.uintp(index_z[z, 1])]
-                    + weights_z[z, 2] * line[np.uintp(index_z[z, 2])]
-                    + weights_z[z, 3] * line[np.uintp(index_z[z, 3])]
-                )
+        _upsample_rows(control_points[item], index_x[x], scale * weights_x[x], index_z, weights_z, plane, rows)
         for y in range(size_y):
             index, weights = index_y[y], weights_y[y]
             _blend_row(rows[index[0]], rows[index[1]], rows[index[2]], rows[index[3]], weights, field[item, x, y])
+
+
+@compiled
+def upsample_interleaved(
+    first: Any, last: Any, control_points: Any, factor: Any, index_x: Any, weights_x: Any, index_y: Any,
+    weights_y: Any, index_z: Any, weights_z: Any, shape: Any, copy: Any,
+) -> None:  # fmt: skip
+    """Planes of an interleaved field on a grid of ``shape`` from ``control_points`` ``(B * 3, x, y, z)``."""
+    size_x, size_y, size_z = shape
+    _, _, level_y, level_z = control_points.shape
+    scale = copy.dtype.type(factor)
+    plane = np.empty((level_y, level_z), copy.dtype)
+    rows = np.empty((3, level_y, size_z), copy.dtype)
+    line = np.empty(3 * size_z, copy.dtype)
+    for task in range(first, last):
+        batch, x = task // size_x, task % size_x
+        for c in range(3):
+            _upsample_rows(
+                control_points[3 * batch + c], index_x[x], scale * weights_x[x], index_z, weights_z, plane, rows[c]
+            )
+        for y in range(size_y):
+            index, weights = index_y[y], weights_y[y]
+            for c in range(3):
+                part = line[c * size_z : (c + 1) * size_z]
+                _blend_row(rows[c, index[0]], rows[c, index[1]], rows[c, index[2]], rows[c, index[3]], weights, part)
+            to = np.uintp((task * size_y + y) * size_z) * FOUR
+            to_vectors(line, np.uintp(0), np.uintp(size_z), size_z, size_z, copy, to)
+
+
+@compiled
+def _upsample_rows(
+    source: Any, index: Any, weights: Any, index_z: Any, weights_z: Any, plane: Any, rows: Any
+) -> None:  # fmt: skip
+    """Blends four planes of control points, and upsamples the rows of the result."""
+    _blend(source[index[0]], source[index[1]], source[index[2]], source[index[3]], weights, plane)
+    for y in range(len(plane)):
+        line, row = plane[y], rows[y]
+        for z in range(len(row)):
+            row[z] = (
+                weights_z[z, 0] * line[np.uintp(index_z[z, 0])]
+                + weights_z[z, 1] * line[np.uintp(index_z[z, 1])]
+                + weights_z[z, 2] * line[np.uintp(index_z[z, 2])]
+                + weights_z[z, 3] * line[np.uintp(index_z[z, 3])]
+            )
 
 
 @compiled
