@@ -234,13 +234,17 @@ class RegistrationModule(LightningModule):
             inverse=inverse or any(term.inverse for term, _ in active),
             recompute=self.recompute,
         )
-        coarse = self.current_epoch < self.coarse_epochs
-        window = self.coarse_window if coarse and self.coarse_window is not None else self.window
-        outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask, window)
+        outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask, self.present_window())
         loss = fixed.clean.new_zeros(())
         for term, weight in active:
             loss = loss + weight * self.noted(term.name, term.call(outputs))
         return loss, stages[-1]
+
+    def present_window(self) -> int:
+        """Width of the local correlation in this epoch, voxels."""
+        if self.coarse_window is not None and self.current_epoch < self.coarse_epochs:
+            return self.coarse_window
+        return self.window
 
     def triplet_step(self, views: list[View]) -> Tensor:
         """Mean loss of a triplet's pairs, and its group consistency: all three here, or one on each of three ranks."""
