@@ -6,7 +6,7 @@ One loop over the stages serves a single network and an ensemble: a single netwo
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,15 @@ class SITReg(nn.Module):
         """Number of stages."""
         return len(self.heads)
 
+    def features(self, moving: Tensor, fixed: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Both images' features at every level, finest first, from ``(B, in_channels, X, Y, Z)``."""
+        pyramids: tuple[list[Tensor], list[Tensor]] = self.encoder(moving, fixed)
+        return pyramids
+
+    def finest_features(self, image: Tensor) -> list[Tensor]:
+        """One image's features of full resolution alone."""
+        return self.encoder.finest(image)
+
     def control_points(
         self, level: int, moving: Tensor, fixed: Tensor, left_fwd: Tensor | None, right_fwd: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -136,8 +145,26 @@ class SITReg(nn.Module):
         return stage.disp, stage.disp_inv
 
 
+class StageNetwork(Protocol):
+    """What :func:`run_stages` needs of a member: see :class:`SITReg`, whose attributes and methods these are."""
+
+    architecture: dict[str, Any]
+    inversion_tolerance: float
+
+    @property
+    def levels(self) -> int: ...
+
+    def features(self, moving: Tensor, fixed: Tensor) -> tuple[list[Tensor], list[Tensor]]: ...
+
+    def finest_features(self, image: Tensor) -> list[Tensor]: ...
+
+    def control_points(
+        self, level: int, moving: Tensor, fixed: Tensor, left_fwd: Tensor | None, right_fwd: Tensor | None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 def run_stages(
-    members: Sequence[SITReg],
+    members: Sequence[StageNetwork],
     *,
     fixed: Tensor,
     moving: Tensor,
@@ -159,7 +186,7 @@ def run_stages(
     one side's updates, so exchanging the images gives the map of the other side's.
 
     Args:
-        members: networks of one architecture; each warps its own features by the common state.
+        members: networks of one architecture, or mirrored ones; each warps its own features by the common state.
         fixed: ``(B, C, X, Y, Z)``, the members' input (MIND features or intensities).
         moving: the same shape.
         levels: after which stages fields are wanted; 0 is the last.
@@ -193,7 +220,7 @@ def run_stages(
     shape = tuple(fixed.shape[2:])
     pyramids = []
     for member in members:
-        encode = partial(recomputed, member.encoder) if recompute else member.encoder
+        encode = partial(recomputed, member.features) if recompute else member.features
         pyramids.append([levels[held] for levels in encode(moving, fixed)])
     if len(members) == 1:
         del fixed, moving  # in inference nobody else holds them
@@ -203,7 +230,7 @@ def run_stages(
         averages: tuple[Tensor, Tensor] | None = None
         for count, (member, pyramid) in enumerate(zip(members, pyramids, strict=True), start=1):
             if not pyramid[0]:
-                pyramid = [member.encoder.finest(moving), member.encoder.finest(fixed)]
+                pyramid = [member.finest_features(moving), member.finest_features(fixed)]
             compute = member.control_points if not recompute else partial(recomputed, member.control_points)
             update = compute(level, pyramid[0].pop(), pyramid[1].pop(), state.maps.left_fwd, state.maps.right_fwd)
             if averages is None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.headers import spacing_of
 from sitreg_lumir.files.provenance import file_entry
+from sitreg_lumir.network.mirrored import with_mirrored
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
-from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
+from sitreg_lumir.network.sitreg import Stage, StageNetwork, run_stages
 from sitreg_lumir.network.weights import Member, ModelCard, load_members, member_files
 
 PRECISIONS = ("float32", "bfloat16")
@@ -32,6 +33,7 @@ class Model:
         checksums: name and SHA-256 of each file.
         device: where they run.
         precision: of the convolutions, ``float32`` or ``bfloat16``.
+        flip: whether the members also run on mirrored images, and all are averaged.
     """
 
     members: tuple[Member, ...]
@@ -39,6 +41,7 @@ class Model:
     checksums: tuple[dict[str, str], ...]
     device: torch.device
     precision: str = "float32"
+    flip: bool = False
 
     @property
     def card(self) -> ModelCard:
@@ -46,9 +49,10 @@ class Model:
         return self.members[0].card
 
     @property
-    def networks(self) -> list[SITReg]:
-        """The members' networks."""
-        return [member.network for member in self.members]
+    def networks(self) -> Sequence[StageNetwork]:
+        """The members' networks, with ``flip`` their mirrored twins, too."""
+        own = [member.network for member in self.members]
+        return with_mirrored(own, self.affine, self.shape) if self.flip else own
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -69,7 +73,7 @@ class Model:
     def __str__(self) -> str:
         count = f"{len(self.members)} members" if len(self.members) > 1 else self.files[0].name
         x, y, z = self.shape
-        return f"{count}, {x} x {y} x {z} at {self.spacing:g} mm"
+        return f"{count}{' and mirrored' if self.flip else ''}, {x} x {y} x {z} at {self.spacing:g} mm"
 
     def __repr__(self) -> str:
         return f"Model({self}, {self.device}, {self.precision})"
@@ -93,7 +97,7 @@ class Model:
                 fixed=self.inputs(fixed.to(self.device)),
                 moving=self.inputs(moving.to(self.device)),
                 levels=levels,
-                disagreement=len(self.members) > 1,
+                disagreement=len(self.networks) > 1,
             )
 
 
@@ -102,6 +106,7 @@ def load_model(
     *,
     device: str = "auto",
     precision: str = "float32",
+    flip: bool = False,
     allow_imports: bool | str | Sequence[str] = (),
 ) -> Model:
     """Loads members once, to register any number of pairs.
@@ -111,6 +116,7 @@ def load_model(
             ``SITREG_LUMIR_WEIGHTS`` names, else what comes with the package.
         device: ``auto``, ``cpu``, or ``gpu`` (also ``cuda``, ``cuda:1``).
         precision: of the convolutions: ``float32`` or ``bfloat16``.
+        flip: also run the members on mirrored images, and average: exactly left-right symmetric, twice the time.
         allow_imports: see :func:`~sitreg_lumir.network.weights.load_member`.
 
     Raises:
@@ -125,7 +131,9 @@ def load_model(
     turn_tf32_off()
     where = _device(device)
     members = tuple(member.to(where) for member in load_members(files, allow_imports))
-    return Model(members, tuple(files), tuple(map(file_entry, files)), where, precision)
+    model = Model(members, tuple(files), tuple(map(file_entry, files)), where, precision, flip)
+    _ = model.networks  # refuses what cannot be mirrored
+    return model
 
 
 def _device(name: str) -> torch.device:

@@ -21,10 +21,11 @@ from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.predictions import ALSO, plan_predictions, voxel_size
+from sitreg_lumir.network.mirrored import with_mirrored
 from sitreg_lumir.network.official import import_official
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
-from sitreg_lumir.network.sitreg import run_stages
+from sitreg_lumir.network.sitreg import StageNetwork, run_stages
 from sitreg_lumir.network.weights import (
     Member,
     ModelCard,
@@ -45,13 +46,19 @@ class Predictor(LightningModule):
     """Registers the pairs of a data set by the members' averaged control points."""
 
     def __init__(
-        self, members: Sequence[Member], inverse: bool = False, warped: bool = False, disagreement: bool = False
+        self,
+        members: Sequence[Member],
+        inverse: bool = False,
+        warped: bool = False,
+        disagreement: bool = False,
+        flip: bool = False,
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.inverse = inverse
         self.warped = warped
         self.disagreement = disagreement
+        self.flip = flip
 
     def setup(self, stage: str) -> None:
         turn_tf32_off()  # processes that share the pairs begin with PyTorch's defaults
@@ -63,7 +70,10 @@ class Predictor(LightningModule):
         """
         fixed, moving = clean_view(batch["fixed"])[0], clean_view(batch["moving"])[0]
         members = [member for member in self.members if isinstance(member, Member)]
-        member, networks = members[0], [member.network for member in members]  # one input transform for all
+        member = members[0]  # one input transform and one grid for all
+        networks: Sequence[StageNetwork] = [member.network for member in members]
+        if self.flip:
+            networks = with_mirrored([member.network for member in members], member.card.affine, member.card.shape)
         (stage,) = run_stages(
             networks,
             fixed=member.inputs(fixed),
@@ -91,6 +101,7 @@ def predict(
     inverse: bool = False,
     warped: bool = False,
     disagreement: bool = False,
+    flip: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     devices: int = 1,
@@ -107,6 +118,7 @@ def predict(
         warped: also write the moved images.
         disagreement: also write how far the members' updates differ, mm, fixed grid (see
             :func:`~sitreg_lumir.network.sitreg.run_stages`: a lower bound, no uncertainty).
+        flip: also run the members on mirrored images, and average: exactly left-right symmetric, twice the time.
         overwrite: replace fields that were made otherwise.
         device: ``auto``, ``cpu`` or ``gpu``.
         devices: processes that share the pairs, each on a device of its own.
@@ -119,9 +131,11 @@ def predict(
     """
     prepare_process()
     files = default_members() if member_paths is None else member_files(member_paths)
-    if disagreement and len(files) < 2:
+    if disagreement and len(files) < 2 and not flip:
         raise InputError(f"{files[0]}: --disagreement needs two members or more; name them all with --members")
     members = load_members(files, allow_imports)
+    if flip:  # refuses what cannot be mirrored
+        with_mirrored([member.network for member in members], members[0].card.affine, members[0].card.shape)
     data = data_module(data_args)
     trainer = Trainer(
         accelerator=device,
@@ -141,11 +155,12 @@ def predict(
     if disagreement:
         voxel_size(data.affine, data.dataset.path)
     asked = {"inverse": inverse, "warped": warped, "disagreement": disagreement}
+    changes = {"precision": precision} | ({"flip": True} if flip else {})
     plans = plan_predictions(
         folder,
         data.pairs,
         members=files,
-        options={"precision": precision},
+        options=changes,
         also=[kind for kind in ALSO if asked[kind]],
         overwrite=overwrite,
     )
@@ -161,7 +176,7 @@ def predict(
         data.trainer = None  # given the data module itself, Lightning would set up all its pairs again
         loader = data.predict_dataloader()  # of all pairs to do; with several processes Lightning shares them out
         try:
-            trainer.predict(Predictor(members, **asked), dataloaders=loader, return_predictions=False)
+            trainer.predict(Predictor(members, **asked, flip=flip), dataloaders=loader, return_predictions=False)
         except ProcessRaisedException as error:  # what one of several processes raises arrives as its whole traceback
             message = str(error).strip().splitlines()[-1]
             if f"{InputError.__name__}: " not in message:

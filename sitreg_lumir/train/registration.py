@@ -182,6 +182,7 @@ class RegistrationModule(LightningModule):
         passes = self.trainer.accumulate_grad_batches
         if batch_idx % passes == 0:
             self.values, self._names = {}, []
+        batch = self.mirrored(batch)
         count = batch["images"].shape[1]
         alone = self.trainer.world_size == 1 or count == 2
         needed = range(count) if alone else pair_of(self.global_rank)
@@ -277,6 +278,15 @@ class RegistrationModule(LightningModule):
         weighted = [(term, term.weight(epoch, step)) for term in self.terms if term.scope == scope]
         return [(term, weight) for term, weight in weighted if weight]
 
+    def mirrored(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with left and right exchanged in all images of the groups that are to be."""
+        chosen = batch.get("mirrored")
+        if chosen is None or not chosen.any():
+            return batch
+        images = batch["images"].clone()  # (B, N, 1, X, Y, Z)
+        images[chosen] = images[chosen].flip(self.lumir.left_right_axis + 3)
+        return {**batch, "images": images}
+
     def view(self, batch: dict[str, Any], position: int, needed: bool = True) -> View:
         """One image's views; the augmented one depends on its seed only, so that all ranks see the same."""
         clean, mask = self.clean(batch["images"][:, position])
@@ -355,6 +365,7 @@ class RegistrationModule(LightningModule):
                 "steps": self.global_step,
                 "diffusion_weight": self.diffusion_weight,
                 **self.other_options(),
+                **({"mirror": True} if data.mirror else {}),
                 "augmentation": None if seen is None else {name: list(value) for name, value in vars(seen).items()},
                 **({} if self.initialised_from is None else {"initialised_from": self.initialised_from}),
             },
