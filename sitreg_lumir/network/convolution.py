@@ -62,7 +62,8 @@ def _results(values: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
     if not _channels_are_innermost(values):  # products take a volume by voxel whatever its layout, and spare a copy
         items = [F.linear(item.flatten(1).T, weight.flatten(1), bias) for item in values]
         by_voxel = items[0][None] if len(items) == 1 else torch.stack(items)
-        return by_voxel.unflatten(1, values.shape[2:]).movedim(-1, 1)
+        result: Tensor = by_voxel.unflatten(1, values.shape[2:]).movedim(-1, 1)
+        return result
     return F.linear(values.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
