@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from importlib import import_module
 from math import ceil
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,20 +21,21 @@ from torch import Tensor
 from sitreg_lumir.deform import cuda, torch_backend
 
 BACKENDS = ("auto", "torch", "cpu", "cuda")
-_forced = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
+_forced: str | ModuleType = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(backend: str | ModuleType) -> Iterator[None]:
     """Forces a backend (``torch``, ``cpu``, ``cuda``) within the block; ``auto`` follows device and dtype.
 
-    ``cuda`` takes float32 alone, ``cpu`` tensors on the CPU alone; the rest is left to ``torch``. The environment
-    variable ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
+    A module with the functions of the plain PyTorch backend is taken as it is, for all tensors. ``cuda`` takes float32
+    alone, ``cpu`` tensors on the CPU alone; the rest is left to ``torch``. The environment variable
+    ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
     """
     global _forced
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    before, _forced = _forced, name
+    if isinstance(backend, str) and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, or a module, got {backend!r}")
+    before, _forced = _forced, backend
     try:
         yield
     finally:
@@ -46,6 +48,8 @@ def backend_of(tensor: Tensor) -> Any:
     Raises:
         ValueError: there is no such backend, or ``cuda`` was asked for where Triton's kernels cannot run.
     """
+    if isinstance(_forced, ModuleType):
+        return _forced
     if _forced not in BACKENDS:
         raise ValueError(f"SITREG_LUMIR_BACKEND must be one of {', '.join(BACKENDS)}, got {_forced!r}")
     if _forced in ("auto", "cuda") and cuda.usable(tensor.device, asked=_forced == "cuda"):
