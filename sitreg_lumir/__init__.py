@@ -39,8 +39,9 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers, editors and
     from sitreg_lumir.report.scores import read_scores
     from sitreg_lumir.train.averaging import WeightAverage
     from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty, add_term
-    from sitreg_lumir.train.module import MindRegistration, RawRegistration, RegistrationModule
+    from sitreg_lumir.train.module import MindRegistration, RawRegistration
     from sitreg_lumir.train.predict import predict
+    from sitreg_lumir.train.registration import RegistrationModule
     from sitreg_lumir.train.terms import LossTerm, PairOutputs
 
 _HOMES = {
@@ -61,7 +62,7 @@ _HOMES = {
     # training
     "MindRegistration": "train.module",
     "RawRegistration": "train.module",
-    "RegistrationModule": "train.module",
+    "RegistrationModule": "train.registration",
     "NdvPenalty": "train.final_epochs",
     "GroupConsistency": "train.final_epochs",
     "WeightAverage": "train.averaging",

@@ -31,6 +31,13 @@ def use_backend(backend: str | ModuleType) -> Iterator[None]:
     A module with the functions of the plain PyTorch backend is taken as it is, for all tensors. ``cuda`` takes float32
     alone, ``cpu`` tensors on the CPU alone; the rest is left to ``torch``. The environment variable
     ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
+
+    Examples:
+        >>> image, disp = torch.rand(1, 1, 8, 10, 6), torch.rand(1, 3, 8, 10, 6)
+        >>> with sitreg_lumir.use_backend("torch"):
+        ...     warped = sitreg_lumir.warp(image, disp)
+        >>> bool(torch.allclose(warped, sitreg_lumir.warp(image, disp), atol=1e-5))
+        True
     """
     global _forced
     if isinstance(backend, str) and backend not in BACKENDS:
@@ -166,6 +173,12 @@ def warp(values: Tensor, disp: Tensor, factor: int = 1) -> Tensor:
 
     Returns:
         ``(B, C, ...)``, on the grid of ``values``.
+
+    Examples:
+        >>> image, disp = torch.arange(5.0).reshape(1, 1, 5, 1, 1), torch.zeros(1, 3, 5, 1, 1)
+        >>> disp[:, 0] = 0.5
+        >>> sitreg_lumir.warp(image, disp).flatten()
+        tensor([0.5000, 1.5000, 2.5000, 3.5000, 4.0000])
     """
     _check_field(disp, "disp")
     expected = tuple(ceil(size / factor) for size in disp.shape[2:])
