@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers, editors and the documentation
     from sitreg_lumir.data.datamodule import LumirDataModule
     from sitreg_lumir.data.demo import make_demo_data
+    from sitreg_lumir.data.demo_brain import STRUCTURES
     from sitreg_lumir.data.examples import labels_of
     from sitreg_lumir.data.lumir import read_dataset
     from sitreg_lumir.data.views import Augmentation, clean_view
@@ -86,11 +87,13 @@ _HOMES = {
     # to try things
     "make_demo_data": "data.demo",
     "labels_of": "data.examples",
+    "STRUCTURES": "data.demo_brain",
     "InputError": "errors",
 }
 """Where each public name lives, below this package."""
 
 __all__ = [
+    "STRUCTURES",
     "Augmentation",
     "GroupConsistency",
     "InputError",
