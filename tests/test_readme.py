@@ -47,7 +47,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
     for name in re.findall(r"python ((?:benchmarks|docs/scripts)/[\w/]+\.py)", text):
         assert (ROOT / name).is_file(), name
     if page == README:
-        for name in re.findall(r"\]\(([^)#]+)\)", text):
+        for name in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", text):
             assert (ROOT / name).is_file() or name.startswith("https://"), name
 
 

@@ -190,7 +190,7 @@ def draw_loop() -> None:
     for y, start in ((4.5, 3.95), (0.7, 1.25)):
         axes.plot([9.95, 9.95], [start, y], color="0.3", linewidth=1.2)
         arrow(axes, (9.95, y), (6.5, y))
-    text = "next level: composed into the maps from the middle"
+    text = "next level: composed into the maps"
     axes.text(8.25, 4.72, text, ha="center", va="center", fontsize=7)
     axes.text(8.25, 0.48, text, ha="center", va="center", fontsize=7)
     axes.set_ylim(-0.1, 5.3)
