@@ -95,6 +95,7 @@ def make_member(folder: Path) -> None:
     (folder / "runs/member/checkpoints/last.ckpt").rename(folder / "member.ckpt")
 
 
+@pytest.mark.timeout(900)  # the first one to ask for it waits for the registration
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in WITH_EXAMPLES]
 )

@@ -73,6 +73,7 @@ def test_configs_that_are_named_exist() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_commands_on_two_scans_run(
     example_registration: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
