@@ -59,6 +59,13 @@ class LumirDataModule(LightningDataModule):
 
     Raises:
         InputError: from ``prepare_data``, which looks at all files and volumes before anything runs.
+
+    Examples:
+        >>> data = sitreg_lumir.LumirDataModule("LUMIR", pairs_per_epoch=4, batch_size=2, cache="cache", num_workers=0)
+        >>> data.prepare_data()
+        >>> data.setup("fit")
+        >>> data.shape, [pair.name for pair in data.pairs]
+        ((8, 10, 6), ['0100_0101', '0101_0102', '0102_0100'])
     """
 
     dataset: LumirDataset

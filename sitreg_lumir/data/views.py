@@ -21,6 +21,11 @@ def clean_view(stored: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         ``stored / 255`` float32, and ``stored > 0`` bool, both of the same shape.
+
+    Examples:
+        >>> image, mask = sitreg_lumir.clean_view(torch.tensor([0, 51, 255]))
+        >>> image, mask
+        (tensor([0.0000, 0.2000, 1.0000]), tensor([False,  True,  True]))
     """
     return stored.float() / 255, stored > 0
 
@@ -74,6 +79,13 @@ class Augmentation:
 
     Raises:
         ValueError: a probability or range that makes no sense.
+
+    Examples:
+        >>> image = torch.rand(1, 1, 8, 10, 6)
+        >>> augmentation = sitreg_lumir.Augmentation(noise_probability=1.0)
+        >>> seen = augmentation(image, image > 0.2, torch.tensor([3]))
+        >>> bool((seen[image <= 0.2] == 0).all())
+        True
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from importlib import import_module
 from math import ceil
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,20 +21,28 @@ from torch import Tensor
 from sitreg_lumir.deform import cuda, torch_backend
 
 BACKENDS = ("auto", "torch", "cpu", "cuda")
-_forced = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
+_forced: str | ModuleType = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(backend: str | ModuleType) -> Iterator[None]:
     """Forces a backend (``torch``, ``cpu``, ``cuda``) within the block; ``auto`` follows device and dtype.
 
-    ``cuda`` takes float32 alone, ``cpu`` tensors on the CPU alone; the rest is left to ``torch``. The environment
-    variable ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
+    A module with the functions of the plain PyTorch backend is taken as it is, for all tensors. ``cuda`` takes float32
+    alone, ``cpu`` tensors on the CPU alone; the rest is left to ``torch``. The environment variable
+    ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
+
+    Examples:
+        >>> image, disp = torch.rand(1, 1, 8, 10, 6), torch.rand(1, 3, 8, 10, 6)
+        >>> with sitreg_lumir.use_backend("torch"):
+        ...     warped = sitreg_lumir.warp(image, disp)
+        >>> bool(torch.allclose(warped, sitreg_lumir.warp(image, disp), atol=1e-5))
+        True
     """
     global _forced
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    before, _forced = _forced, name
+    if isinstance(backend, str) and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, or a module, got {backend!r}")
+    before, _forced = _forced, backend
     try:
         yield
     finally:
@@ -46,6 +55,8 @@ def backend_of(tensor: Tensor) -> Any:
     Raises:
         ValueError: there is no such backend, or ``cuda`` was asked for where Triton's kernels cannot run.
     """
+    if isinstance(_forced, ModuleType):
+        return _forced
     if _forced not in BACKENDS:
         raise ValueError(f"SITREG_LUMIR_BACKEND must be one of {', '.join(BACKENDS)}, got {_forced!r}")
     if _forced in ("auto", "cuda") and cuda.usable(tensor.device, asked=_forced == "cuda"):
@@ -162,6 +173,12 @@ def warp(values: Tensor, disp: Tensor, factor: int = 1) -> Tensor:
 
     Returns:
         ``(B, C, ...)``, on the grid of ``values``.
+
+    Examples:
+        >>> image, disp = torch.arange(5.0).reshape(1, 1, 5, 1, 1), torch.zeros(1, 3, 5, 1, 1)
+        >>> disp[:, 0] = 0.5
+        >>> sitreg_lumir.warp(image, disp).flatten()
+        tensor([0.5000, 1.5000, 2.5000, 3.5000, 4.0000])
     """
     _check_field(disp, "disp")
     expected = tuple(ceil(size / factor) for size in disp.shape[2:])

@@ -62,6 +62,13 @@ class SITReg(nn.Module):
         bound_multiplier: share of the control point bound that is used.
         inversion_tolerance: voxels, of full resolution.
 
+    Examples:
+        >>> network = sitreg_lumir.SITReg(in_channels=1, features=[4, 4], head_features=[4, 4])
+        >>> fixed, moving = torch.rand(2, 1, 1, 8, 10, 6)
+        >>> disp, disp_inv = network(fixed=fixed, moving=moving)
+        >>> disp.shape, network.levels
+        (torch.Size([1, 3, 8, 10, 6]), 2)
+
     Source: Honkamaa & Marttinen, SITReg, Machine Learning for Biomedical Imaging 2024; Strategies for Robust
     Deep Learning Based Deformable Registration, 2025.
     """

@@ -34,6 +34,11 @@ class Model:
         device: where they run.
         precision: of the convolutions, ``float32`` or ``bfloat16``.
         flip: whether the members also run on mirrored images, and all are averaged.
+
+    Examples:
+        >>> model = sitreg_lumir.load_model(device="cpu")
+        >>> model.shape, model.spacing, len(model.members)
+        ((80, 112, 96), 2.0, 4)
     """
 
     members: tuple[Member, ...]
@@ -121,6 +126,10 @@ def load_model(
 
     Raises:
         InputError: a file is missing or damaged, members do not go together, or there is no such device.
+
+    Examples:
+        >>> sitreg_lumir.load_model(device="cpu")
+        Model(4 members, 80 x 112 x 96 at 2 mm, cpu, float32)
     """
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision}: must be float32 or bfloat16")

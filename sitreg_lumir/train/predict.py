@@ -95,7 +95,7 @@ class Predictor(LightningModule):
 
 def predict(
     member_paths: Sequence[str] | None,
-    folder: Path,
+    folder: str | Path,
     data_args: Sequence[str],
     *,
     inverse: bool = False,
@@ -128,7 +128,14 @@ def predict(
     Raises:
         InputError: members or data are wrong, or a field in the folder has another provenance; or a single member
             or voxels that are no cubes, and the disagreement is asked for.
+
+    Examples:
+        >>> data = ["--data.root", "LUMIR", "--data.cache", "cache", "--data.num_workers", "0"]
+        >>> sitreg_lumir.predict(["member.ckpt"], "predictions", data, device="cpu")
+        predictions: 0 fields are there already, 3 to predict
+        ...next: sitreg-lumir evaluate predictions --dataset ...LUMIR_dataset.json
     """
+    folder = Path(folder)
     prepare_process()
     files = default_members() if member_paths is None else member_files(member_paths)
     if disagreement and len(files) < 2 and not flip:

@@ -63,6 +63,13 @@ class RegistrationModule(LightningModule):
         final_rate_share: of the learning rate, at the end of training.
         input_transform: a module ``(B, 1, X, Y, Z)``, intensity in [0, 1] -> ``(B, channels, X, Y, Z)`` with an
             attribute ``channels``; None for the intensities themselves.
+
+    Examples:
+        >>> module = sitreg_lumir.RegistrationModule(features=[4, 4], head_features=[4, 4])
+        >>> fixed, moving = torch.rand(2, 1, 1, 8, 10, 6)
+        >>> disp, disp_inv = module(fixed=fixed, moving=moving)
+        >>> disp.shape
+        torch.Size([1, 3, 8, 10, 6])
     """
 
     def __init__(
