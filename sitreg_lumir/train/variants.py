@@ -27,7 +27,7 @@ def checked_transform(
     name = type(module).__name__
     for method in ("inputs", "clean", "forward"):
         own = getattr(getattr(module, method), "__func__", None)  # Lightning sets the bound method on the module itself
-        if own is not getattr(base, method):
+        if own is not getattr(base, method) or method in module._modules:
             raise InputError(
                 f"{name} overrides {method}(), which predictions do not know: write an nn.Module with the attribute "
                 "`channels` that does it, and pass it as input_transform= to RegistrationModule"
