@@ -6,19 +6,18 @@ threads. What it computes per voxel, the results and the gradients of what is co
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sitreg_lumir.deform.cpu.convolution import weight_gradient
+from sitreg_lumir.deform.cpu.convolution import tiles_of_windows, weight_gradient
 from sitreg_lumir.deform.cpu.threads import run
 from sitreg_lumir.deform.ops import compiled_on_cpu
 from sitreg_lumir.network.normalization import channel_sums, dense
 
-_PARTS = 16  # so many parts of a volume have sums of their own, for as many threads
-_LARGEST = 2**23  # numbers in a volume's sums
+_TASKS = 16  # a gradient is shared out among so many threads at most: by parts of the volume, or of the weights
+_TILE_SUMS = 2**12  # tiles times outputs of a task, whose sums stay in a processor's own cache
 
 
 class Convolution(nn.Conv3d):
@@ -105,15 +104,17 @@ class _Convolve(torch.autograd.Function):
 
 
 def _by_weight(values: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    batch, outputs, planes = grad.shape[:3]
+    planes, outputs = len(grad) * grad.shape[2], grad.shape[1]
     channels, kernel = values.shape[1], weight.shape[2]
-    parts = max(1, min(_PARTS, planes, _LARGEST // weight.numel()))
-    length = -(-planes // parts)
-    parts = -(-planes // length) * batch
-    totals = np.empty((parts, outputs, kernel**3 * channels))
-    run(weight_gradient, parts, _by_voxel(values), _by_voxel(grad), kernel, stride, padding, length, totals)
-    by_window = torch.from_numpy(totals.sum(axis=0)).view(outputs, kernel, kernel, kernel, channels)
-    return by_window.permute(0, 4, 2, 3, 1).to(weight.dtype).contiguous()  # windows are ordered by z, x, y
+    all_tiles = tiles_of_windows(kernel, channels, values.element_size())
+    tiles = min(all_tiles, max(1, _TILE_SUMS // outputs))
+    tasks = -(-all_tiles // tiles)
+    length = -(-planes // min(planes, -(-_TASKS // tasks)))
+    totals = torch.zeros(-(-planes // length), outputs, kernel**3 * channels, dtype=torch.float64)
+    sizes = kernel, stride, padding, length, tiles
+    run(weight_gradient, len(totals) * tasks, _by_voxel(values), _by_voxel(grad), *sizes, totals.numpy())
+    by_window = (totals[0] if len(totals) == 1 else totals.sum(0)).view(outputs, kernel, kernel, kernel, channels)
+    return by_window.movedim(-1, 1).to(weight.dtype, memory_format=torch.contiguous_format)
 
 
 def _by_voxel(values: Tensor) -> Any:
