@@ -27,7 +27,7 @@ from sitreg_lumir.train.run import RunOptions, fit
 def demo(folder: Path, steps: int | None = None) -> None:
     """Registers the example pair, then makes data, trains a small MIND model a little, and scores it.
 
-    Each part is skipped when its result is there, so that a demo that was stopped goes on.
+    Each part is skipped when its result is there, so that a stopped demo can be continued.
 
     Args:
         folder: gets ``registration/``, ``data/``, ``runs/demo/``, ``predictions/``, ``demo.png``.
@@ -58,18 +58,18 @@ def demo(folder: Path, steps: int | None = None) -> None:
         finished.touch()
     print("4/5  fields for the validation pairs", flush=True)
     predictions = folder / "predictions"
-    for each in both:
-        data = ["--data.root", str(each), "--data.cache", str(folder / "cache"), "--data.num_workers", "0"]
+    for lists in both:
+        data = ["--data.root", str(lists), "--data.cache", str(folder / "cache"), "--data.num_workers", "0"]
         predict([str(checkpoint)], predictions, data, overwrite=True)
     print("5/5  scores before (affine only) and after", flush=True)
-    datasets = [read_dataset(each, validation=True) for each in both]
+    datasets = [read_dataset(lists, validation=True) for lists in both]
     before = evaluate(None, datasets, folder / "before", identity=True)
     after = evaluate(predictions, datasets)
     picture = folder / "demo.png"
     _draw(predictions, both[1], picture)
     print()
     for group in ("T1-T1", "T1-T2"):
-        was, is_ = (each.summary["groups"][group]["dsc"]["mean"] for each in (before, after))
+        was, is_ = (scores.summary["groups"][group]["dsc"]["mean"] for scores in (before, after))
         print(f"Dice {group}: {was:.3f} before, {is_:.3f} after")
     print(f"a few steps only, to show how: the shipped members were trained longer; picture: {picture}")
     print(f"look at: {folder / 'registration' / 'report.html'}")
@@ -81,22 +81,22 @@ def _register_examples(folder: Path) -> None:
     if (folder / "summary.json").is_file():
         print("     registered already")
         return
-    found = register("EXAMPLE-T1", "EXAMPLE-T2", folder, overwrite=True)
+    registration = register("EXAMPLE-T1", "EXAMPLE-T2", folder, overwrite=True)
     fixed, moving = (read_image(labels_of(name)) for name in ("EXAMPLE-T1", "EXAMPLE-T2"))
-    affine = np.linalg.inv(found.forward.moving_to_model) @ found.forward.fixed_to_model
+    affine = np.linalg.inv(registration.forward.moving_to_model) @ registration.forward.fixed_to_model
     labels = [label for label in np.unique(fixed.data) if label]
     scores = [
         np.nanmean(dsc(fixed.data, moving.data, moved, labels))
         for moved in (
             resample_labels(moving.data, moving.affine, affine, fixed.shape, fixed.affine),
-            found.warp(moving.data, moving.affine, labels=True),
+            registration.warp(moving.data, moving.affine, labels=True),
         )
     ]
-    print(f"     Dice: {scores[0]:.3f} aligned, {scores[1]:.3f} registered; verdict: {found.verdict}")
+    print(f"     Dice: {scores[0]:.3f} aligned, {scores[1]:.3f} registered; verdict: {registration.verdict}")
 
 
 def _draw(predictions: Path, dataset: Path, picture: Path) -> None:
-    """The first T1-T2 pair: what the network never saw in training."""
+    """The first T1-T2 pair: a contrast that the network was not trained on."""
     pair = read_dataset(dataset, validation=True).validation[0]
     fixed, _ = read_volume(pair.fixed.path)
     moving, _ = read_volume(pair.moving.path)

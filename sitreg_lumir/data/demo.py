@@ -25,7 +25,7 @@ from sitreg_lumir.data.demo_brain import (
     Array,
     exponential,
     landmark_balls,
-    load_template,
+    load_tissue_template,
     render,
     sample,
     sample_field,
@@ -33,8 +33,8 @@ from sitreg_lumir.data.demo_brain import (
 )
 from sitreg_lumir.errors import InputError
 
-RECORD = "demo.json"  # what the folder was made with: a folder that fits is used again
-VERSION = 1  # of the recipe below; raise it whenever the same parameters would give other images
+RECORD = "demo.json"  # holds the parameters: a folder made with equal ones is used again
+VERSION = 1  # of the recipe below; raise it whenever equal parameters would give other images
 
 # Centre of LUMIR's field of view in MNI space (mm, RAS); its size is 160 x 224 x 192 mm.
 CENTRE = np.array([0.0, -17.0, 5.0])
@@ -49,7 +49,7 @@ def make_demo_data(
     validation: int = 2,
     seed: int = 0,
 ) -> Path:
-    """Make the demo's data set, or find it made already with the same parameters.
+    """Makes the demo's data set, unless the folder holds it already, made with equal parameters.
 
     ``folder`` gets LUMIR's layout: ``imagesTr`` (T1), ``imagesVal`` (T1 ``_0000`` and T2 ``_0001``),
     ``labelsVal``, ``landmarksVal``, ``LUMIR_dataset.json`` (T1-T1 pairs) and
@@ -57,7 +57,7 @@ def make_demo_data(
     subjects. ``fieldsVal`` holds the true fields (see ``true_disp``). The folder appears only when complete.
 
     Args:
-        folder: where to; must not exist, be empty, or hold the same data set.
+        folder: where to; must not exist, be empty, or hold a data set made with equal parameters.
         shape: of the volumes; with ``voxel_size`` the default covers LUMIR's 160 x 224 x 192 mm.
         voxel_size: mm, isotropic.
         training: number of training subjects, at least 2.
@@ -98,7 +98,7 @@ def make_demo_data(
             folder.rmdir()
         temporary.rename(folder)
     except OSError:
-        if not _is_made(folder, made_with):  # unless another process was faster
+        if not _is_made(folder, made_with):  # another process may have been faster
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -150,7 +150,7 @@ def _write(folder: Path, made_with: Mapping[str, Any]) -> None:
     shape, voxel_size, seed = tuple(made_with["shape"]), made_with["voxel_size"], made_with["seed"]
     affine = np.diag([voxel_size] * 3 + [1.0])
     affine[:3, 3] = CENTRE - voxel_size * (np.array(shape) - 1) / 2
-    template = load_template(voxel_size)
+    template = load_tissue_template(voxel_size)
     for name in ("imagesTr", "imagesVal", "labelsVal", "landmarksVal", "fieldsVal"):
         (folder / name).mkdir()
 

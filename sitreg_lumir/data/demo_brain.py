@@ -37,7 +37,7 @@ STRUCTURES = {
 
 
 @dataclass(frozen=True)
-class Template:
+class TissueTemplate:
     """The MNI152 template as tissue fractions and structures.
 
     Attributes:
@@ -53,7 +53,7 @@ class Template:
     affine: Affine
 
 
-def load_template(voxel_size: float) -> Template:
+def load_tissue_template(voxel_size: float) -> TissueTemplate:
     """The MNI152 tissue maps that nilearn bundles, smoothed for sampling at ``voxel_size`` mm."""
     from nilearn import datasets  # slow to import, and only the demo needs it
 
@@ -72,11 +72,11 @@ def load_template(voxel_size: float) -> Template:
     # half a voxel's width: what a coarse voxel shows is about the mean over its volume
     sigma = 0.4 * voxel_size / affine[0, 0]
     smooth = np.stack([ndimage.gaussian_filter(tissue, sigma) for tissue in tissues])
-    return Template(smooth, labels, landmarks, affine)
+    return TissueTemplate(smooth, labels, landmarks, affine)
 
 
 def _structures(tissues: Array, affine: Affine) -> Labels:
-    """Cut the tissue classes into structures by MNI coordinates (mm): coarse, yet at real tissue borders."""
+    """Cuts the tissue classes into structures by MNI coordinates (mm): coarse, yet at real tissue borders."""
     x, y, z = (
         step * np.arange(size) + start
         for step, size, start in zip(affine.diagonal(), tissues.shape[1:], affine[:3, 3], strict=False)
@@ -91,7 +91,7 @@ def _structures(tissues: Array, affine: Affine) -> Labels:
     deep = (z > -6) & (z < 20) & (abs(x) < 34)
     inner = ndimage.binary_erosion(ndimage.binary_fill_holes(brain), iterations=22)
     labels = np.zeros(brain.shape, np.uint8)
-    for key, where in (
+    for key, region in (
         (1, grey & (y > -10) & (z > -4)),
         (2, grey & (y <= -10) & (z > -4)),
         (3, grey & (z <= -4)),
@@ -102,14 +102,14 @@ def _structures(tissues: Array, affine: Affine) -> Labels:
         (8, thalamus),
         (9, grey & deep & (abs(x) > 4) & (y > -12) & (y < 26)),
     ):
-        labels[where & (x < 0)] = key
-        labels[where & (x >= 0)] = key + 20
+        labels[region & (x < 0)] = key
+        labels[region & (x >= 0)] = key + 20
     labels[(grey | white) & stem] = 10
     return labels
 
 
 def _generator(seed: int, subject: str, purpose: str) -> np.random.Generator:
-    """The random numbers of one purpose for one subject or image, whatever else is drawn."""
+    """The random numbers of one purpose for one subject or image; other draws do not change them."""
     words = (seed, zlib.crc32(subject.encode()), zlib.crc32(purpose.encode()))
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
@@ -179,7 +179,7 @@ def render(tissues: Array, contrast: tuple[float, ...], voxel_size: float, seed:
 
 
 def landmark_balls(points: Points, disp_inv: Array, affine: Affine, voxel_size: float) -> Labels:
-    """Balls with ids 1.. around the template's points (MNI mm), carried to the subject by the true field."""
+    """Balls with ids 1.. around the template's points (MNI mm), moved to the subject by the true field."""
     voxels = (points - affine[:3, 3]) / voxel_size
     voxels += np.stack([ndimage.map_coordinates(part, voxels.T, order=1) for part in disp_inv], axis=-1)
     radius = max(3.2 / voxel_size, 1.6)  # voxels; 3.2 mm as in miniLUMIR, but never lost in nearest warping

@@ -1,6 +1,6 @@
-"""Two brains that come with the package, so that everything can be tried at once: rendered, no patient data.
+"""Makes the two example brains that come with the package: rendered, no patient data.
 
-python -m sitreg_lumir.data.examples     # makes the files again, the same voxels
+python -m sitreg_lumir.data.examples     # makes the files again, with equal voxels
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from sitreg_lumir.data.demo import CENTRE
-from sitreg_lumir.data.demo_brain import CONTRAST, Affine, exponential, load_template, render, sample, velocity
+from sitreg_lumir.data.demo_brain import CONTRAST, Affine, exponential, load_tissue_template, render, sample, velocity
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 EXAMPLES = {"EXAMPLE-T1": "example_t1.nii.gz", "EXAMPLE-T2": "example_t2.nii.gz"}
@@ -43,7 +43,7 @@ def grid_of(example: str) -> tuple[tuple[int, int, int], Affine]:
 def make_examples(folder: Path) -> None:
     """Writes both scans and their label maps."""
     folder.mkdir(parents=True, exist_ok=True)
-    template = load_template(1.0)
+    template = load_tissue_template(1.0)
     size = (160, 224, 192)
     world = np.eye(4)
     world[:3, 3] = CENTRE - (np.array(size) - 1) / 2
@@ -69,7 +69,7 @@ def make_examples(folder: Path) -> None:
 
 
 def _displaced() -> Affine:
-    """Where the T2's scanner put the head: turned and shifted, which an alignment has to find."""
+    """Where the T2's scanner put the head: turned, shifted and scaled, which an alignment has to undo."""
     moved = np.eye(4)
     moved[:3, :3] = Rotation.from_euler("xyz", (-9, 5, -7), degrees=True).as_matrix() * 1.04
     moved[:3, 3] = (-6.0, 11.0, -14.0)
@@ -77,7 +77,7 @@ def _displaced() -> Affine:
 
 
 def _blur(affine: Affine) -> tuple[float, ...]:
-    """Thick slices: mm, along the axes of the world, about."""
+    """Standard deviation of the smoothing that thick slices stand for, mm, along the axes of the world, about."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     return tuple(0.4 * np.sqrt(np.maximum(spacing**2 - 1, 0)))
 

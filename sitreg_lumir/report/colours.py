@@ -119,7 +119,7 @@ def _sequential() -> Bytes:
 
 def lines(covered: Array, rgb: tuple[int, int, int]) -> str:
     """A picture of lines in one colour, clear elsewhere."""
-    steps = 3  # with the clear one 4 colours, two bits a pixel
+    steps = 3  # four colours with the clear one, so two bits a pixel
     palette = np.array([(*rgb, 255 * step / steps) for step in range(steps + 1)])
     return png(np.rint(covered * steps).astype(np.uint8), np.rint(palette).astype(np.uint8))
 

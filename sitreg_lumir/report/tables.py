@@ -26,7 +26,7 @@ def number(value: Any, digits: int | None = None) -> str:
             return f"{plain:.{digits}f}"
         return f"{plain:.0f}" if abs(plain) >= 1e4 else f"{plain:.4g}"
     if isinstance(value, (list, tuple, np.ndarray)):
-        return ", ".join(number(each, digits) for each in value) or DASH
+        return ", ".join(number(item, digits) for item in value) or DASH
     return str(value) or DASH
 
 
@@ -56,7 +56,7 @@ def _flat(part: object, name: str = "") -> Iterable[tuple[str, object]]:
     if isinstance(part, Mapping):
         for key, value in part.items():
             yield from _flat(value, f"{name} · {_words(key)}" if name else _words(key))
-    elif isinstance(part, (list, tuple)) and any(isinstance(each, Mapping) for each in part):
+    elif isinstance(part, (list, tuple)) and any(isinstance(item, Mapping) for item in part):
         for place, value in enumerate(part, start=1):
             yield from _flat(value, f"{name} {place}".strip())
     else:
@@ -69,8 +69,8 @@ def _words(key: object) -> str:
 
 def groups_of(scored: Scored) -> list[str]:
     """Names of the groups that cases are in, in the order of the summary."""
-    found = {str(case["group"]) for case in scored.cases}
-    return [name for name in scored.summary.get("groups", {}) if name in found] or sorted(found)
+    present = {str(case["group"]) for case in scored.cases}
+    return [name for name in scored.summary.get("groups", {}) if name in present] or sorted(present)
 
 
 def group_table(scored: Scored) -> Html:
@@ -122,11 +122,11 @@ def case_table(cases: Sequence[Case]) -> Html:
     return _table("All pairs, worst first", head, rows)
 
 
-def structure_table(found: Sequence[Structure], groups: Sequence[str]) -> Html:
+def structure_table(structures: Sequence[Structure], groups: Sequence[str]) -> Html:
     """Dice of each structure, the worst first: mean of each group, the lowest, and a picture of the range."""
-    low = floor_of(value for structure in found for values in structure.values.values() for value in values)
+    low = floor_of(value for structure in structures for values in structure.values.values() for value in values)
     rows = []
-    for structure in found:
+    for structure in structures:
         known = [structure.values.get(group, []) for group in groups]
         every = [value for values in known for value in values]
         rows.append(
@@ -222,6 +222,6 @@ def _headings(keys: Sequence[str]) -> list[Html]:
 
 
 def _table(name: str, head: Sequence[Html], rows: Sequence[Html]) -> Html:
-    """A table that scrolls sideways by itself, by keyboard, too."""
+    """A table that scrolls sideways within the page, also by keyboard."""
     table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows))
     return tag("div", join(table), class_="card scroll", role="region", aria_label=name, tabindex=0)
