@@ -31,7 +31,7 @@ from sitreg_lumir.registration.model import load_model
 from sitreg_lumir.registration.numbers import brain_points
 from sitreg_lumir.registration.register import register
 from sitreg_lumir.registration.result import Registration
-from sitreg_lumir.registration.sides import MNI152
+from sitreg_lumir.registration.scan import MNI152
 
 Array = NDArray[Any]
 Change = Callable[[Array, Array], tuple[Array, Array, Array]]  # values, affine -> the same, and the world's motion

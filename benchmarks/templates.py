@@ -23,7 +23,7 @@ from sitreg_lumir.measures.metrics import dsc
 from sitreg_lumir.registration.model import load_model
 from sitreg_lumir.registration.register import register
 from sitreg_lumir.registration.result import Registration
-from sitreg_lumir.registration.sides import MNI152
+from sitreg_lumir.registration.scan import MNI152
 
 Array = NDArray[Any]
 

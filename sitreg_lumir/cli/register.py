@@ -97,24 +97,33 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
         raise InputError("name --fixed and --moving, or a table with --pairs")
     from sitreg_lumir.cli.progress import show_progress
     from sitreg_lumir.registration.model import load_model
+    from sitreg_lumir.registration.options import RegisterOptions
     from sitreg_lumir.registration.pairs import TABLE, read_pairs, register_pairs
-    from sitreg_lumir.registration.register import register
+    from sitreg_lumir.registration.register import register_scans
 
     show_progress()
-    common = {"align": options.align, "refine": options.refine,
-              "refine_similarity": options.refine_similarity, "header": options.header,
-              "assume_orientation": options.assume_orientation, "padding_mm": options.padding,
-              "report": not options.no_report, "overwrite": options.overwrite}  # fmt: skip
+    chosen = RegisterOptions(
+        align=options.align,
+        refine=options.refine,
+        refine_similarity=options.refine_similarity,
+        header=options.header,
+        assume_orientation=options.assume_orientation,
+        padding_mm=options.padding,
+        report=not options.no_report,
+        overwrite=options.overwrite,
+        **{name: value for name, value in files.items() if name not in ("fixed", "moving")},
+    )
     pairs = None if options.pairs is None else read_pairs(options.pairs)
     model = load_model(
         options.members, device=options.device, precision=options.precision, allow_imports=options.allow_imports
     )
     if pairs is None:
-        found = register(out=options.output, model=model, **files, **common)
-        print(f"verdict: {found.verdict}" + "".join(f"\n  {reason}" for reason in found.summary["reasons"]))
+        registration = register_scans(files["fixed"], files["moving"], options.output, model, chosen)
+        reasons = "".join(f"\n  {reason}" for reason in registration.summary["reasons"])
+        print(f"verdict: {registration.verdict}{reasons}")
         print(f"written: {options.output}" + ("" if options.no_report else f"; look at {options.output}/report.html"))
         return
-    rows = register_pairs(pairs, options.output, model, **common)
+    rows = register_pairs(pairs, options.output, model, chosen)
     print(f"written: {options.output / TABLE}")
     failed = [row for row in rows if row["verdict"] == "error"]
     if failed:

@@ -1,1 +1,1 @@
-"""Scans before registration: their place in the model's frame, their intensities, and raw heads made into brains."""
+"""Scans before registration: alignment to the template, intensity normalisation, skull check, raw heads."""

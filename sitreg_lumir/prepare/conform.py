@@ -1,7 +1,7 @@
-"""The intensity door: any brain scan as the volume that the network was trained on, and its brain mask.
+"""Intensity normalisation: any brain scan as a volume like those the network was trained on, and its brain mask.
 
-A training volume has stored intensities 0..255, exactly 0 outside the brain and above 0 inside; whatever enters must
-look the same whatever its contrast, number type, unit or background value was.
+A training volume has intensities 0..255, exactly 0 outside the brain and above 0 inside. Every scan is brought to this
+form, whatever its contrast, number type, unit or background value.
 """
 
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from sitreg_lumir.files.resample import resample
 Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
 
-LOWEST, HIGHEST = 0.1, 99.9  # percentiles of the brain's intensities that become 0 and 255: a hot voxel sets no scale
-SMALLEST = 1.0  # of 255, the least inside the mask: the smallest that a uint8 file tells from the background
-_NOTHING = 1 / 510  # share of the intensity range that is still background: what rounding to 0..255 makes 0
-_STRADDLES = 0.1  # values below the background's, against those above: z-scored brains have it amid their tissue,
-_ROUNDING = 1e-6  # and there only what equals it is background
+LOWEST, HIGHEST = 0.1, 99.9  # percentiles of the brain's intensities that become 0 and 255, robust against outliers
+SMALLEST = 1.0  # of 255, the least intensity inside the mask: the smallest above 0 in a uint8 file
+_BACKGROUND = 1 / 510  # share of the intensity range that is still background: rounding to 0..255 makes it 0
+_Z_SCORED = 0.1  # range below the background's value against that above: in z-scored brains it lies amid the tissue's,
+_ROUNDING = 1e-6  # so that only voxels equal to it are background
 _NOISE = 5.0  # standard deviations of the border's noise that are still background
 _MAD = 1.4826  # median absolute deviation -> standard deviation of a normal distribution
-_ENOUGH = 1000.0  # mm^3; a foreground below is a speck, not a brain (a newborn's has 300 000)
+_SMALLEST_BRAIN = 1000.0  # mm^3; a smaller foreground is no brain (a newborn's has 300 000)
 
 
 def support_mask(image: NDArray[Any], affine: Matrix, name: str = "image") -> Mask:
-    """Where a skull-stripped image is not background.
+    """Finds where a skull-stripped image is not background.
 
-    The background is what the border shows: its median, give or take noise. It must connect to the border, so that a
-    dark voxel inside the brain stays inside, and only the largest piece of the rest counts.
+    The background has the median value of the border, give or take noise, and is connected to the border, so that a
+    dark voxel inside the brain is not background. Of the rest only the largest connected piece is kept.
 
     Args:
         image: ``(X, Y, Z)``, any number type and unit; the background may have any value.
@@ -42,31 +42,31 @@ def support_mask(image: NDArray[Any], affine: Matrix, name: str = "image") -> Ma
         bool, ``(X, Y, Z)``.
 
     Raises:
-        InputError: there is nothing but background.
+        InputError: the image shows nothing but background.
     """
     values = np.asarray(image, dtype=np.float32)
     border = np.concatenate([values.take(index, axis).ravel() for axis in range(3) for index in (0, -1)])
     level = np.median(border)
-    low, high = (abs(float(one)) for one in np.percentile(values, (LOWEST, HIGHEST)) - level)
-    z_scored = min(low, high) > _STRADDLES * max(low, high)
+    low, high = (abs(float(value)) for value in np.percentile(values, (LOWEST, HIGHEST)) - level)
+    z_scored = min(low, high) > _Z_SCORED * max(low, high)
     noise = _MAD * float(np.median(np.abs(border - level)))
-    tolerance = max((_ROUNDING if z_scored else _NOTHING) * max(low, high), _NOISE * noise)
-    near = np.abs(values - level) <= tolerance
-    ground = np.pad(near, 1, constant_values=True)  # one voxel more, so that all of it connects
+    tolerance = max((_ROUNDING if z_scored else _BACKGROUND) * max(low, high), _NOISE * noise)
+    like_border = np.abs(values - level) <= tolerance
+    ground = np.pad(like_border, 1, constant_values=True)  # one voxel more on each side, which connects all background
     pieces, _ = ndimage.label(ground)
     inside = (pieces != pieces[0, 0, 0])[1:-1, 1:-1, 1:-1]
-    return _checked(_largest_piece(inside), affine, name, "nothing but background; choose another image")
+    return _check_size(_largest_piece(inside), affine, name, "nothing but background; choose another image")
 
 
 def mask_on_grid(
     mask: NDArray[Any], mask_affine: Matrix, shape: Sequence[int], affine: Matrix, name: str = "mask"
 ) -> Mask:
-    """A given brain mask on the grid of its image.
+    """Resamples a brain mask to the grid of its image.
 
     Args:
         mask: ``(X, Y, Z)``, above 0 inside; its grid may be another one than the image's.
         mask_affine: ``(4, 4)`` the mask's voxel-to-world matrix, RAS, mm.
-        shape: of the image.
+        shape: ``(X, Y, Z)`` of the image.
         affine: ``(4, 4)`` the image's voxel-to-world matrix, RAS, mm.
         name: of the mask, for errors.
 
@@ -78,15 +78,15 @@ def mask_on_grid(
     """
     inside = (np.asarray(mask) > 0).astype(np.float32)
     placed = resample(inside, mask_affine, np.eye(4), shape, affine) >= 0.5
-    return _checked(placed, affine, name, "the mask is empty on the image's grid; give the mask of this image")
+    return _check_size(placed, affine, name, "the mask is empty on the image's grid; give the mask of this image")
 
 
 def normalise(image: NDArray[Any], mask: Mask, name: str = "image") -> NDArray[np.float32]:
-    """Intensities as in the training data: the brain's robust range as 0..255, exactly 0 outside the mask.
+    """Scales intensities as in the training data: the brain's robust range to 0..255, exactly 0 outside the mask.
 
     Args:
         image: ``(X, Y, Z)``, any number type and unit.
-        mask: bool, the same shape, not empty.
+        mask: bool, ``(X, Y, Z)``, not empty.
         name: of the image, for errors.
 
     Returns:
@@ -112,17 +112,17 @@ def conform(
     model_affine: Matrix,
     name: str = "image",
 ) -> tuple[NDArray[np.float32], Mask]:
-    """The image on the model's grid as the network knows it, sampled once.
+    """Normalises an image and samples it once on the model's grid.
 
-    Smoothed before it is sampled wherever the model's voxels are the larger ones. Image and mask are sampled apart and
-    divided by each other, so that the rim of the brain is not darkened by the background.
+    The image is smoothed first along axes where the model's voxels are larger. Image and mask are sampled separately,
+    then the image is divided by the mask, so that the background does not darken the rim of the brain.
 
     Args:
         image: ``(X, Y, Z)``, any number type and unit.
         affine: ``(4, 4)`` its voxel-to-world matrix, RAS, mm.
-        mask: bool, the image's shape: the brain.
+        mask: bool, ``(X, Y, Z)``: the brain.
         prealign: ``(4, 4)``, the image's world -> the model's world, RAS, mm.
-        shape: of the model's grid.
+        shape: ``(X, Y, Z)`` of the model's grid.
         model_affine: ``(4, 4)`` the model's voxel-to-world matrix, RAS, mm.
         name: of the image, for errors.
 
@@ -139,17 +139,17 @@ def conform(
         channels[..., channel] = ndimage.gaussian_filter(channels[..., channel], sigma, mode="nearest")
     sampled = resample(channels, affine, inverse(prealign), shape, model_affine)
     share = sampled[..., 1]
-    problem = "no brain in the model's field of view; align the images (--align each) or mend the header"
-    brain = _checked(share >= 0.5, model_affine, name, problem)
+    problem = "no brain in the model's field of view; align the images (--align each) or correct the header"
+    brain = _check_size(share >= 0.5, model_affine, name, problem)
     values = np.divide(sampled[..., 0], share, out=np.zeros_like(share), where=brain)
     return np.where(brain, np.clip(values, SMALLEST, 255), np.float32(0)), brain
 
 
 def smoothing(to_image: Matrix) -> tuple[float, ...]:
-    """How wide to smooth an image before it is sampled linearly on a coarser grid.
+    """Standard deviations to smooth an image by before it is sampled linearly on a coarser grid.
 
-    A voxel is taken as a box of variance 1/12. The Gaussian adds what the wider box has over the image's own, less
-    the 1/6 that linear interpolation averages over already, mean over all positions between voxels.
+    A voxel is modelled as a box of variance 1/12. The Gaussian's variance is that of the coarser grid's box
+    minus that of the image's, minus 1/6, the mean variance of linear interpolation over all positions between voxels.
 
     Args:
         to_image: ``(4, 4)``, voxels of the grid -> voxels of the image.
@@ -162,7 +162,7 @@ def smoothing(to_image: Matrix) -> tuple[float, ...]:
 
 
 def inverse(matrix: Matrix) -> Matrix:
-    """Of a ``(4, 4)`` matrix, float64."""
+    """The inverse of a ``(4, 4)`` matrix, float64."""
     return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
@@ -174,7 +174,7 @@ def _largest_piece(inside: Mask) -> Mask:
     return np.asarray(pieces == 1 + int(sizes[1:].argmax()), dtype=np.bool_)
 
 
-def _checked(mask: Mask, affine: Matrix, name: str, problem: str) -> Mask:
-    if mask.sum() * abs(float(np.linalg.det(affine[:3, :3]))) < _ENOUGH:
+def _check_size(mask: Mask, affine: Matrix, name: str, problem: str) -> Mask:
+    if mask.sum() * abs(float(np.linalg.det(affine[:3, :3]))) < _SMALLEST_BRAIN:
         raise InputError(f"{name}: {problem}")
     return mask

@@ -1,4 +1,4 @@
-"""The model's frame as an image: the MNI152 template, which scans are aligned to one by one; LUMIR's grid in it."""
+"""The MNI152 template, to which each scan is aligned independently, and LUMIR's grid in its world."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ _COVERED = 0.99  # share of the template's brain that a model's field of view mu
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
-    """The template.
+class Template:
+    """The MNI152 template, which defines the model's world.
 
     Attributes:
         image: ``(X, Y, Z)`` float32, 0..255, T1, exactly 0 outside the brain.
@@ -40,8 +40,8 @@ def lumir_affine() -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=1)
-def load_frame() -> Frame:
-    """The MNI152 template as :data:`TEMPLATE` says, made once and not to be written to; nothing is downloaded."""
+def load_template() -> Template:
+    """Loads the MNI152 template that :data:`TEMPLATE` describes, once, read-only; nothing is downloaded."""
     from nilearn import datasets  # slow to import
 
     stored = datasets.load_mni152_template(resolution=1)
@@ -49,28 +49,28 @@ def load_frame() -> Frame:
     mask = np.asarray(brain.dataobj) > 0
     values = np.asarray(stored.dataobj, np.float32)
     scaled = np.clip(values * np.float32(255 / np.percentile(values[mask], 99.9)), 1, 255)
-    frame = Frame(np.where(mask, scaled, np.float32(0)), mask, np.array(stored.affine, np.float64))
-    for array in (frame.image, frame.mask, frame.affine):
+    template = Template(np.where(mask, scaled, np.float32(0)), mask, np.array(stored.affine, np.float64))
+    for array in (template.image, template.mask, template.affine):
         array.setflags(write=False)
-    return frame
+    return template
 
 
-def check_frame(frame: Frame, shape: Sequence[int], model_affine: NDArray[np.float64], name: str) -> None:
-    """Refuses a model whose world is not the template's.
+def check_model_world(template: Template, shape: Sequence[int], model_affine: NDArray[np.float64], name: str) -> None:
+    """Refuses a model whose grid does not lie in the template's world.
 
     Args:
-        frame: the template.
-        shape: of the model's grid.
-        model_affine: ``(4, 4)`` its voxel-to-world matrix, RAS, mm.
+        template: the MNI152 template.
+        shape: ``(X, Y, Z)`` of the model's grid.
+        model_affine: ``(4, 4)`` voxel-to-world matrix of the model's grid, RAS, mm.
         name: of the model, for the error.
 
     Raises:
         InputError: the model's field of view does not hold the template's brain.
     """
-    world = transform_by(frame.affine, np.argwhere(frame.mask).T.astype(np.float64))
+    world = transform_by(template.affine, np.argwhere(template.mask).T.astype(np.float64))
     covered = inside(transform_by(inverse(model_affine), world), shape).mean()
     if covered < _COVERED:
         raise InputError(
             f"{name}: its grid holds {covered:.0%} of the MNI152 brain, so its world is another; scans cannot be "
-            "aligned to it, use --align none with images already in its frame"
+            "aligned to it, use --align none with images that lie in its world already"
         )

@@ -28,9 +28,9 @@ class Model:
 
     Attributes:
         members: of one architecture and geometry, on ``device``.
-        files: where they came from.
+        files: that the members were loaded from.
         checksums: name and SHA-256 of each file.
-        device: where they run.
+        device: that the members run on.
         precision: of the convolutions, ``float32`` or ``bfloat16``.
     """
 
@@ -42,7 +42,7 @@ class Model:
 
     @property
     def card(self) -> ModelCard:
-        """Of the first member; what matters here is the same for all."""
+        """The card of the first member; grid, input and architecture are equal for all."""
         return self.members[0].card
 
     @property
@@ -52,7 +52,7 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """``(X, Y, Z)`` of the grid that the members know."""
+        """``(X, Y, Z)`` of the members' grid."""
         x, y, z = self.card.shape
         return x, y, z
 
@@ -83,8 +83,8 @@ class Model:
 
         Args:
             fixed: ``(B, 1, X, Y, Z)``, intensity in [0, 1], on the model's grid.
-            moving: the same.
-            levels: after which stages fields are wanted.
+            moving: ``(B, 1, X, Y, Z)``, intensity in [0, 1], on the model's grid.
+            levels: of the stages whose fields are returned.
         """
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.inference_mode(), half:
@@ -123,9 +123,9 @@ def load_model(
     else:
         files = member_files([paths] if isinstance(paths, str | os.PathLike) else paths)
     turn_tf32_off()
-    where = _device(device)
-    members = tuple(member.to(where) for member in load_members(files, allow_imports))
-    return Model(members, tuple(files), tuple(map(file_entry, files)), where, precision)
+    target = _device(device)
+    members = tuple(member.to(target) for member in load_members(files, allow_imports))
+    return Model(members, tuple(files), tuple(map(file_entry, files)), target, precision)
 
 
 def _device(name: str) -> torch.device:

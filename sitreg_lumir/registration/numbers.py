@@ -1,7 +1,6 @@
-"""What is measured of a registration: similarity, folding, inverse error, coverage, disagreement."""
+"""Measures of a registration's quality: similarity, inverse error, coverage, displacement, disagreement."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,50 +16,27 @@ from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.prepare.conform import Mask, inverse
 
 _MIND = Mind()
-_APART_MM = 12.0  # brains that far apart match nowhere
-_POINTS = 50_000  # of the brain at most, on a regular grid
-
-
-@dataclass(frozen=True, eq=False)
-class ModelPair:
-    """Both scans on the model's grid, as the network knows them: ``(1, 1, X, Y, Z)``.
-
-    Attributes:
-        fixed: intensity in [0, 1].
-        fixed_brain: bool.
-        moving: intensity in [0, 1], aligned.
-        moving_brain: bool.
-        as_placed: the moving image and brain where the headers alone would put them; None if that is elsewhere.
-        fixed_lesion: bool, or None.
-        moving_lesion: bool, or None.
-    """
-
-    fixed: Tensor
-    fixed_brain: Tensor
-    moving: Tensor
-    moving_brain: Tensor
-    as_placed: tuple[Tensor, Tensor] | None
-    fixed_lesion: Tensor | None
-    moving_lesion: Tensor | None
+_APART_MM = 12.0  # brains shifted by as much do not match anywhere
+_POINTS = 50_000  # of the brain, at most
 
 
 def similarities(
     fixed: Tensor, moving: Tensor, fixed_brain: Tensor, moving_brain: Tensor, disp: Tensor | None, spacing: float
 ) -> dict[str, float]:
-    """How alike the fixed and the warped moving image are, on the model's grid.
+    """Measures how similar the fixed and the warped moving image are, on the model's grid.
 
     Args:
         fixed: ``(1, 1, X, Y, Z)``, intensity in [0, 1].
-        moving: the same.
-        fixed_brain: the same shape, bool.
-        moving_brain: the same.
+        moving: ``(1, 1, X, Y, Z)``, intensity in [0, 1].
+        fixed_brain: ``(1, 1, X, Y, Z)``, bool.
+        moving_brain: ``(1, 1, X, Y, Z)``, bool.
         disp: ``(1, 3, X, Y, Z)``, voxels; None for no deformation.
         spacing: voxel size, mm.
 
     Returns:
         ``mind``: mean absolute difference of the MIND descriptors within both brains, lower is better, any contrast;
-        ``mind_by_chance``: the same with the images 12 mm apart from where they are, mean over six directions: what
-        brains that match nowhere would have;
+        ``mind_by_chance``: this difference with the images shifted by 12 mm, mean over six directions, which is what
+        unmatched brains have;
         ``lncc``: mean squared local correlation, higher is better; ``brain_overlap``: Dice coefficient of the brains.
     """
     with torch.inference_mode():
@@ -99,9 +75,9 @@ def brain_points(brain: Mask, affine: Matrix) -> NDArray[np.float64]:
 
 
 def inverse_error(forward: Chain, backward: Chain, points: NDArray[np.float64]) -> dict[str, float]:
-    """How far points of the fixed world ``(N, 3)`` come back from where they started, mm."""
-    there = map_points(forward, points)
-    apart = np.linalg.norm(map_points(backward, there) - points, axis=1)
+    """Distances, mm, between points of the fixed world ``(N, 3)`` and where both maps in turn bring them."""
+    mapped = map_points(forward, points)
+    apart = np.linalg.norm(map_points(backward, mapped) - points, axis=1)
     return {
         "median": float(np.median(apart)),
         "p99": float(np.percentile(apart, 99)),
@@ -112,13 +88,13 @@ def inverse_error(forward: Chain, backward: Chain, points: NDArray[np.float64]) 
 def coverage(
     forward: Chain, points: NDArray[np.float64], shape: tuple[int, int, int], moving_affine: Matrix
 ) -> dict[str, float]:
-    """Shares (0..1) of the fixed brain's points ``(N, 3)`` that lie in the model's grid, and that see the moving scan.
+    """Shares (0..1) of the fixed brain's points ``(N, 3)`` in the model's grid, and in the moving scan's field of view.
 
     Args:
         forward: fixed world -> moving world.
-        points: of the fixed brain, RAS, mm.
-        shape: of the moving scan.
-        moving_affine: ``(4, 4)`` its voxel-to-world matrix.
+        points: ``(N, 3)`` of the fixed brain, RAS, mm.
+        shape: ``(X, Y, Z)`` of the moving scan.
+        moving_affine: ``(4, 4)`` voxel-to-world matrix of the moving scan, RAS, mm.
     """
     to_model = inverse(forward.model_affine) @ forward.fixed_to_model
     to_moving = inverse(moving_affine)
@@ -129,25 +105,25 @@ def coverage(
 
 
 def displacement(forward: Chain, points: NDArray[np.float64]) -> dict[str, float]:
-    """How far the deformation alone, without the alignments, moves points ``(N, 3)`` of the fixed brain, model mm."""
+    """Distances, mm of the model's world, by which the deformation alone moves points ``(N, 3)`` of the fixed brain."""
     plain = Chain(np.eye(4), np.eye(4), forward.model_affine, forward.disp)
     start = transform_by(forward.fixed_to_model, points.T).T
     moved = np.linalg.norm(map_points(plain, start) - start, axis=1)
     return {"median": float(np.median(moved)), "p95": float(np.percentile(moved, 95)), "largest": float(moved.max())}
 
 
-def spread(values: NDArray[np.float32], brain: Mask, spacing: float) -> dict[str, float]:
-    """Of the members' disagreement ``(X, Y, Z)``, voxels, within the brain, in mm."""
-    found = values[brain] * spacing
-    return {"median": float(np.median(found)), "p95": float(np.percentile(found, 95))}
+def disagreement_in_brain(values: NDArray[np.float32], brain: Mask, spacing: float) -> dict[str, float]:
+    """Median and 95th percentile, mm, of the members' disagreement ``(X, Y, Z)``, voxels, within the brain."""
+    inside_brain = values[brain] * spacing
+    return {"median": float(np.median(inside_brain)), "p95": float(np.percentile(inside_brain, 95))}
 
 
-def plain(value: Any) -> Any:
-    """Numbers as JSON knows them: NaN becomes None, numpy's become Python's; rounded to six digits."""
+def json_values(value: Any) -> Any:
+    """Converts values for JSON: NaN to None, numpy's numbers to Python's, rounded to six digits."""
     if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [json_values(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):

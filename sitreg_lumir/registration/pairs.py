@@ -1,19 +1,20 @@
-"""Many pairs from one table, by a model that is loaded once; one table out."""
+"""Registers the pairs of a table with one model, and writes a table of the results."""
 
 import csv
 import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.registration.model import Model
+from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import REPORT, SUMMARY
-from sitreg_lumir.registration.register import register
-from sitreg_lumir.registration.sides import BUILT_IN
+from sitreg_lumir.registration.register import register_scans
+from sitreg_lumir.registration.scan import BUILT_IN
 from sitreg_lumir.writing import writing
 
 TABLE = "pairs.csv"
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PairRow:
-    """One line of the table: the pair's name, which is its folder's, and the files by column."""
+    """A line of the table: the pair's name, which is also its folder's, and the files by column."""
 
     name: str
     files: dict[str, str]
@@ -53,14 +54,16 @@ def read_pairs(table: Path) -> list[PairRow]:
         raise InputError(f"{table}: cannot be read as a CSV table ({error})") from None
     unknown = [column for column in columns if column not in ("name", *FILE_COLUMNS)]
     if unknown or not {"fixed", "moving"} <= set(columns):
-        told = f"unknown column {unknown[0]!r}" if unknown else "no columns fixed and moving"
-        raise InputError(f"{table}: {told}; the header is fixed,moving and if wanted name,{','.join(FILE_COLUMNS[2:])}")
+        problem = f"unknown column {unknown[0]!r}" if unknown else "no columns fixed and moving"
+        raise InputError(
+            f"{table}: {problem}; the header is fixed,moving and if wanted name,{','.join(FILE_COLUMNS[2:])}"
+        )
     if not lines:
         raise InputError(f"{table}: holds no pair; add a line for each")
     pairs, missing, names = [], [], set()
     for number, row in lines:
         if "" in row or None in row.values():
-            raise InputError(f"{table}, line {number}: another number of values than the header has; mend the line")
+            raise InputError(f"{table}, line {number}: another number of values than the header has; correct the line")
         files = {column: row[column].strip() for column in columns if column != "name" and row[column].strip()}
         if "fixed" not in files or "moving" not in files:
             raise InputError(f"{table}, line {number}: fixed or moving is empty; name a file, or {BUILT_IN[0]}")
@@ -71,7 +74,7 @@ def read_pairs(table: Path) -> list[PairRow]:
             raise InputError(f"{table}, line {number}: the name {name!r} is no folder's; use letters, digits, - and _")
         if name.casefold() in names:
             raise InputError(
-                f"{table}, line {number}: a second pair called {name}; add a column `name` that tells them"
+                f"{table}, line {number}: a second pair called {name}; add a column `name` with different names"
             )
         names.add(name.casefold())
         pairs.append(PairRow(name, files))
@@ -82,18 +85,17 @@ def read_pairs(table: Path) -> list[PairRow]:
 
 
 def register_pairs(
-    pairs: Sequence[PairRow], folder: Path, model: Model, *, overwrite: bool = False, **options: Any
+    pairs: Sequence[PairRow], folder: Path, model: Model, options: RegisterOptions
 ) -> list[dict[str, Any]]:
-    """Registers all pairs into ``folder/<name>`` and writes ``folder/pairs.csv``; what is there already is skipped.
+    """Registers all pairs into ``folder/<name>`` and writes ``folder/pairs.csv``; skips what is registered.
 
-    A pair that cannot be registered stands in the table with the reason, and the others go on.
+    A pair that cannot be registered is listed in the table with the reason, and the next pairs are registered.
 
     Args:
         pairs: of :func:`read_pairs`.
         folder: of the results.
         model: of :func:`~sitreg_lumir.registration.model.load_model`.
-        overwrite: register again what is there.
-        options: of :func:`~sitreg_lumir.registration.register.register`, for all pairs.
+        options: for all pairs, without the files that the table names; with ``overwrite``, all are registered again.
 
     Returns:
         the table's rows.
@@ -106,12 +108,13 @@ def register_pairs(
         _log.info("pair %d of %d: %s", count, len(pairs), pair.name)
         place = folder / pair.name
         error = ""
-        if (place / SUMMARY).is_file() and not overwrite:
-            _log.info("%s: there already", place)
+        if (place / SUMMARY).is_file() and not options.overwrite:
+            _log.info("%s: registered already", place)
         else:
             try:
-                given: dict[str, Any] = {**pair.files, **options}
-                register(out=place, model=model, overwrite=overwrite, **given)
+                files: dict[str, Any] = dict(pair.files)
+                fixed, moving = files.pop("fixed"), files.pop("moving")
+                register_scans(fixed, moving, place, model, replace(options, **files))
             except InputError as problem:
                 error = " ".join(str(problem).split())
                 _log.error("%s: %s", pair.name, error)
