@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from sitreg_lumir.data.demo import make_demo_data, true_disp
+from sitreg_lumir.demo.data import make_demo_data, true_disp
 from sitreg_lumir.registration.model import Model, as_tensor, load_model
 
 Array = NDArray[Any]

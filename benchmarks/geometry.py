@@ -28,7 +28,7 @@ from sitreg_lumir.files.chain import inside, map_points, transform_by
 from sitreg_lumir.files.resample import resample
 from sitreg_lumir.measures.metrics import dsc
 from sitreg_lumir.registration.model import load_model
-from sitreg_lumir.registration.numbers import brain_points
+from sitreg_lumir.registration.quality import brain_points
 from sitreg_lumir.registration.register import register
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.registration.scan import MNI152

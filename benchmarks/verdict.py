@@ -1,6 +1,6 @@
 """What the verdict of `register` rests on: its numbers for good and for spoiled registrations of training images.
 
-    python benchmarks/verdict.py MINILUMIR/2mm        # a table; the limits stand in registration/summary.py
+    python benchmarks/verdict.py MINILUMIR/2mm        # a table; the limits stand in registration/verdict.py
 
 Good ones are pairs of training subjects as they are, and with another contrast made from the T1 (inverted, gamma).
 Spoiled ones were given a wrong place (turned by 25 degrees, shifted by 30 mm), the mirror image's upside-down brain,

@@ -12,9 +12,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from sitreg_lumir.files.resample import resample
-from sitreg_lumir.prepare import align
-from sitreg_lumir.prepare.conform import inverse, smoothing
-from sitreg_lumir.prepare.frame import load_template
+from sitreg_lumir.preprocessing import align
+from sitreg_lumir.preprocessing.intensity import inverse, smoothing
+from sitreg_lumir.preprocessing.template import load_template
 
 Array = NDArray[Any]
 

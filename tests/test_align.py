@@ -13,11 +13,11 @@ from prepare_samples import Array, Sample, apart, brain, head, quick_alignment, 
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.scans import Scan
-from sitreg_lumir.prepare.align import Alignment, align_to_template
-from sitreg_lumir.prepare.conform import inverse, support_mask
-from sitreg_lumir.prepare.frame import LUMIR_SHAPE, check_model_world, load_template, lumir_affine
-from sitreg_lumir.prepare.place import check_brain, foreground, refuse_head
-from sitreg_lumir.prepare.stripped import outside_share, why_no_brain
+from sitreg_lumir.preprocessing.align import Alignment, align_to_template
+from sitreg_lumir.preprocessing.intensity import inverse, support_mask
+from sitreg_lumir.preprocessing.place import check_brain, foreground, refuse_head
+from sitreg_lumir.preprocessing.skull_check import outside_share, why_no_brain
+from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, check_model_world, load_template, lumir_affine
 
 TRUTH = turn((12, -8, 20), (6, -15, 9), (1.1, 0.95, 1.05))
 

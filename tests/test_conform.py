@@ -5,7 +5,7 @@ import pytest
 from prepare_samples import Array, turn
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.prepare.conform import conform, inverse, mask_on_grid, normalise, smoothing, support_mask
+from sitreg_lumir.preprocessing.intensity import conform, inverse, mask_on_grid, normalise, smoothing, support_mask
 
 SHAPE = (30, 34, 28)
 GRID = np.diag([1.0, 1.0, 1.0, 1.0])

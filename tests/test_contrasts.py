@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sitreg_lumir.deform.ops import warp, warp_mask
 from sitreg_lumir.network.mind import Mind
-from sitreg_lumir.registration.contrasts import ComparedImage, same_contrast, transfer_contrasts, without_lesion
+from sitreg_lumir.registration.contrast_transfer import ComparedImage, same_contrast, transfer_contrasts, without_lesion
 
 SHAPE = (26, 24, 22)
 

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sitreg_lumir.data.demo import make_demo_data, true_disp
-from sitreg_lumir.data.demo_brain import STRUCTURES
+from sitreg_lumir.demo.brain import STRUCTURES
+from sitreg_lumir.demo.data import make_demo_data, true_disp
 from sitreg_lumir.errors import InputError
 
 SMALL: dict[str, Any] = {"shape": (27, 37, 32), "voxel_size": 6.0, "training": 2, "validation": 2}
@@ -147,7 +147,7 @@ def test_nothing_is_left_when_it_fails(tmp_path: Path, monkeypatch: pytest.Monke
     def broken(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("sitreg_lumir.data.demo._write_lists", broken)
+    monkeypatch.setattr("sitreg_lumir.demo.data._write_lists", broken)
     with pytest.raises(OSError, match="disk full"):
         make_demo_data(tmp_path / "demo", **SMALL)
     assert not list(tmp_path.iterdir())

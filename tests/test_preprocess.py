@@ -17,11 +17,11 @@ from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.resample import resample
 from sitreg_lumir.files.transforms import load_affine
-from sitreg_lumir.prepare import place
-from sitreg_lumir.prepare import preprocess as module
-from sitreg_lumir.prepare.align import Alignment
-from sitreg_lumir.prepare.frame import LUMIR_SHAPE, load_template, lumir_affine
-from sitreg_lumir.prepare.preprocess import MASK, TRANSFORM, preprocess
+from sitreg_lumir.preprocessing import place
+from sitreg_lumir.preprocessing import preprocess as module
+from sitreg_lumir.preprocessing.align import Alignment
+from sitreg_lumir.preprocessing.preprocess import MASK, TRANSFORM, preprocess
+from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, load_template, lumir_affine
 
 TRUTH = turn((10, -7, 15), (5, -12, 8), (1.06, 0.95, 1.02))
 FILES = ("t1.nii.gz", "t1" + MASK, "t1" + TRANSFORM)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sitreg_lumir.cli import command_line, main
-from sitreg_lumir.data.examples import labels_of
+from sitreg_lumir.demo.examples import labels_of
 from sitreg_lumir.train.configs import config_names
 
 ROOT = Path(__file__).resolve().parents[1]

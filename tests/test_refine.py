@@ -13,8 +13,8 @@ from sitreg_lumir.measures.losses import ndv_sum
 from sitreg_lumir.measures.metrics import ndv
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg, run_stages
-from sitreg_lumir.registration.contrasts import channel_lncc
-from sitreg_lumir.registration.refine import Optimised, control_points_of, optimise
+from sitreg_lumir.registration.contrast_transfer import channel_lncc
+from sitreg_lumir.registration.optimise import Optimised, control_points_of, optimise
 
 SHAPE = (24, 22, 20)
 LEVELS = 3

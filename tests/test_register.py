@@ -17,8 +17,8 @@ from transform_samples import bumps
 
 import sitreg_lumir
 from sitreg_lumir.cli import main
-from sitreg_lumir.data.demo import make_demo_data
 from sitreg_lumir.deform.ops import compose, invert
+from sitreg_lumir.demo.data import make_demo_data
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files import transforms
 from sitreg_lumir.files.chain import map_points
@@ -29,11 +29,11 @@ from sitreg_lumir.network.shipped import VARIABLE
 from sitreg_lumir.network.sitreg import SITReg
 from sitreg_lumir.network.weights import ModelCard, save_member
 from sitreg_lumir.registration.inverses import improve_inverses
-from sitreg_lumir.registration.numbers import brain_points
 from sitreg_lumir.registration.outputs import FILES
 from sitreg_lumir.registration.pair import meet_half_way
+from sitreg_lumir.registration.quality import brain_points
 from sitreg_lumir.registration.register import register
-from sitreg_lumir.registration.summary import judge
+from sitreg_lumir.registration.verdict import judge
 
 Array = NDArray[Any]
 SHAPE = (40, 56, 48)

@@ -192,6 +192,6 @@ def add_demo(verbs: Verbs) -> None:
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "demo")
-    from sitreg_lumir.demo import demo
+    from sitreg_lumir.demo.run import demo
 
     demo(options.output, options.steps)

@@ -38,7 +38,7 @@ def add_preprocess(verbs: Verbs) -> None:
 
 def _preprocess(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "preprocess")
-    from sitreg_lumir.prepare.preprocess import preprocess
+    from sitreg_lumir.preprocessing.preprocess import preprocess
 
     preprocess(
         options.raw, options.output, mask=options.mask, strip=options.strip,

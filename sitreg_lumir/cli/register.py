@@ -96,9 +96,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
     elif files["fixed"] is None or files["moving"] is None:
         raise InputError("name --fixed and --moving, or a table with --pairs")
     from sitreg_lumir.cli.progress import show_progress
+    from sitreg_lumir.registration.batch import TABLE, read_pairs, register_pairs
     from sitreg_lumir.registration.model import load_model
     from sitreg_lumir.registration.options import RegisterOptions
-    from sitreg_lumir.registration.pairs import TABLE, read_pairs, register_pairs
     from sitreg_lumir.registration.register import register_scans
 
     show_progress()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.registration.refine import SIMILARITIES
+from sitreg_lumir.registration.optimise import SIMILARITIES
 from sitreg_lumir.registration.scan import ALIGN, Align, ScanFiles
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.chain import Matrix
-from sitreg_lumir.prepare.conform import mask_on_grid
-from sitreg_lumir.prepare.place import on_grid
+from sitreg_lumir.preprocessing.intensity import mask_on_grid
+from sitreg_lumir.preprocessing.place import on_grid
 from sitreg_lumir.registration.model import Model, as_tensor
 from sitreg_lumir.registration.scan import PlacedScan
 

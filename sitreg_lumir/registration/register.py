@@ -12,13 +12,13 @@ from torch import Tensor
 from sitreg_lumir.files.chain import Chain, Matrix, swap
 from sitreg_lumir.files.transforms import load_affine
 from sitreg_lumir.network.sitreg import Stage
-from sitreg_lumir.prepare.frame import check_model_world, load_template
+from sitreg_lumir.preprocessing.template import check_model_world, load_template
 from sitreg_lumir.registration.inverses import improve_inverses
 from sitreg_lumir.registration.model import Model, load_model
-from sitreg_lumir.registration.numbers import json_values
+from sitreg_lumir.registration.optimise import Optimised, control_points_of, optimise
 from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.pair import ModelPair, meet_half_way, pair_on_grid
-from sitreg_lumir.registration.refine import Optimised, control_points_of, optimise
+from sitreg_lumir.registration.quality import json_values
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.registration.scan import Align, PlacedScan, place_scan
 from sitreg_lumir.registration.summary import summarise

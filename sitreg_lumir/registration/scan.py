@@ -6,20 +6,22 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from sitreg_lumir.data.examples import EXAMPLES, FOLDER
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.chain import Matrix
 from sitreg_lumir.files.provenance import file_entry
 from sitreg_lumir.files.scans import Scan, read_image
 from sitreg_lumir.files.streams import plain_header
 from sitreg_lumir.files.transforms import load_affine
-from sitreg_lumir.prepare.align import Alignment
-from sitreg_lumir.prepare.conform import Mask
-from sitreg_lumir.prepare.frame import TEMPLATE, load_template
-from sitreg_lumir.prepare.place import align_brain, check_brain, foreground, read_mask, refuse_head
+from sitreg_lumir.preprocessing.align import Alignment
+from sitreg_lumir.preprocessing.intensity import Mask
+from sitreg_lumir.preprocessing.place import align_brain, check_brain, foreground, read_mask, refuse_head
+from sitreg_lumir.preprocessing.template import TEMPLATE, load_template
 
 MNI152 = "MNI152"
 """Names the template, wherever a scan's file is asked for."""
+EXAMPLES = {"EXAMPLE-T1": "example_t1.nii.gz", "EXAMPLE-T2": "example_t2.nii.gz"}
+"""Names of the scans that come with the package, and their files in :data:`EXAMPLES_FOLDER`."""
+EXAMPLES_FOLDER = Path(__file__).resolve().parents[1] / "examples"
 BUILT_IN = (MNI152, *EXAMPLES)
 """Names that stand for the template and for the scans that come with the package."""
 
@@ -94,7 +96,7 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
     if str(files.image) == MNI152:
         return _placed_template()
     built_in = EXAMPLES.get(str(files.image))
-    scan = read_image(FOLDER / built_in if built_in else Path(files.image), header, assume_orientation)
+    scan = read_image(EXAMPLES_FOLDER / built_in if built_in else Path(files.image), header, assume_orientation)
     template = load_template()
     if files.mask is None:
         brain, refusal = foreground(scan), refuse_head

@@ -7,8 +7,8 @@ from scipy import ndimage
 
 from sitreg_lumir.files.headers import spacing_of
 from sitreg_lumir.files.resample import resample
-from sitreg_lumir.prepare.conform import Mask, Matrix
-from sitreg_lumir.prepare.frame import Template
+from sitreg_lumir.preprocessing.intensity import Mask, Matrix
+from sitreg_lumir.preprocessing.template import Template
 
 LARGEST_LITRES = 2.6
 """A larger foreground is no brain: adults have up to 2.1 litres within the skull, heads 2.9 and more, even without face

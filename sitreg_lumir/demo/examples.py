@@ -1,6 +1,6 @@
 """Makes the two example brains that come with the package: rendered, no patient data.
 
-python -m sitreg_lumir.data.examples     # makes the files again, with equal voxels
+python -m sitreg_lumir.demo.examples     # makes the files again, with equal voxels
 """
 
 from pathlib import Path
@@ -10,20 +10,17 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sitreg_lumir.data.demo import CENTRE
-from sitreg_lumir.data.demo_brain import CONTRAST, Affine, exponential, load_tissue_template, render, sample, velocity
-
-FOLDER = Path(__file__).resolve().parents[1] / "examples"
-EXAMPLES = {"EXAMPLE-T1": "example_t1.nii.gz", "EXAMPLE-T2": "example_t2.nii.gz"}
-"""Names that stand for the files, wherever a scan is asked for."""
+from sitreg_lumir.demo.brain import CONTRAST, Affine, exponential, load_tissue_template, render, sample, velocity
+from sitreg_lumir.preprocessing.template import LUMIR_CENTRE
+from sitreg_lumir.registration.scan import EXAMPLES, EXAMPLES_FOLDER
 
 _SEED = 2025
 _SUBJECTS = {"EXAMPLE-T1": ("0001", "0000"), "EXAMPLE-T2": ("0002", "0001")}  # subject, modality
 
 
 def labels_of(example: str) -> Path:
-    """The label map of an example; ids as in :data:`~sitreg_lumir.data.demo_brain.STRUCTURES`."""
-    return FOLDER / EXAMPLES[example].replace(".nii", "_labels.nii")
+    """The label map of an example; ids as in :data:`~sitreg_lumir.demo.brain.STRUCTURES`."""
+    return EXAMPLES_FOLDER / EXAMPLES[example].replace(".nii", "_labels.nii")
 
 
 def grid_of(example: str) -> tuple[tuple[int, int, int], Affine]:
@@ -31,11 +28,11 @@ def grid_of(example: str) -> tuple[tuple[int, int, int], Affine]:
     affine = np.eye(4)
     if example == "EXAMPLE-T1":
         shape, affine[:3, :3] = (160, 208, 176), np.diag([1.0, 1.0, 1.0])
-        middle = CENTRE
+        middle = LUMIR_CENTRE
     else:
         turn = Rotation.from_euler("xyz", (9, -5, 7), degrees=True).as_matrix()
         shape, affine[:3, :3] = (176, 216, 92), turn @ np.diag([-1.0, -1.0, 2.0])
-        middle = CENTRE + np.array([6.0, -11.0, 14.0])
+        middle = LUMIR_CENTRE + np.array([6.0, -11.0, 14.0])
     affine[:3, 3] = middle - affine[:3, :3] @ (np.array(shape) - 1) / 2
     return shape, affine
 
@@ -46,7 +43,7 @@ def make_examples(folder: Path) -> None:
     template = load_tissue_template(1.0)
     size = (160, 224, 192)
     world = np.eye(4)
-    world[:3, 3] = CENTRE - (np.array(size) - 1) / 2
+    world[:3, 3] = LUMIR_CENTRE - (np.array(size) - 1) / 2
     for example, (subject, modality) in _SUBJECTS.items():
         shape, affine = grid_of(example)
         place = affine if example == "EXAMPLE-T1" else _displaced() @ affine
@@ -83,4 +80,4 @@ def _blur(affine: Affine) -> tuple[float, ...]:
 
 
 if __name__ == "__main__":
-    make_examples(FOLDER)
+    make_examples(EXAMPLES_FOLDER)

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sitreg_lumir.data.demo import make_demo_data
-from sitreg_lumir.data.examples import labels_of
 from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
+from sitreg_lumir.demo.data import make_demo_data
+from sitreg_lumir.demo.examples import labels_of
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.evaluate import evaluate
 from sitreg_lumir.files.nifti import load_disp

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.scans import Scan, read_image
-from sitreg_lumir.prepare.align import Alignment, align_to_template
-from sitreg_lumir.prepare.conform import Mask, Matrix, conform, mask_on_grid, support_mask
-from sitreg_lumir.prepare.frame import Template
-from sitreg_lumir.prepare.stripped import why_no_brain
+from sitreg_lumir.preprocessing.align import Alignment, align_to_template
+from sitreg_lumir.preprocessing.intensity import Mask, Matrix, conform, mask_on_grid, support_mask
+from sitreg_lumir.preprocessing.skull_check import why_no_brain
+from sitreg_lumir.preprocessing.template import Template
 
 Refusal: TypeAlias = Callable[[Scan, str], InputError]
 """Makes the error for a scan whose mask shows more than a brain, from the reason."""
@@ -97,7 +97,7 @@ def align_brain(scan: Scan, brain: Mask, template: Template, refusal: Refusal | 
 def on_grid(
     scan: Scan, brain: Mask, prealign: Matrix, shape: Sequence[int], affine: Matrix
 ) -> tuple[NDArray[np.float32], Mask]:
-    """A placed scan on a model's grid with normalised intensities; see :func:`~sitreg_lumir.prepare.conform.conform`.
+    """Samples a placed scan on a model's grid, with normalised intensities.
 
     Args:
         scan: any contrast.

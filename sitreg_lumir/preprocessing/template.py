@@ -7,13 +7,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sitreg_lumir.data.demo import CENTRE
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.chain import inside, transform_by
-from sitreg_lumir.prepare.conform import inverse
+from sitreg_lumir.preprocessing.intensity import inverse
 
 TEMPLATE = "MNI152, ICBM 2009a nonlinear symmetric, T1, skull-stripped, 1 mm, as bundled with nilearn"
 LUMIR_SHAPE = (160, 224, 192)
+# of LUMIR's field of view, mm, RAS, in the template's world
+LUMIR_CENTRE = np.array([0.0, -17.0, 5.0])
 _COVERED = 0.99  # share of the template's brain that a model's field of view must hold; LUMIR's holds all of it
 
 
@@ -35,7 +36,7 @@ class Template:
 def lumir_affine() -> NDArray[np.float64]:
     """``(4, 4)`` voxel-to-world matrix of LUMIR's grid ``LUMIR_SHAPE``: 1 mm, RAS, in the template's world."""
     affine = np.eye(4)
-    affine[:3, 3] = CENTRE - (np.array(LUMIR_SHAPE) - 1) / 2
+    affine[:3, 3] = LUMIR_CENTRE - (np.array(LUMIR_SHAPE) - 1) / 2
     return affine
 
 

@@ -22,9 +22,16 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.chain import Points, transform_by
 from sitreg_lumir.files.headers import spacing_of
 from sitreg_lumir.files.resample import resample
-from sitreg_lumir.prepare.conform import Mask, Matrix, inverse, normalise, smoothing, support_mask
-from sitreg_lumir.prepare.frame import Template
-from sitreg_lumir.prepare.information import UNIT_MM, Level, levels, mutual_information, optimise, to_matrix
+from sitreg_lumir.preprocessing.intensity import Mask, Matrix, inverse, normalise, smoothing, support_mask
+from sitreg_lumir.preprocessing.mutual_information import (
+    UNIT_MM,
+    Level,
+    levels,
+    mutual_information,
+    optimise,
+    to_matrix,
+)
+from sitreg_lumir.preprocessing.template import Template
 
 # A scan stays where it is if aligning it would move its brain by no more than this (mm, mean over the brain), or would
 # hardly raise the mutual information (relative). On miniLUMIR, aligned by other means, brains would move by 0.3 to 0.8

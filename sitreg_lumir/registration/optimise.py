@@ -18,7 +18,7 @@ from sitreg_lumir.deform.update import Maps
 from sitreg_lumir.measures.losses import diffusion, ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import Stage
-from sitreg_lumir.registration.contrasts import (
+from sitreg_lumir.registration.contrast_transfer import (
     ComparedImage,
     channel_lncc,
     same_contrast,
@@ -126,9 +126,9 @@ def optimise(
     mean of both directions: ``lncc + diffusion_weight * diffusion + ndv_weight * folded volume``.
 
     ``lncc`` compares intensities: as they are if both images are of one contrast, else in both contrasts, the mean
-    of both (:mod:`~sitreg_lumir.registration.contrasts`). The contrast transfer is repeated every ten steps with the
-    current fields; then the best fields are sought again, among later ones and the prediction, since all must be
-    measured alike.
+    of both (:mod:`~sitreg_lumir.registration.contrast_transfer`). The contrast transfer is repeated every ten
+    steps with the current fields; then the best fields are sought again, among later ones and the prediction, since all
+    must be measured alike.
 
     ``mind`` is the mean LNCC of the six MIND channels. The moving image's descriptor is computed on its own grid and
     warped: descriptors of a warped image would see its interpolation, need MIND's gradient in each step, and differ

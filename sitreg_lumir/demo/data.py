@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from sitreg_lumir.data.demo_brain import (
+from sitreg_lumir.demo.brain import (
     CONTRAST,
     STRUCTURES,
     Affine,
@@ -32,12 +32,10 @@ from sitreg_lumir.data.demo_brain import (
     velocity,
 )
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.preprocessing.template import LUMIR_CENTRE
 
 RECORD = "demo.json"  # holds the parameters: a folder made with equal ones is used again
 VERSION = 1  # of the recipe below; raise it whenever equal parameters would give other images
-
-# Centre of LUMIR's field of view in MNI space (mm, RAS); its size is 160 x 224 x 192 mm.
-CENTRE = np.array([0.0, -17.0, 5.0])
 
 
 def make_demo_data(
@@ -149,7 +147,7 @@ def _is_made(folder: Path, made_with: Mapping[str, Any]) -> bool:
 def _write(folder: Path, made_with: Mapping[str, Any]) -> None:
     shape, voxel_size, seed = tuple(made_with["shape"]), made_with["voxel_size"], made_with["seed"]
     affine = np.diag([voxel_size] * 3 + [1.0])
-    affine[:3, 3] = CENTRE - voxel_size * (np.array(shape) - 1) / 2
+    affine[:3, 3] = LUMIR_CENTRE - voxel_size * (np.array(shape) - 1) / 2
     template = load_tissue_template(voxel_size)
     for name in ("imagesTr", "imagesVal", "labelsVal", "landmarksVal", "fieldsVal"):
         (folder / name).mkdir()

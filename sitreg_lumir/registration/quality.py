@@ -13,7 +13,7 @@ from sitreg_lumir.deform.sums import exact_mean
 from sitreg_lumir.files.chain import Chain, Matrix, inside, map_points, transform_by
 from sitreg_lumir.measures.losses import similarity
 from sitreg_lumir.network.mind import Mind
-from sitreg_lumir.prepare.conform import Mask, inverse
+from sitreg_lumir.preprocessing.intensity import Mask, inverse
 
 _MIND = Mind()
 _APART_MM = 12.0  # brains shifted by as much do not match anywhere

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sitreg_lumir.files.chain import transform_by
-from sitreg_lumir.prepare.conform import Mask, Matrix, inverse
+from sitreg_lumir.preprocessing.intensity import Mask, Matrix, inverse
 
 UNIT_MM = 60.0  # a brain's radius as the unit of length makes shifts and matrix entries weigh alike
 FACTORS = (3, 2, 1)  # levels, of the finest grid's spacing

@@ -20,10 +20,10 @@ from sitreg_lumir.files.resample import resample
 from sitreg_lumir.files.scans import Scan, read_image
 from sitreg_lumir.files.streams import plain_header, writing_planes
 from sitreg_lumir.files.transforms import save_affine_tfm
-from sitreg_lumir.prepare.align import Alignment, align_to_template
-from sitreg_lumir.prepare.conform import Mask
-from sitreg_lumir.prepare.frame import LUMIR_SHAPE, TEMPLATE, load_template, lumir_affine
-from sitreg_lumir.prepare.place import align_brain, check_brain, foreground, on_grid, read_mask
+from sitreg_lumir.preprocessing.align import Alignment, align_to_template
+from sitreg_lumir.preprocessing.intensity import Mask
+from sitreg_lumir.preprocessing.place import align_brain, check_brain, foreground, on_grid, read_mask
+from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, TEMPLATE, load_template, lumir_affine
 from sitreg_lumir.writing import writing
 
 Strip: TypeAlias = Literal["deepbet", "template", "none"]
