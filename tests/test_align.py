@@ -129,7 +129,7 @@ def test_a_whole_head_is_distinguished_from_a_brain(whole: Sample, sample: Sampl
 
 def test_a_whole_head_is_refused_in_one_line(whole: Sample) -> None:
     scan = Scan(Path("head.nii"), whole.image, whole.affine, "sform", nibabel.Nifti1Header())
-    with pytest.raises(InputError, match=r"head\.nii: looks like a whole head.*litres.*--fixed-mask"):
+    with pytest.raises(InputError, match=r"head\.nii: looks like a whole head.*litres.*`fixed_mask`"):
         check_brain(scan, foreground(scan), None, load_template(), refuse_head)
 
 
@@ -151,7 +151,7 @@ def test_voxel_sizes_in_another_unit_are_refused(unit: float, sample: Sample) ->
 
 def test_a_model_of_another_world_is_refused() -> None:
     check_model_world(load_template(), LUMIR_SHAPE, lumir_affine(), "model")
-    with pytest.raises(InputError, match=r"model: its grid holds \d+% of the MNI152 brain.*--align none"):
+    with pytest.raises(InputError, match=r"model: its grid holds \d+% of the MNI152 brain.*`align=none`"):
         check_model_world(load_template(), LUMIR_SHAPE, turn((0, 0, 0), (0, 40, 0)) @ lumir_affine(), "model")
 
 

@@ -164,7 +164,7 @@ def test_without_deepbet_the_line_that_installs_it_is_printed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "deepbet", None)  # as if it were not installed
-    with pytest.raises(InputError, match=r"pip install 'sitreg-lumir\[strip\]'.*--mask"):
+    with pytest.raises(InputError, match=r"pip install 'sitreg-lumir\[strip\]'.*`mask`"):
         preprocess(folder / "head.nii.gz", tmp_path / "t1.nii.gz")
     assert not list(tmp_path.iterdir())
 
@@ -189,7 +189,7 @@ def test_wrong_input_is_refused_before_the_work(folder: Path, tmp_path: Path, sa
         r"nan\.nii\.gz: 1 of \d+ voxels are NaN": {"raw": tmp_path / "nan.nii.gz", "mask": mask},
         r"no\.nii\.gz: no such file": {"mask": tmp_path / "no.nii.gz"},
         r"far\.nii\.gz: the mask is empty on the image's grid": {"mask": tmp_path / "far.nii.gz"},
-        r"--strip none: the brain is what --mask says": {"mask": mask, "strip": "none"},
+        r"`strip` is none but `mask` says where the brain is": {"mask": mask, "strip": "none"},
         r"t1\.mgz: the name must end in": {"out": tmp_path / "t1.mgz", "mask": mask},
         r"head\.nii\.gz: is an input, too": {"out": raw, "mask": mask},
         r"mask\.nii\.gz: is an input, too": {"out": mask, "mask": mask},

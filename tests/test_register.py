@@ -1,6 +1,8 @@
 """`register`: both ways at once, whatever the headers, and one clear line for what cannot be result."""
 
 import csv
+import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +18,8 @@ from scipy.spatial.transform import Rotation
 from transform_samples import bumps
 
 import sitreg_lumir
-from sitreg_lumir.cli import main
+from sitreg_lumir.cli import command_line, main
+from sitreg_lumir.cli.parsing import with_flags
 from sitreg_lumir.deform.ops import compose, invert
 from sitreg_lumir.demo.data import make_demo_data
 from sitreg_lumir.errors import InputError
@@ -29,6 +32,7 @@ from sitreg_lumir.network.shipped import VARIABLE
 from sitreg_lumir.network.sitreg import SITReg
 from sitreg_lumir.network.weights import ModelCard, save_member
 from sitreg_lumir.registration.inverses import improve_inverses
+from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import FILES
 from sitreg_lumir.registration.pair import meet_half_way
 from sitreg_lumir.registration.quality import brain_points
@@ -232,7 +236,7 @@ def test_a_given_affine_is_met_half_way() -> None:
     np.testing.assert_allclose(np.linalg.inv(met[1]) @ met[0], initial, atol=1e-9)
     exchanged = meet_half_way(moving, fixed, np.linalg.inv(initial))
     np.testing.assert_allclose(exchanged, met[::-1], atol=1e-9)
-    with pytest.raises(InputError, match="--initial-transform"):
+    with pytest.raises(InputError, match="`initial_transform`"):
         meet_half_way(np.eye(4), np.eye(4), np.diag([-1.0, 1, 1, 1]))
 
 
@@ -273,7 +277,7 @@ def test_refinement_is_recorded_symmetric_and_spares_lesions(t1: Path, t2: Path,
     exchanged = register(t2, t1, fixed_lesion=tmp_path / "lesion.nii.gz", **options)  # type: ignore[arg-type]
     points = in_brain(result)
     assert apart(map_points(result.forward, points), map_points(exchanged.backward, points)).max() < 0.05
-    with pytest.raises(InputError, match="--refine N"):
+    with pytest.raises(InputError, match="`refine=N`"):
         register(t1, t2, model=members, align="none", moving_lesion=tmp_path / "lesion.nii.gz")
 
 
@@ -468,9 +472,12 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     [
         (["--moving", "T2"], "name --fixed and --moving"),
         (["--fixed", "MNI152", "--moving", "T2", "--fixed-mask", "T1"], "leave the options for it out"),
-        (["--fixed", "T1", "--moving", "T2", "--refine", "-1"], "--refine -1"),
+        (["--fixed", "T1", "--moving", "T2", "--refine", "-1"], "--refine must be 0 or more steps, got -1"),
         (["--fixed", "T1", "--moving", "T2", "--fixed-lesion", "T1"], "--refine N"),
-        (["--fixed", "T1", "--moving", "T2", "--padding", "-3"], "--padding -3"),
+        (
+            ["--fixed", "T1", "--moving", "T2", "--padding", "-3"],
+            "--padding must be 0 or more and below 1000 mm, got -3",
+        ),
         (["--fixed", "T1", "--moving", "T2", "--initial-transform", "T1"], "not a readable ITK transform"),
         (["--fixed", "T1", "--moving", "T2", "--members", "gone"], "gone: no such file"),
         (["--fixed", "T1", "--moving", "T2", "--device", "tpu"], "no such device"),
@@ -500,7 +507,7 @@ def test_an_earlier_result_is_kept_unless_asked(
 ) -> None:
     kept = tmp_path / "kept"
     shutil.copytree(folder, kept)
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="`overwrite=True`"):
         result.save(kept)
     result.save(kept, report=False, overwrite=True)
     assert not (kept / "report.html").exists()  # it spoke of the earlier one
@@ -529,3 +536,28 @@ def test_a_full_disk_leaves_nothing(
 def test_a_folder_that_cannot_be_written(t1: Path, t2: Path, members: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be written"):
         register(t1, t2, "/proc/registration", model=members, align="none")
+
+
+def test_the_command_line_says_options_where_the_library_says_arguments(t1: Path) -> None:
+    options = command_line().parse_args(["register", "--fixed", str(t1), "--moving", str(t1), "-o", "out"])
+    message = "add `overwrite=True` or `align=none`, `padding_mm` or `out`; see `sitreg-lumir register` and `name`"
+    assert with_flags(message, options) == (
+        "add --overwrite or --align none, --padding or -o; see `sitreg-lumir register` and `name`"
+    )
+
+
+def test_the_options_are_those_of_register() -> None:
+    """And checked when they are made, before a model is loaded."""
+    arguments = inspect.signature(register).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(RegisterOptions)}
+    assert [*arguments] == ["fixed", "moving", "out", "model", *fields]
+    assert {name: arguments[name].default for name in fields} == fields
+    for wrong, message in (
+        ({"align": "both"}, "`align` must be auto, each or none, got both"),
+        ({"refine_similarity": "ssd"}, "`refine_similarity` must be lncc or mind"),
+        ({"padding_mm": float("nan")}, "`padding_mm` must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            RegisterOptions(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`moving` is MNI152"):
+        RegisterOptions(moving_mask="mask.nii.gz").scan_files("moving", "MNI152")

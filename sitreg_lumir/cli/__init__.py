@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from sitreg_lumir import __version__
 from sitreg_lumir.cli.challenge import add_container, add_demo, add_evaluate, add_predict, add_submit
 from sitreg_lumir.cli.doctor import add_doctor
+from sitreg_lumir.cli.parsing import with_flags
 from sitreg_lumir.cli.preprocess import add_preprocess
 from sitreg_lumir.cli.register import add_register
 from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(options, rest)
     except InputError as error:
-        print(f"sitreg-lumir: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"sitreg-lumir: error: {' '.join(with_flags(str(error), options).split())}", file=sys.stderr)
         return 2
     except RunStoppedError as stop:
         if str(stop):

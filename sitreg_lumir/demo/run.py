@@ -51,7 +51,7 @@ def demo(folder: Path, steps: int | None = None) -> None:
         arguments = ["--config", "demo", "--data.root", str(dataset), "--data.cache", str(folder / "cache")]
         if steps is not None:
             if steps < 1:
-                raise InputError(f"--steps must be positive, got {steps}")
+                raise InputError(f"`steps` must be positive, got {steps}")
             arguments += ["--data.pairs_per_epoch", str(steps), "--trainer.max_epochs", "1"]
         resume = checkpoint if checkpoint.is_file() else None
         fit(arguments, RunOptions(run, wandb="off", resume=resume))

@@ -123,7 +123,7 @@ def align_to_template(
     prealign = place @ inverse(best) @ scan.own @ inverse(affine)
     scales = np.linalg.svd(prealign[:3, :3], compute_uv=False)
     if most <= 0 or np.linalg.det(prealign[:3, :3]) <= 0 or scales.min() < SCALES[0] or scales.max() > SCALES[1]:
-        raise InputError(f"{name}: cannot be aligned to MNI152; give a brain mask, or --initial-transform")
+        raise InputError(f"{name}: cannot be aligned to MNI152; give a brain mask, or `initial_transform`")
     before = mutual_information(targets[-1], scan.levels[-1], header, [best])
     after = mutual_information(targets[-1], scan.levels[-1], best, [header] if before > 0 else [])
     overlap_before, overlap_after = (

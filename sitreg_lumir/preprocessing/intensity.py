@@ -139,7 +139,7 @@ def conform(
         channels[..., channel] = ndimage.gaussian_filter(channels[..., channel], sigma, mode="nearest")
     sampled = resample(channels, affine, inverse(prealign), shape, model_affine)
     share = sampled[..., 1]
-    problem = "no brain in the model's field of view; align the images (--align each) or correct the header"
+    problem = "no brain in the model's field of view; align the images (`align=each`) or correct the header"
     brain = _check_size(share >= 0.5, model_affine, name, problem)
     values = np.divide(sampled[..., 0], share, out=np.zeros_like(share), where=brain)
     return np.where(brain, np.clip(values, SMALLEST, 255), np.float32(0)), brain

@@ -82,7 +82,7 @@ def preprocess(
     if strip not in (None, "deepbet", "template", "none"):
         raise ValueError(f"strip must be deepbet, template or none, got {strip!r}")
     if mask is not None and strip is not None:
-        raise InputError(f"--strip {strip}: the brain is what --mask says; leave one of the two out")
+        raise InputError(f"`strip` is {strip} but `mask` says where the brain is; leave one of the two out")
     files = _outputs(out, [raw] if mask is None else [raw, mask])
     scan = read_image(raw, header, assume_orientation)
     template = load_template()
@@ -147,7 +147,7 @@ def _deepbet(scan: Scan) -> Mask:
         from deepbet import BrainExtraction
     except ImportError as error:
         raise InputError(
-            f"{scan.path}: skull stripping needs deepbet ({error}): {_INSTALL}; or give --mask, or --strip none for a "
+            f"{scan.path}: skull stripping needs deepbet ({error}): {_INSTALL}; or give `mask`, or `strip=none` for a "
             "scan without skull"
         ) from None
     image = nibabel.Nifti1Image(scan.data.astype(np.float32), scan.affine)
@@ -155,10 +155,10 @@ def _deepbet(scan: Scan) -> Mask:
         _, mask, _ = BrainExtraction(no_gpu=True).run(image)  # some ten seconds on a CPU
     except (AssertionError, ValueError) as error:  # deepbet found no foreground, or several pieces
         reason = " ".join(str(error).split())
-        raise InputError(f"{scan.path}: deepbet found no brain ({reason}); it knows T1 only, give --mask") from None
+        raise InputError(f"{scan.path}: deepbet found no brain ({reason}); it knows T1 only, give `mask`") from None
     brain = np.asarray(mask.dataobj) > 0
     if not brain.any():
-        raise InputError(f"{scan.path}: deepbet found no brain; it knows T1 only, give --mask")
+        raise InputError(f"{scan.path}: deepbet found no brain; it knows T1 only, give `mask`")
     return np.asarray(brain, dtype=np.bool_)
 
 
@@ -181,7 +181,9 @@ def _without_bias(scan: Scan, brain: Mask) -> tuple[Scan, str]:
     try:
         method.Execute(itk.Shrink(image, factors), itk.Shrink(inside, factors))
     except RuntimeError:
-        raise InputError(f"{scan.path}: the bias field cannot be estimated; add --no-bias-correction") from None
+        raise InputError(
+            f"{scan.path}: the bias field cannot be estimated; leave it with `bias_correction=False`"
+        ) from None
     bias = np.exp(itk.GetArrayFromImage(method.GetLogBiasFieldAsImage(image)).T)
     low, high = np.percentile(bias[brain], (1, 99)) / np.median(bias[brain])
     corrected = (values / bias).astype(np.float32)
@@ -190,7 +192,7 @@ def _without_bias(scan: Scan, brain: Mask) -> tuple[Scan, str]:
 
 def _no_brain(scan: Scan, problem: str, *, source: str) -> InputError:
     hint = "it knows T1 only, " if source.startswith("deepbet") else ""
-    return InputError(f"{scan.path}: {source} is not a brain alone ({problem}); {hint}give a brain mask with --mask")
+    return InputError(f"{scan.path}: {source} is not a brain alone ({problem}); {hint}give a brain mask with `mask`")
 
 
 def _write(files: _Files, volume: NDArray[np.uint8], brain: Mask, alignment: Alignment) -> None:

@@ -73,5 +73,5 @@ def check_model_world(template: Template, shape: Sequence[int], model_affine: ND
     if covered < _COVERED:
         raise InputError(
             f"{name}: its grid holds {covered:.0%} of the MNI152 brain, so its world is another; scans cannot be "
-            "aligned to it, use --align none with images that lie in its world already"
+            "aligned to it, use `align=none` with images that lie in its world already"
         )

@@ -117,7 +117,7 @@ def load_model(
         InputError: a file is missing or damaged, members do not go together, or there is no such device.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"--precision {precision}: must be float32 or bfloat16")
+        raise InputError(f"`precision` must be float32 or bfloat16, got {precision}")
     if paths is None:
         files = default_members()
     else:
@@ -134,11 +134,11 @@ def _device(name: str) -> torch.device:
         name = "cuda" if available else "cpu"
     wanted = "cuda" if name == "gpu" else name
     if wanted != "cpu" and not (wanted.startswith("cuda") and available):
-        raise InputError(f"--device {name}: there is no such device; use cpu")
+        raise InputError(f"`device` {name}: there is no such device; use cpu")
     try:
         return torch.device(wanted)
     except RuntimeError:
-        raise InputError(f"--device {name}: must be auto, cpu or gpu") from None
+        raise InputError(f"`device` must be auto, cpu or gpu, got {name}") from None
 
 
 def as_tensor(volume: NDArray[Any]) -> Tensor:

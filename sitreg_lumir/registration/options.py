@@ -34,15 +34,17 @@ class RegisterOptions:
 
     def __post_init__(self) -> None:
         if self.align not in ALIGN:
-            raise InputError(f"--align {self.align}: must be auto, each or none")
+            raise InputError(f"`align` must be auto, each or none, got {self.align}")
         if self.refine < 0:
-            raise InputError(f"--refine {self.refine}: must be 0 or more steps")
+            raise InputError(f"`refine` must be 0 or more steps, got {self.refine}")
         if self.refine_similarity not in SIMILARITIES:
-            raise InputError(f"--refine-similarity {self.refine_similarity}: must be lncc or mind")
+            raise InputError(f"`refine_similarity` must be lncc or mind, got {self.refine_similarity}")
         if self.refine == 0 and (self.fixed_lesion or self.moving_lesion):
-            raise InputError("--fixed-lesion, --moving-lesion: leave a lesion out of --refine N; add it")
+            raise InputError(
+                "`fixed_lesion` and `moving_lesion` need `refine=N`, the steps that leave a lesion out; add it"
+            )
         if not 0 <= self.padding_mm < 1000:
-            raise InputError(f"--padding {self.padding_mm:g}: must be 0 or more mm")
+            raise InputError(f"`padding_mm` must be 0 or more and below 1000 mm, got {self.padding_mm:g}")
 
     def scan_files(self, role: str, image: str | Path) -> ScanFiles:
         """The files of the ``fixed`` or ``moving`` scan, whose image is ``image``."""

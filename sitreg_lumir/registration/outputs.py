@@ -49,13 +49,13 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         InputError: it is a file, cannot be written, or holds files that are no registration's or would be lost.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; name a folder for the results with -o")
+        raise InputError(f"{folder}: is a file; name a folder for the results with `out`")
     existing = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     foreign = [name for name in existing if name not in FILES]
     if foreign:
-        raise InputError(f"{folder}: holds other files ({foreign[0]}); name a new or empty folder with -o")
+        raise InputError(f"{folder}: holds other files ({foreign[0]}); name a new or empty folder with `out`")
     if existing and not overwrite:
-        raise InputError(f"{folder}: holds a registration already; name another folder, or add --overwrite")
+        raise InputError(f"{folder}: holds a registration already; name another folder, or add `overwrite=True`")
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{folder}: cannot be written (permission denied); choose a folder with access")

@@ -113,7 +113,7 @@ def _square_root(matrix: Matrix) -> Matrix:
                 break
     if not np.abs(root @ root - matrix).max() < 1e-6 or np.linalg.det(root[:3, :3]) <= 0:
         raise InputError(
-            "--initial-transform: too far from the alignment of each scan (mirrored, or turned half round); check "
-            "its direction (fixed to moving, as ANTs writes it), or use --align none"
+            "`initial_transform` is too far from the alignment of each scan (mirrored, or turned half round); check "
+            "its direction (fixed to moving, as ANTs writes it), or use `align=none`"
         )
     return root

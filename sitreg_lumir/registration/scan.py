@@ -52,7 +52,7 @@ class ScanFiles:
 
     def __post_init__(self) -> None:
         if str(self.image) == MNI152 and (self.mask or self.lesion or self.to_template):
-            raise InputError(f"--{self.role} MNI152: the template has its mask and place; leave the options for it out")
+            raise InputError(f"`{self.role}` is MNI152, which has its mask and place; leave the options for it out")
 
 
 @dataclass(frozen=True, eq=False)
