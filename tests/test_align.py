@@ -15,8 +15,8 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.scans import Scan
 from sitreg_lumir.preprocessing.align import Alignment, align_to_template
 from sitreg_lumir.preprocessing.intensity import inverse, support_mask
-from sitreg_lumir.preprocessing.place import check_brain, foreground, refuse_head
-from sitreg_lumir.preprocessing.skull_check import outside_share, why_no_brain
+from sitreg_lumir.preprocessing.place import align_brain
+from sitreg_lumir.preprocessing.skull_check import check_brain, outside_share, refuse_head
 from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, check_model_world, load_template, lumir_affine
 
 TRUTH = turn((12, -8, 20), (6, -15, 9), (1.1, 0.95, 1.05))
@@ -115,22 +115,22 @@ def test_a_whole_head_is_aligned_without_a_mask(whole: Sample) -> None:
     assert np.isnan(alignment.overlap_after)
 
 
+def as_scan(name: str, image: Array, affine: Array) -> Scan:
+    return Scan(Path(name), image, affine, "sform", nibabel.Nifti1Header())
+
+
 def test_a_whole_head_is_distinguished_from_a_brain(whole: Sample, sample: Sample, alignment: Alignment) -> None:
     template = load_template()
-    brain_mask = support_mask(sample.image, sample.affine)
-    assert not why_no_brain(brain_mask, sample.affine, alignment.prealign, template)
+    stripped = as_scan("brain.nii", sample.image, sample.affine)
+    check_brain(stripped, support_mask(sample.image, sample.affine), alignment.prealign, template)
     visible = support_mask(whole.image, whole.affine)
-    assert "litres" in why_no_brain(visible, whole.affine, None, template)
-    small = turn((0, 0, 0), scale=0.8)  # a child's head: no larger than a grown-up's brain can be
-    prealign = align_to_template(whole.image, small @ whole.affine, visible, template).prealign
-    assert not why_no_brain(visible, small @ whole.affine, None, template)
-    assert "outside a brain" in why_no_brain(visible, small @ whole.affine, prealign, template)
-
-
-def test_a_whole_head_is_refused_in_one_line(whole: Sample) -> None:
-    scan = Scan(Path("head.nii"), whole.image, whole.affine, "sform", nibabel.Nifti1Header())
     with pytest.raises(InputError, match=r"head\.nii: looks like a whole head.*litres.*`fixed_mask`"):
-        check_brain(scan, foreground(scan), None, load_template(), refuse_head)
+        check_brain(as_scan("head.nii", whole.image, whole.affine), visible, None, template)
+    small = turn((0, 0, 0), scale=0.8)  # a child's head: no larger than a grown-up's brain can be
+    child = as_scan("child.nii", whole.image, small @ whole.affine)
+    check_brain(child, visible, None, template)
+    with pytest.raises(InputError, match=r"child\.nii: looks like a whole head.*outside a brain"):
+        align_brain(child, visible, template, refuse_head)
 
 
 def test_the_share_outside_the_brain_is_none_for_the_brain_and_all_beside_it() -> None:

@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     fixed, moving, field = options.files
     (first, affine), (second, _) = read_volume(fixed), read_volume(moving)
-    images = [torch.from_numpy(each)[None, None] for each in (first, second)]
+    images = [torch.from_numpy(values)[None, None] for values in (first, second)]
     start = time.process_time()
     disp = register(model, images[0], images[1], options.refine)
     seconds = time.process_time() - start

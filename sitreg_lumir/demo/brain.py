@@ -66,10 +66,10 @@ def load_tissue_template(voxel_size: float) -> TissueTemplate:
     tissues = np.stack([brain - grey - white, grey, white])
     affine = np.asarray(mask_image.affine, np.float64)
     labels = _structures(tissues, affine)
-    ids = [key for key in STRUCTURES if key % 20 > 3]  # the cortex's centroids lie in no particular place
+    ids = [key for key in STRUCTURES if key % 20 > 3]  # the cortex's centroids mark no landmark
     centroids = np.array(ndimage.center_of_mass(labels > 0, labels, ids))
     landmarks = centroids @ affine[:3, :3].T + affine[:3, 3]
-    # half a voxel's width: what a coarse voxel shows is about the mean over its volume
+    # half a voxel's width: a coarse voxel shows about the mean over its volume
     sigma = 0.4 * voxel_size / affine[0, 0]
     smooth = np.stack([ndimage.gaussian_filter(tissue, sigma) for tissue in tissues])
     return TissueTemplate(smooth, labels, landmarks, affine)

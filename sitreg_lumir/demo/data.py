@@ -110,7 +110,7 @@ def true_disp(folder: str | os.PathLike[str], fixed: str, moving: str) -> Array:
     ``disp(x) = u_fixed(x) + v_moving(x + u_fixed(x))``.
 
     Args:
-        folder: what ``make_demo_data`` made.
+        folder: that ``make_demo_data`` made.
         fixed: subject, such as ``"0100"``.
         moving: subject.
 
@@ -124,13 +124,13 @@ def true_disp(folder: str | os.PathLike[str], fixed: str, moving: str) -> Array:
 
 
 def _is_made(folder: Path, made_with: Mapping[str, Any]) -> bool:
-    """Whether ``folder`` already holds this data set; something else in its place is an ``InputError``."""
+    """Whether ``folder`` already holds this data set; anything else in the folder is an ``InputError``."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
         record = dict(json.loads((folder / RECORD).read_text())["made_with"])
     except (OSError, ValueError, KeyError, TypeError):
-        message = f"{folder}: is there already and is not the demo's data; choose another folder"
+        message = f"{folder}: exists already and is not the demo's data; choose another folder"
         raise InputError(message) from None
     if record != made_with:
         changed = [
@@ -218,6 +218,6 @@ def _save(path: Path, array: NDArray[Any], affine: Affine) -> None:
 
 def _load_field(path: Path) -> Array:
     if not path.is_file():
-        raise InputError(f"{path}: not there; only the demo's validation subjects have true fields")
+        raise InputError(f"{path}: no such file; only the demo's validation subjects have true fields")
     image: Any = nib.load(path)
     return np.moveaxis(np.asarray(image.dataobj, np.float32), -1, 0)

@@ -112,15 +112,15 @@ def align_to_template(
     head = mask is None
     visible = support_mask(image, affine, name) if mask is None else mask
     scan = _own_frame(image, affine, visible, template, head, name)
-    targets, place = _template_levels(template, not head)
-    header = scan.own @ inverse(affine) @ place  # template -> scan if the header is right
+    targets, unit_to_world = _template_levels(template, not head)
+    header = scan.own @ inverse(affine) @ unit_to_world  # template -> scan if the header is right
     first = 1 if head else 0  # at the coarsest level scalp and skull look like a brain's rim
     optimised = [optimise(targets[first], scan.levels[first], start, even=True) for start in _starts(header, head)]
     most = max(value for _, value in optimised)
     best = next(transform for transform, value in optimised if value >= (1 - _EQUALLY_GOOD) * most)
     for target, level in list(zip(targets, scan.levels, strict=True))[first:]:
         best, _ = optimise(target, level, best, even=scan.cut)
-    prealign = place @ inverse(best) @ scan.own @ inverse(affine)
+    prealign = unit_to_world @ inverse(best) @ scan.own @ inverse(affine)
     scales = np.linalg.svd(prealign[:3, :3], compute_uv=False)
     if most <= 0 or np.linalg.det(prealign[:3, :3]) <= 0 or scales.min() < SCALES[0] or scales.max() > SCALES[1]:
         raise InputError(f"{name}: cannot be aligned to MNI152; give a brain mask, or `initial_transform`")
@@ -188,8 +188,8 @@ def _own_frame(
 @lru_cache(maxsize=2)
 def _template_levels(template: Template, with_outline: bool) -> tuple[list[Level], Matrix]:
     """The template around its middle, coarse to fine, in units of UNIT_MM, and from those units to its world."""
-    place = np.diag([UNIT_MM] * 3 + [1.0])
-    place[:3, 3] = template.affine[:3, :3] @ ndimage.center_of_mass(template.mask) + template.affine[:3, 3]
+    unit_to_world = np.diag([UNIT_MM] * 3 + [1.0])
+    unit_to_world[:3, 3] = template.affine[:3, :3] @ ndimage.center_of_mass(template.mask) + template.affine[:3, 3]
     compared = ndimage.distance_transform_edt(~template.mask) <= _MARGIN_MM if with_outline else template.mask
     where = np.argwhere(compared)
     grid = template.affine @ np.diag([_FINEST_MM] * 3 + [1.0])  # the template's voxels are 1 mm
@@ -199,7 +199,7 @@ def _template_levels(template: Template, with_outline: bool) -> tuple[list[Level
     values, shares = (
         resample(volume, template.affine, np.eye(4), shape, grid) for volume in (smooth, compared.astype(np.float32))
     )
-    return levels(values, inverse(place) @ grid, shares >= 0.5), place
+    return levels(values, inverse(unit_to_world) @ grid, shares >= 0.5), unit_to_world
 
 
 def _raised(values: NDArray[np.float32], mask: Mask) -> NDArray[np.float32]:

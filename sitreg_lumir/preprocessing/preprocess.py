@@ -21,8 +21,9 @@ from sitreg_lumir.files.scans import Scan, read_image
 from sitreg_lumir.files.streams import plain_header, writing_planes
 from sitreg_lumir.files.transforms import save_affine_tfm
 from sitreg_lumir.preprocessing.align import Alignment, align_to_template
-from sitreg_lumir.preprocessing.intensity import Mask
-from sitreg_lumir.preprocessing.place import align_brain, check_brain, foreground, on_grid, read_mask
+from sitreg_lumir.preprocessing.intensity import Mask, conform, support_mask
+from sitreg_lumir.preprocessing.place import align_brain, read_mask
+from sitreg_lumir.preprocessing.skull_check import check_brain
 from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, TEMPLATE, load_template, lumir_affine
 from sitreg_lumir.writing import writing
 
@@ -90,7 +91,7 @@ def preprocess(
     if mask is not None:
         brain, source = read_mask(mask, scan, header, assume_orientation), mask.name
     elif strip == "none":
-        brain, source = foreground(scan), "its foreground"
+        brain, source = support_mask(scan.data, scan.affine, str(raw)), "its foreground"
     elif strip == "template":
         alignment = align_to_template(scan.data, scan.affine, None, template, str(raw))
         share = resample(template.mask.astype(np.float32), template.affine, alignment.prealign, scan.shape, scan.affine)
@@ -106,7 +107,9 @@ def preprocess(
         alignment = align_brain(scan, brain, template, refusal)
         if alignment.overlap_after < _LEAST_OVERLAP:
             raise refusal(scan, f"its overlap with MNI152 is {alignment.overlap_after:.2f}")
-    volume, brain_on_grid = on_grid(scan, brain, alignment.prealign, LUMIR_SHAPE, lumir_affine())
+    volume, brain_on_grid = conform(
+        scan.data, scan.affine, brain, alignment.prealign, LUMIR_SHAPE, lumir_affine(), str(raw)
+    )
     _write(files, np.rint(volume).astype(np.uint8), brain_on_grid, alignment)
     litres = float(brain.sum() * scan.spacing.prod() / 1e6)
 

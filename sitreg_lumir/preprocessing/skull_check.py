@@ -1,14 +1,21 @@
 """Distinguishes a skull-stripped brain from a whole head by its size and shape."""
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from scipy import ndimage
 
+from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.headers import spacing_of
 from sitreg_lumir.files.resample import resample
+from sitreg_lumir.files.scans import Scan
 from sitreg_lumir.preprocessing.intensity import Mask, Matrix
 from sitreg_lumir.preprocessing.template import Template
+
+Refusal: TypeAlias = Callable[[Scan, str], InputError]
+"""Makes the error for a scan whose mask shows more than a brain, from the reason."""
 
 LARGEST_LITRES = 2.6
 """A larger foreground is no brain: adults have up to 2.1 litres within the skull, heads 2.9 and more, even without face
@@ -20,24 +27,36 @@ OUTSIDE_SHARE = 0.03
 cropped ones or ones with a 12 mm rim; heads, even a child's, cut below the brain or without a face, 0.11 and more."""
 
 
-def why_no_brain(mask: Mask, affine: Matrix, prealign: Matrix | None, template: Template) -> str:
-    """Tells why a mask shows more than a brain.
+def refuse_head(scan: Scan, reason: str) -> InputError:
+    """The error for a scan whose foreground is a whole head."""
+    return InputError(
+        f"{scan.path}: looks like a whole head, not a skull-stripped brain ({reason}); give the brain's mask "
+        "(`fixed_mask` or `moving_mask`), or run `sitreg-lumir preprocess` first"
+    )
+
+
+def check_brain(
+    scan: Scan, brain: Mask, prealign: Matrix | None, template: Template, refusal: Refusal = refuse_head
+) -> None:
+    """Refuses a mask that shows more than a brain.
 
     Args:
-        mask: bool, ``(X, Y, Z)``, for example a scan's foreground.
-        affine: ``(4, 4)`` voxel-to-world matrix of the mask, RAS, mm.
+        scan: that the mask belongs to.
+        brain: bool, ``(X, Y, Z)`` of the scan.
         prealign: ``(4, 4)``, the scan's world -> the template's world, RAS, mm; None before it is known: then only
             the size is checked.
         template: the MNI152 template.
+        refusal: makes the error.
 
-    Returns:
-        the reason, a few words; empty if the mask may be a brain's.
+    Raises:
+        InputError: the mask is too large, or has another shape than a brain.
     """
-    litres = mask.sum() * spacing_of(affine).prod() / 1e6
+    litres = brain.sum() * scan.spacing.prod() / 1e6
     if litres > LARGEST_LITRES:
-        return f"{litres:.1f} litres"
-    outside = 0.0 if prealign is None else outside_share(mask, affine, prealign, template)
-    return f"{outside:.0%} of it lies outside a brain" if outside > OUTSIDE_SHARE else ""
+        raise refusal(scan, f"{litres:.1f} litres")
+    outside = 0.0 if prealign is None else outside_share(brain, scan.affine, prealign, template)
+    if outside > OUTSIDE_SHARE:
+        raise refusal(scan, f"{outside:.0%} of it lies outside a brain")
 
 
 def outside_share(mask: Mask, affine: Matrix, prealign: Matrix, template: Template) -> float:

@@ -106,27 +106,27 @@ def register_pairs(
     rows: list[dict[str, Any]] = []
     for count, pair in enumerate(pairs, start=1):
         _log.info("pair %d of %d: %s", count, len(pairs), pair.name)
-        place = folder / pair.name
+        pair_folder = folder / pair.name
         error = ""
-        if (place / SUMMARY).is_file() and not options.overwrite:
-            _log.info("%s: registered already", place)
+        if (pair_folder / SUMMARY).is_file() and not options.overwrite:
+            _log.info("%s: registered already", pair_folder)
         else:
             try:
                 files: dict[str, Any] = dict(pair.files)
                 fixed, moving = files.pop("fixed"), files.pop("moving")
-                register_scans(fixed, moving, place, model, replace(options, **files))
+                register_scans(fixed, moving, pair_folder, model, replace(options, **files))
             except InputError as problem:
                 error = " ".join(str(problem).split())
                 _log.error("%s: %s", pair.name, error)
-        rows.append(_row(pair, place, error))
+        rows.append(_row(pair, pair_folder, error))
         _write(folder / TABLE, rows)
     return rows
 
 
-def _row(pair: PairRow, place: Path, error: str) -> dict[str, Any]:
+def _row(pair: PairRow, pair_folder: Path, error: str) -> dict[str, Any]:
     row: dict[str, Any] = {"name": pair.name, "fixed": Path(pair.files["fixed"]).name}
     row |= {"moving": Path(pair.files["moving"]).name, "verdict": "error", "reasons": error}
-    summary: dict[str, Any] = {} if error else json.loads((place / SUMMARY).read_text())
+    summary: dict[str, Any] = {} if error else json.loads((pair_folder / SUMMARY).read_text())
     if summary:
         row |= {"verdict": summary["verdict"], "reasons": "; ".join(summary["reasons"])}
     similarity = summary.get("similarity", {})
@@ -138,7 +138,7 @@ def _row(pair: PairRow, place: Path, error: str) -> dict[str, Any]:
         row[f"inverse_error_mm_{key}"] = summary.get("inverse_error_mm", {}).get(key)
     row["disagreement_mm_median"] = (summary.get("disagreement_mm") or {}).get("median")
     row["seconds"] = sum(summary.get("seconds", {}).values()) or None
-    row["report"] = f"{pair.name}/{REPORT}" if (place / REPORT).is_file() else None
+    row["report"] = f"{pair.name}/{REPORT}" if (pair_folder / REPORT).is_file() else None
     return row
 
 

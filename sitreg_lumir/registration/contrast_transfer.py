@@ -1,4 +1,4 @@
-"""Contrast transfer: what of two images is compared, MIND channels, or intensities in the contrasts of both images.
+"""Contrast transfer: the features that are compared, MIND channels, or intensities in the contrasts of both images.
 
 Images are ``(1, 1, X, Y, Z)`` in [0, 1], masks ``(1, 1, X, Y, Z)``, fields ``(1, 3, X, Y, Z)`` in voxels.
 """
@@ -35,7 +35,7 @@ class ComparedImage(NamedTuple):
 
 
 def without_lesion(image: Tensor, mask: Tensor, lesion: Tensor | None, mind: Mind | None = None) -> ComparedImage:
-    """Takes a lesion out of what is compared of an image.
+    """Excludes a lesion from the comparison of an image.
 
     Args:
         image: ``(1, 1, X, Y, Z)``, in [0, 1]; not written to.
@@ -182,9 +182,8 @@ def _counts(
 
 def _means(counts: Array, columns: _Scale) -> Array:
     """``(bins,)``: for each row the columns' mean intensity, smoothed over three rows; linear over sparse rows."""
-    padded = np.pad(
-        np.ascontiguousarray(counts), ((1, 1), (0, 0)), mode="edge"
-    )  # contiguous, so that sums have one order
+    ordered = np.ascontiguousarray(counts)  # so that sums have one order
+    padded = np.pad(ordered, ((1, 1), (0, 0)), mode="edge")
     smooth = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     total = smooth.sum(axis=1)
     used = total > _LEAST_SHARE * total.sum()

@@ -108,7 +108,7 @@ def load_model(
 
     Args:
         paths: ``.safetensors`` or ``.ckpt`` files, or folders of them; several are an ensemble. By default what
-            ``SITREG_LUMIR_WEIGHTS`` names, else what comes with the package.
+            ``SITREG_LUMIR_WEIGHTS`` names, else those that come with the package.
         device: ``auto``, ``cpu``, or ``gpu`` (also ``cuda``, ``cuda:1``).
         precision: of the convolutions: ``float32`` or ``bfloat16``.
         allow_imports: see :func:`~sitreg_lumir.network.weights.load_member`.

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import warp, warp_mask
@@ -131,8 +133,8 @@ def optimise(
     must be measured alike.
 
     ``mind`` is the mean LNCC of the six MIND channels. The moving image's descriptor is computed on its own grid and
-    warped: descriptors of a warped image would see its interpolation, need MIND's gradient in each step, and differ
-    little where the field turns little over a voxel. Squared differences gave a worse overlap of tissues.
+    warped: descriptors of a warped image would depend on its interpolation, need MIND's gradient in each step, and
+    differ little where the field turns little over a voxel. Squared differences gave a worse overlap of tissues.
 
     Args:
         control_points: of each stage, coarsest first, down to level 0: of the moving and of the fixed image,
@@ -144,7 +146,7 @@ def optimise(
         steps: of the optimisation; with 0 the prediction is returned.
         similarity: ``lncc``, of intensities, or ``mind``; each for any contrasts.
         fixed_lesion: what has no counterpart in the other image, ``(1, 1, X, Y, Z)``, bool or 0/1, or None. It is left
-            out of the comparison, with all voxels whose MIND patch reaches into it; there only the regularisers act.
+            out of the comparison, with all voxels whose MIND patch reaches into it; only the regularisers act there.
         moving_lesion: what has no counterpart in the fixed image, ``(1, 1, X, Y, Z)``, bool or 0/1, or None.
         mind: the MIND descriptor; by default the published one.
         window: of the LNCC, voxels.
@@ -192,23 +194,11 @@ def optimise(
     kept, best, best_step = points[:-levels], points[-levels:], 0
     with torch.no_grad():
         start = _compose(kept, Maps(), len(points), shape, tolerance).maps
-    arguments = [
-        tuple(
-            torch.atanh((points_ / bound).clamp(-_LARGEST_SHARE, _LARGEST_SHARE)).requires_grad_() for points_ in update
-        )
-        for update, bound in zip(best, bounds[-levels:], strict=True)
-    ]
-    rate = learning_rate * min(1.0, steps / _FULL_RATE_STEPS)
-    optimizer = torch.optim.Adam(
-        [argument for update in arguments for argument in update], lr=rate, betas=_BETAS, eps=_EPSILON, foreach=False
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1), rate / 10)
+    variables = _BoundedPoints(best, bounds[-levels:])
+    optimizer, schedule = _adam(variables.arguments, learning_rate, steps)
     for step in range(steps + 1):
         with torch.set_grad_enabled(learning := step < steps):
-            updates = [
-                (bound * torch.tanh(first), bound * torch.tanh(second))
-                for (first, second), bound in zip(arguments, bounds[-levels:], strict=True)
-            ]
+            updates = variables.updates()
             fields = _fields(updates, start, shape, tolerance)
         current = [field.detach() for field in fields]
         if step == 0:
@@ -216,11 +206,9 @@ def optimise(
             contrasts_transferred = similarity == "lncc" and not same_contrast(*images, *current)
         if step == 0 or (contrasts_transferred and learning and step % _TRANSFER_EVERY == 0):
             compared = transfer_contrasts(*images, *current) if contrasts_transferred else images
-            before = after = _both_ways(predicted, compared, weights)[
-                0
-            ]  # earlier steps were measured with another transfer
-            best, best_step = points[-levels:], 0
-        value, gradients = _both_ways(current, compared, weights, learning)
+            before, _ = _objective(predicted, compared, weights)
+            after, best, best_step = before, points[-levels:], 0  # earlier steps were compared otherwise
+        value, gradients = _objective(current, compared, weights, learning)
         if value.objective < after.objective:
             best, best_step, after = [(first.detach(), second.detach()) for first, second in updates], step, value
         if learning:
@@ -235,7 +223,36 @@ def optimise(
     return Optimised(disp, disp_inv, [*kept, *best], best_step, objective, dissimilarity, contrasts_transferred)
 
 
-def _both_ways(
+class _BoundedPoints:
+    """Control points as ``bound * tanh(argument)``: no step of the optimiser takes them beyond their bound.
+
+    Args:
+        points: of each level, coarsest first, of the moving and of the fixed image, voxels of the level.
+        bounds: of each level, voxels of the level.
+    """
+
+    def __init__(self, points: Updates, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.arguments = [
+            torch.atanh((image_points / bound).clamp(-_LARGEST_SHARE, _LARGEST_SHARE)).requires_grad_()
+            for update, bound in zip(points, bounds, strict=True)
+            for image_points in update
+        ]
+
+    def updates(self) -> list[tuple[Tensor, Tensor]]:
+        """The control points of each level, coarsest first, with gradients to the arguments."""
+        pairs = zip(self.arguments[::2], self.arguments[1::2], self.bounds, strict=True)
+        return [(bound * torch.tanh(first), bound * torch.tanh(second)) for first, second, bound in pairs]
+
+
+def _adam(arguments: list[Tensor], learning_rate: float, steps: int) -> tuple[Adam, CosineAnnealingLR]:
+    """Adam with a learning rate that falls to a tenth over the steps, and is smaller for fewer than 30 steps."""
+    rate = learning_rate * min(1.0, steps / _FULL_RATE_STEPS)
+    optimizer = Adam(arguments, lr=rate, betas=_BETAS, eps=_EPSILON, foreach=False)
+    return optimizer, CosineAnnealingLR(optimizer, max(steps, 1), rate / 10)
+
+
+def _objective(
     fields: Sequence[Tensor], compared: Sequence[ComparedImage], weights: _Weights, learning: bool = False
 ) -> tuple[_Value, list[Tensor]]:
     """The mean over both directions; with ``learning`` also each direction's gradient of the objective by its field.

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.chain import Matrix
-from sitreg_lumir.preprocessing.intensity import mask_on_grid
-from sitreg_lumir.preprocessing.place import on_grid
+from sitreg_lumir.preprocessing.intensity import conform, mask_on_grid
 from sitreg_lumir.registration.model import Model, as_tensor
 from sitreg_lumir.registration.scan import PlacedScan
 
@@ -56,7 +55,7 @@ def pair_on_grid(
     """
 
     def image(scan: PlacedScan, prealign: Matrix) -> tuple[Tensor, Tensor]:
-        values, brain = on_grid(scan, scan.brain, prealign, model.shape, model.affine)
+        values, brain = conform(scan.data, scan.affine, scan.brain, prealign, model.shape, model.affine, str(scan.path))
         return as_tensor(values), torch.from_numpy(brain)[None, None]
 
     def lesion(scan: PlacedScan, prealign: Matrix) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Pictures of a registered pair: the volumes of its report, and what a notebook shows."""
+"""Pictures of a registered pair: the volumes of its report, and the picture for notebooks."""
 
 import base64
 import io

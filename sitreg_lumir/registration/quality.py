@@ -35,8 +35,8 @@ def similarities(
 
     Returns:
         ``mind``: mean absolute difference of the MIND descriptors within both brains, lower is better, any contrast;
-        ``mind_by_chance``: this difference with the images shifted by 12 mm, mean over six directions, which is what
-        unmatched brains have;
+        ``mind_by_chance``: this difference with the images shifted by 12 mm, mean over six directions: the value of
+        unmatched brains;
         ``lncc``: mean squared local correlation, higher is better; ``brain_overlap``: Dice coefficient of the brains.
     """
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A registered pair: the maps both ways, images moved by them, and what was measured."""
+"""A registered pair: the maps both ways, images warped by them, and the measures."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,12 +69,12 @@ class Registration:
         return resample(self.fixed.data, self.fixed.affine, self.backward, self.moving.shape, self.moving.affine)
 
     def warp(self, image: NDArray[Any], affine: Matrix, *, to: str = "fixed", labels: bool = False) -> NDArray[Any]:
-        """Another image or label map of the same scans on the grid of the fixed or the moving scan.
+        """Warps another image or label map of one scan onto the grid of the other scan.
 
         Args:
             image: ``(X, Y, Z)`` or ``(X, Y, Z, T)``, in the world of the scan that it belongs to.
             affine: ``(4, 4)`` its voxel-to-world matrix, RAS, mm.
-            to: ``fixed`` for what belongs to the moving scan, ``moving`` for what belongs to the fixed one.
+            to: ``fixed`` for images of the moving scan, ``moving`` for images of the fixed scan.
             labels: take the nearest voxel instead of interpolating.
         """
         chain, scan = (self.forward, self.fixed) if self._is_fixed(to) else (self.backward, self.moving)
@@ -127,7 +127,7 @@ class Registration:
         """Writes all results, as the verb `register` does.
 
         Args:
-            folder: made if it is not there.
+            folder: made if it does not exist.
             padding_mm: border of the transforms beyond their image, mm.
             report: also write ``report.html``.
             overwrite: replace an earlier registration in the folder.
@@ -136,14 +136,14 @@ class Registration:
             the folder.
 
         Raises:
-            InputError: the folder holds other things, or cannot be written.
+            InputError: the folder holds other files, or cannot be written.
         """
         from sitreg_lumir.registration.outputs import save_registration
 
         return save_registration(self, Path(folder), padding_mm=padding_mm, report=report, overwrite=overwrite)
 
     def volumes(self) -> "Volumes":
-        """What a report shows, on a 1 mm grid along the fixed scan's axes."""
+        """The volumes that a report shows, on a 1 mm grid along the fixed scan's axes."""
         from sitreg_lumir.registration.pictures import picture_volumes
 
         return picture_volumes(self)

@@ -13,8 +13,9 @@ from sitreg_lumir.files.scans import Scan, read_image
 from sitreg_lumir.files.streams import plain_header
 from sitreg_lumir.files.transforms import load_affine
 from sitreg_lumir.preprocessing.align import Alignment
-from sitreg_lumir.preprocessing.intensity import Mask
-from sitreg_lumir.preprocessing.place import align_brain, check_brain, foreground, read_mask, refuse_head
+from sitreg_lumir.preprocessing.intensity import Mask, support_mask
+from sitreg_lumir.preprocessing.place import align_brain, read_mask
+from sitreg_lumir.preprocessing.skull_check import check_brain, refuse_head
 from sitreg_lumir.preprocessing.template import TEMPLATE, load_template
 
 MNI152 = "MNI152"
@@ -62,7 +63,7 @@ class PlacedScan(Scan):
     Attributes:
         brain: bool, ``(X, Y, Z)``.
         lesion: bool, ``(X, Y, Z)``, or None.
-        prealign: ``(4, 4)``, the scan's world -> the model's world, RAS, mm: what is used.
+        prealign: ``(4, 4)``, the scan's world -> the model's world, RAS, mm, as used.
         alignment: the alignment that was computed, used or not; None if there is none.
         how: a few words on where ``prealign`` comes from.
         checksum: SHA-256 of the file; None for the template.
@@ -99,8 +100,8 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
     scan = read_image(EXAMPLES_FOLDER / built_in if built_in else Path(files.image), header, assume_orientation)
     template = load_template()
     if files.mask is None:
-        brain, refusal = foreground(scan), refuse_head
-        check_brain(scan, brain, None, template, refusal)
+        brain, refusal = support_mask(scan.data, scan.affine, str(scan.path)), refuse_head
+        check_brain(scan, brain, None, template)
     else:
         brain, refusal = read_mask(files.mask, scan, header, assume_orientation), None
     lesion = None if files.lesion is None else read_mask(files.lesion, scan, header, assume_orientation)

@@ -111,8 +111,8 @@ def render(volumes: Volumes, slices: int) -> tuple[list[Plane], dict[str, Colour
                 layers["edges"] = [lines(edge, (255, 194, 61)) for edge in edges]
         layers["grid"] = [lines(_grid(volumes, axis, index, fine), (106, 236, 210)) for index in indices]
         for key, colours in coloured.items():
-            shown = (_resize(_slice(colours.places, axis, index), size, Image.Resampling.NEAREST) for index in indices)
-            layers[key] = [png(places, colours.palette) for places in shown]
+            shown = (_resize(_slice(colours.indices, axis, index), size, Image.Resampling.NEAREST) for index in indices)
+            layers[key] = [png(slice_, colours.palette) for slice_ in shown]
         start = round(_START[axis] * (len(indices) - 1))
         planes.append(Plane(name, indices, start, size, layers))
     return planes, coloured
@@ -125,11 +125,11 @@ def _in_plane(axis: int) -> tuple[int, int]:
 
 
 def _choose(mask: Mask, axis: int, slices: int) -> list[int]:
-    """Places of evenly spread slices through the foreground, without its rims, where little is to be seen."""
+    """Indices of evenly spread slices through the foreground, without its rims, which show little."""
     filled = np.flatnonzero(mask.any(axis=_in_plane(axis)))
     low, high = int(filled[0]), int(filled[-1])
     rim = 0.08 * (high - low)
-    return [int(place) for place in np.unique(np.rint(np.linspace(low + rim, high - rim, slices)))]
+    return [int(index) for index in np.unique(np.rint(np.linspace(low + rim, high - rim, slices)))]
 
 
 def _sizes(
@@ -167,7 +167,7 @@ def _window(image: Array) -> tuple[float, float]:
 
 
 def _scaled(picture: Array, window: tuple[float, float]) -> NDArray[np.float32]:
-    """``picture`` with the window as 0..1; what is not known is as dark as can be."""
+    """``picture`` with the window as 0..1; unknown values are as dark as the window's lower end."""
     low, high = window
     scaled = (np.nan_to_num(picture.astype(np.float32), nan=low) - low) / max(high - low, 1e-12)
     clipped: NDArray[np.float32] = np.clip(scaled, 0, 1, dtype=np.float32)
@@ -203,8 +203,8 @@ def _grid(volumes: Volumes, axis: int, index: int, size: tuple[int, int]) -> Arr
         position = (np.arange(length, dtype=np.float32) + 0.5) * voxels / length - 0.5
         position = position[None, :] if direction == across else position[::-1, None]
         shift = _resize(_slice(volumes.disp[direction], axis, index).astype(np.float32), size)
-        place = (position + shift) * (volumes.voxel_size[direction] / GRID_MM)
-        covered = np.maximum(covered, _cover(place - np.rint(place), place, 1.5))
+        line = (position + shift) * (volumes.voxel_size[direction] / GRID_MM)
+        covered = np.maximum(covered, _cover(line - np.rint(line), line, 1.5))
     return covered
 
 

@@ -112,14 +112,14 @@ def write_run_report(
     """
     _check_slices(slices)
     scored = read_scores(Path(evaluation)) if isinstance(evaluation, (str, Path)) else evaluation
-    order = {str(case["pair"]): (place, case) for place, case in enumerate(ranked(scored.cases))}
+    order = {str(case["pair"]): (index, case) for index, case in enumerate(ranked(scored.cases))}
     scored_structures = structures(scored)
     labels = {structure.label: structure.name for structure in scored_structures}
     shown: list[tuple[int, Case, Html]] = []
-    for place, (pair, volumes) in enumerate(pictures):
+    for index, (pair, volumes) in enumerate(pictures):
         if pair not in order:
             raise ValueError(f"no scores of pair {pair!r}; there are {', '.join(order)}")
-        shown.append((*order[pair], viewer(*render(volumes, slices), f"p{place}")))
+        shown.append((*order[pair], viewer(*render(volumes, slices), f"p{index}")))
     shown.sort(key=lambda pair: pair[0])
     groups = groups_of(scored)
     title = title or f"Evaluation of {scored.summary.get('fields', 'a run')}"
@@ -140,8 +140,8 @@ def write_run_report(
     if shown:
         parts.append(tag("h2", "Worst pairs"))
         parts += [
-            _case(case, pictured, labels, place=place, rank=rank, count=len(order))
-            for place, (rank, case, pictured) in enumerate(shown)
+            _case(case, pictured, labels, index=index, rank=rank, count=len(order))
+            for index, (rank, case, pictured) in enumerate(shown)
         ]
     if scored_structures:
         parts += [tag("h2", "Dice of each structure, worst first"), structure_table(scored_structures, groups)]
@@ -149,7 +149,7 @@ def write_run_report(
     write_page(Path(file), title, *parts)
 
 
-def _case(case: Case, pictured: Html, labels: Mapping[int, str], *, place: int, rank: int, count: int) -> Html:
+def _case(case: Case, pictured: Html, labels: Mapping[int, str], *, index: int, rank: int, count: int) -> Html:
     """One pair of a run, open if it is the first."""
     scores = [
         tag("span", f"{heading} {number(case[key], digits)}")
@@ -160,7 +160,7 @@ def _case(case: Case, pictured: Html, labels: Mapping[int, str], *, place: int, 
     lowest = ", ".join(f"{name} {value:.3f}" for value, name in sorted(values)[:_LOWEST])
     summary = tag("summary", tag("b", case["pair"]), tag("span", case["group"]), *scores)
     text = f"Place {rank + 1} of {count}, the worst first. Lowest Dice: {lowest or DASH}."
-    return tag("details", summary, tag("p", text, class_="hint"), pictured, class_="card case", open=place == 0)
+    return tag("details", summary, tag("p", text, class_="hint"), pictured, class_="card case", open=index == 0)
 
 
 def _verdict(verdict: str | None, reasons: Sequence[str]) -> Html:

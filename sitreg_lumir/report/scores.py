@@ -55,7 +55,7 @@ class Structure:
 
 
 def read_scores(path: Path) -> StoredScores:
-    """What ``evaluate`` wrote.
+    """Reads the scores that ``evaluate`` wrote.
 
     Args:
         path: the folder of ``evaluation.csv`` and ``evaluation.json``, or one of the two.
@@ -92,7 +92,7 @@ def is_known(value: object) -> bool:
 
 
 def ranked(cases: Iterable[Case]) -> list[Case]:
-    """The worst first: by Dice, then HD95; without Dice by LNCC; then what has only TRE; what has none comes last."""
+    """The worst first: by Dice, then HD95; without Dice by LNCC; then those with TRE only, then those without."""
 
     def badness(case: Case) -> tuple[bool, float, float]:
         value = case.get("dsc") if is_known(case.get("dsc")) else case.get("lncc")

@@ -8,7 +8,7 @@ from sitreg_lumir.report.pictures import GRID_MM, Plane
 
 _DIRECTIONS = {"axial": "LRAP", "coronal": "LRSI", "sagittal": "PASI"}  # left, right, top, bottom of a picture
 _MODES = (("plain", "Images"), ("edges", "Edges of fixed"), ("checker", "Checkerboard with fixed"), ("blend", "Blend"))
-_PANELS = (  # layer, what is under it, heading, description
+_PANELS = (  # layer, layer under it, heading, description
     ("fixed", None, "Fixed", "fixed image"),
     ("moving", None, "Moving, before", "moving image before registration"),
     ("warped", None, "Moving, after", "moving image after registration"),
