@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sitreg_lumir.files.chain import Chain, Matrix, swap
@@ -168,10 +170,13 @@ def _predict(model: Model, pair: ModelPair, options: RegisterOptions) -> list[St
     return model.run(fixed=pair.fixed, moving=pair.moving, levels=levels)
 
 
-def _disagreement(stages: Sequence[Stage]) -> Any:
+def _disagreement(stages: Sequence[Stage]) -> NDArray[np.float32] | None:
     """``(X, Y, Z)`` float32, voxels; None for a single network."""
     disagreement = stages[-1].disagreement
-    return None if disagreement is None else disagreement[0, 0].float().cpu().numpy()
+    if disagreement is None:
+        return None
+    values: NDArray[np.float32] = disagreement[0, 0].float().cpu().numpy()
+    return values
 
 
 def optimise_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int, similarity: str) -> Optimised:
