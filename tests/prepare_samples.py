@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sitreg_lumir.files.resample import resample
+from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.prepare import align
 from sitreg_lumir.prepare.conform import inverse, smoothing
 from sitreg_lumir.prepare.frame import load_frame

@@ -13,18 +13,18 @@ import pytest
 import torch
 from transform_samples import Array, bumps, by_sitk, distance, grid_points, matrix, sitk_field, truth
 
+from sitreg_lumir.challenge.resample_field import carry
 from sitreg_lumir.cli import main
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files import chain as chain_module
-from sitreg_lumir.files import streams
-from sitreg_lumir.files.carry import carry
-from sitreg_lumir.files.chain import Chain
-from sitreg_lumir.files.nifti import load_disp, save_disp, save_volume
-from sitreg_lumir.files.provenance import sha256_file
-from sitreg_lumir.files.resample import resample, resample_labels
-from sitreg_lumir.files.streams import plain_header, writing_planes
-from sitreg_lumir.files.transforms import load_itk_field, save_itk_field
-from sitreg_lumir.writing import writing
+from sitreg_lumir.geometry import transforms as chain_module
+from sitreg_lumir.geometry.resampling import resample, resample_labels
+from sitreg_lumir.geometry.transforms import Chain
+from sitreg_lumir.io import nifti_stream as streams
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.checksum import sha256_file
+from sitreg_lumir.io.itk import load_itk_field, save_itk_field
+from sitreg_lumir.io.nifti_stream import plain_header, writing_planes
+from sitreg_lumir.io.write import load_disp, save_disp, save_volume
 
 SHAPE, AFFINE = (14, 12, 10), matrix("RAS", (1, 1, 1), (0, 0, 0), (14, 12, 10), (3, -17, 19))
 GRIDS: dict[str, tuple[tuple[int, int, int], Array]] = {

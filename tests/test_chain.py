@@ -6,9 +6,9 @@ import torch
 from transform_samples import CASES, case, distance, grid_points, matrix, random_points, truth
 
 from sitreg_lumir.deform.ops import invert
-from sitreg_lumir.files import chain as chain_module
-from sitreg_lumir.files.chain import Chain, Field, composite_field, map_points, swap
-from sitreg_lumir.files.transforms import field_grid
+from sitreg_lumir.geometry import transforms as chain_module
+from sitreg_lumir.geometry.transforms import Chain, Field, composite_field, map_points, swap
+from sitreg_lumir.io.itk import field_grid
 
 
 @pytest.mark.parametrize("name", CASES)

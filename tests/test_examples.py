@@ -6,7 +6,7 @@ import pytest
 
 from sitreg_lumir.data.demo_brain import STRUCTURES
 from sitreg_lumir.data.examples import EXAMPLES, FOLDER, grid_of, labels_of
-from sitreg_lumir.files.scans import read_image
+from sitreg_lumir.io.read import read_image
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sitreg_lumir.deform.jacobian import COLUMNS, determinant, jacobian_determinant, non_diffeomorphic_volume
-from sitreg_lumir.measures.metrics import RegistrationScores, dsc, hd95, ndv, score_pair, tre, warp_nearest
-from sitreg_lumir.measures.surface import area_table, robust_hausdorff
+from sitreg_lumir.metrics import RegistrationScores, dsc, hd95, ndv, score_pair, tre, warp_nearest
+from sitreg_lumir.metrics.surface import area_table, robust_hausdorff
 
 SHAPE = (12, 14, 10)
 

@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sitreg_lumir import metrics
 from sitreg_lumir.deform.jacobian import determinant, jacobian_determinant, non_diffeomorphic_volume
-from sitreg_lumir.measures import metrics
 
 ORACLES = Path(os.environ.get("SITREG_ORACLES", Path(__file__).parents[2] / "shared" / "oracles"))
 pytestmark = pytest.mark.skipif(not ORACLES.is_dir(), reason=f"no oracle files in {ORACLES} (set SITREG_ORACLES)")

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from sitreg_lumir import __version__
-from sitreg_lumir.data.lumir import Image, Pair
-from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.provenance import (
+from sitreg_lumir.challenge.provenance import (
     Provenance,
     compare,
     find_field,
@@ -20,8 +18,10 @@ from sitreg_lumir.files.provenance import (
     provenance_path,
     read_provenance,
     save_field,
-    sha256_file,
 )
+from sitreg_lumir.data.lumir import Image, Pair
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.checksum import sha256_file
 
 MEMBER = {"name": "last.ckpt", "sha256": "0" * 64}
 

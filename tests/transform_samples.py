@@ -9,8 +9,8 @@ import SimpleITK as sitk  # noqa: N813 (its usual name)
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from sitreg_lumir.files.chain import Chain, composite_field
-from sitreg_lumir.files.transforms import field_grid, save_itk_field
+from sitreg_lumir.geometry.transforms import Chain, composite_field
+from sitreg_lumir.io.itk import field_grid, save_itk_field
 
 Array = NDArray[Any]
 

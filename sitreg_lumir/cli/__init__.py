@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sitreg_lumir import __version__
-from sitreg_lumir.cli.challenge import add_container, add_demo, add_evaluate, add_predict, add_submit
-from sitreg_lumir.cli.doctor import add_doctor
-from sitreg_lumir.cli.preprocess import add_preprocess
-from sitreg_lumir.cli.register import add_register
+from sitreg_lumir.cli.diagnose import add_doctor
+from sitreg_lumir.cli.lumir import add_container, add_demo, add_evaluate, add_predict, add_submit
+from sitreg_lumir.cli.register import add_preprocess, add_register
 from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
 from sitreg_lumir.cli.transforms import add_apply, add_carry
 from sitreg_lumir.errors import InputError, RunStoppedError

@@ -45,7 +45,7 @@ def add_carry(verbs: Verbs) -> None:
 
 def _carry(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "carry")
-    from sitreg_lumir.files.carry import carry
+    from sitreg_lumir.challenge.resample_field import carry
 
     carry(
         options.field, options.to, options.output, itk=options.itk, image=options.image, warped=options.warped,
@@ -114,7 +114,7 @@ def add_apply(verbs: Verbs) -> None:
 
 def _apply(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "apply")
-    from sitreg_lumir.files.apply import apply
+    from sitreg_lumir.registration.apply import apply
 
     apply(
         options.transform, options.output, image=options.image, labels=options.labels, points=options.points,

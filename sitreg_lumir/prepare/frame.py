@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.data.demo import CENTRE
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import inside, transform_by
+from sitreg_lumir.geometry.transforms import inside, transform_by
 from sitreg_lumir.prepare.conform import inverse
 
 TEMPLATE = "MNI152, ICBM 2009a nonlinear symmetric, T1, skull-stripped, 1 mm, as bundled with nilearn"

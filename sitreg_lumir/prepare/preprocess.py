@@ -15,15 +15,15 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.resample import resample
-from sitreg_lumir.files.scans import Scan, read_image
-from sitreg_lumir.files.streams import plain_header, writing_planes
-from sitreg_lumir.files.transforms import save_affine_tfm
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.itk import save_affine_tfm
+from sitreg_lumir.io.nifti_stream import plain_header, writing_planes
+from sitreg_lumir.io.read import Scan, read_image
 from sitreg_lumir.prepare.align import Alignment, align_to_frame
 from sitreg_lumir.prepare.conform import Mask, conform, mask_on_grid, support_mask
 from sitreg_lumir.prepare.frame import LUMIR_SHAPE, TEMPLATE, Frame, load_frame, lumir_affine
 from sitreg_lumir.prepare.stripped import LARGEST_LITRES, OUTSIDE_SHARE, outside_share
-from sitreg_lumir.writing import writing
 
 Strip: TypeAlias = Literal["deepbet", "template", "none"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.sums import exact_mean
-from sitreg_lumir.files.chain import Chain, Matrix, inside, map_points, transform_by
-from sitreg_lumir.measures.losses import similarity
+from sitreg_lumir.geometry.transforms import Chain, Matrix, inside, map_points, transform_by
+from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.prepare.conform import Mask, inverse
 
@@ -80,7 +80,7 @@ def similarities(
         return {
             "mind": _difference(of_fixed, of_warped, both),
             "mind_by_chance": float(np.mean(chance)),
-            "lncc": -float(similarity(disp, fixed, moving, fixed_brain, moving_brain)),
+            "lncc": -float(warped_lncc(disp, fixed, moving, fixed_brain, moving_brain)),
             "brain_overlap": 2 * size / max(1, int(brain.sum()) + int(fixed_brain.sum())),
         }
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.apply import IMAGES_TO
-from sitreg_lumir.files.chain import Chain, composite_field
-from sitreg_lumir.files.nifti import of_type, save_disp, save_volume
-from sitreg_lumir.files.transforms import field_grid, save_affine_tfm, save_itk_field
+from sitreg_lumir.geometry.transforms import Chain, composite_field
+from sitreg_lumir.io.itk import field_grid, save_affine_tfm, save_itk_field
+from sitreg_lumir.io.write import of_type, save_disp, save_volume
+from sitreg_lumir.registration.apply import IMAGES_TO
 from sitreg_lumir.registration.pictures import picture_png, picture_volumes
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.report.pictures import Volumes

@@ -8,8 +8,8 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from sitreg_lumir.files.chain import Chain, Matrix, composite_field, transform_by
-from sitreg_lumir.files.resample import resample
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.geometry.transforms import Chain, Matrix, composite_field, transform_by
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.report.pictures import Volumes
 

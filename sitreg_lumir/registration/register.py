@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sitreg_lumir.deform.ops import invert
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import Chain, Matrix, swap
-from sitreg_lumir.files.transforms import load_affine
-from sitreg_lumir.measures.losses import ndv_sum
+from sitreg_lumir.geometry.transforms import Chain, Matrix, swap
+from sitreg_lumir.io.itk import load_affine
+from sitreg_lumir.losses import ndv_sum
 from sitreg_lumir.network.sitreg import Stage
 from sitreg_lumir.prepare.conform import conform, mask_on_grid
 from sitreg_lumir.prepare.frame import check_frame, load_frame

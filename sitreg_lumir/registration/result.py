@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from sitreg_lumir.deform.jacobian import jacobian_determinant
-from sitreg_lumir.files.chain import Chain, Matrix, map_points
-from sitreg_lumir.files.resample import resample, resample_labels
+from sitreg_lumir.geometry.resampling import resample, resample_labels
+from sitreg_lumir.geometry.transforms import Chain, Matrix, map_points
 from sitreg_lumir.registration.model import Model
 from sitreg_lumir.registration.sides import Side
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from sitreg_lumir import __version__
-from sitreg_lumir.measures.metrics import ndv
+from sitreg_lumir.metrics import ndv
 from sitreg_lumir.network.precision import tf32_is_on
 from sitreg_lumir.prepare.frame import TEMPLATE
 from sitreg_lumir.registration.numbers import (

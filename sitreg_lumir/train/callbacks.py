@@ -1,4 +1,4 @@
-"""What Lightning needs to write: metrics that survive a resume, atomic checkpoints, predicted fields."""
+"""What a training writes by Lightning: metrics that survive a resume, and whole checkpoints."""
 
 import csv
 import os
@@ -8,13 +8,12 @@ from typing import Any
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.predictions import PairPlan, write_prediction
 
 
 class _AppendingWriter(ExperimentWriter):
@@ -127,19 +126,3 @@ def checkpoint_callbacks(folder: Path, every_n_steps: int, keep_every_n_epochs: 
             **common,
         ),
     ]
-
-
-class FieldWriter(BasePredictionWriter):
-    """Writes each predicted field as soon as it exists, so that memory stays flat."""
-
-    def __init__(self, plans: dict[str, PairPlan]) -> None:
-        super().__init__(write_interval="batch")
-        self.plans = plans
-
-    def write_on_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any,
-        batch_idx: int, dataloader_idx: int,
-    ) -> None:  # fmt: skip
-        for index, pair in enumerate(batch["pair"]):
-            arrays = {name: tensor[index].cpu().numpy() for name, tensor in prediction.items()}
-            write_prediction(self.plans[pair.long_name], arrays)

@@ -19,8 +19,8 @@ from sitreg_lumir.data.groups import other_labelling
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.data.views import Augmentation, clean_view, halved
 from sitreg_lumir.errors import CollectiveError, InputError
-from sitreg_lumir.measures.losses import similarity
-from sitreg_lumir.measures.metrics import RegistrationScores, values_outside
+from sitreg_lumir.losses import warped_lncc
+from sitreg_lumir.metrics import RegistrationScores, values_outside
 from sitreg_lumir.network.card import CARD_KEY, ModelCard
 from sitreg_lumir.network.input_transform import channels_of, named, same_transform
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
@@ -302,7 +302,7 @@ class RegistrationModule(LightningModule):
         fixed, fixed_mask = self.clean(batch["fixed"])
         moving, moving_mask = self.clean(batch["moving"])
         disp = self.disp(fixed=fixed, moving=moving)
-        self.lncc.update(similarity(disp, fixed, moving, fixed_mask, moving_mask, self.window))
+        self.lncc.update(warped_lncc(disp, fixed, moving, fixed_mask, moving_mask, self.window))
         pair: Pair = batch["pair"][0]
         labels = pair.labels_to_score(self.lumir.evaluation_labels)
         maps = {key: batch[key][0, 0].cpu() for key in _LABEL_KEYS if key in batch}

@@ -47,7 +47,7 @@ def add_predict(verbs: Verbs) -> None:
 
 
 def _predict(options: argparse.Namespace, rest: list[str]) -> None:
-    from sitreg_lumir.train.predict import predict
+    from sitreg_lumir.challenge.predict import predict
 
     predict(
         options.members, options.output, rest, inverse=options.inverse, warped=options.warped,
@@ -97,8 +97,8 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
         raise InputError("name the folder of fields, or --identity to score the images as they are")
     if options.report and options.identity and options.output is None:
         raise InputError("--report with --identity needs -o FOLDER, for report.html")
+    from sitreg_lumir.challenge.evaluate import evaluate
     from sitreg_lumir.data.lumir import read_dataset
-    from sitreg_lumir.files.evaluate import evaluate
 
     groups = None if options.groups is None else [Path(name) for name in options.groups if name != "none"]
     if groups and len(groups) < len(options.groups):
@@ -109,7 +109,7 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     labels = _labels(options.labels)
     result = evaluate(options.folder, datasets, options.output, identity=options.identity, labels=labels)
     if options.report:
-        from sitreg_lumir.files.worst_pairs import report_evaluation
+        from sitreg_lumir.challenge.evaluation_report import report_evaluation
 
         fields = None if options.identity else options.folder
         report_evaluation((options.output or options.folder) / "report.html", result, datasets, fields)
@@ -143,8 +143,8 @@ def add_submit(verbs: Verbs) -> None:
 
 def _submit(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "submit")
+    from sitreg_lumir.challenge.submission import submit
     from sitreg_lumir.data.lumir import read_dataset
-    from sitreg_lumir.files.submission import submit
 
     dataset = read_dataset(options.dataset, validation=True, check_files=False, images=options.images)
     submit(options.folder, dataset, options.output)
@@ -174,7 +174,7 @@ def add_container(verbs: Verbs) -> None:
 
 def _container(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "container")
-    from sitreg_lumir.train.container import run_container
+    from sitreg_lumir.challenge.container import run_container
 
     run_container(
         options.dataset, options.images, options.members, options.output, device=options.device,

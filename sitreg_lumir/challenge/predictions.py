@@ -8,10 +8,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from sitreg_lumir.challenge.provenance import Provenance, make_provenance, plan_fields, save_field
 from sitreg_lumir.data.lumir import Image, Pair
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.nifti import save_disp, save_volume
-from sitreg_lumir.files.provenance import Provenance, file_entry, make_provenance, plan_fields, save_field
+from sitreg_lumir.io.checksum import file_entry
+from sitreg_lumir.io.write import save_disp, save_volume
 
 ALSO = ("inverse", "warped", "disagreement")  # what may lie beside a field, as <kind>_<pair>.nii.gz
 

@@ -4,11 +4,9 @@
 field does: a crash leaves a JSON without its field, which is made again, never a field with a wrong JSON.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +15,10 @@ from numpy.typing import NDArray
 from sitreg_lumir import __version__
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.nifti import FIELD_LEVEL, write_disp
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.checksum import file_entry, sha256_file
+from sitreg_lumir.io.write import FIELD_LEVEL, write_disp
 from sitreg_lumir.network.precision import tf32_is_on
-from sitreg_lumir.writing import writing
 
 Provenance = dict[str, Any]
 
@@ -50,30 +49,6 @@ class FoundField(NamedTuple):
 
     path: Path
     provenance: Provenance | None
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits; a file that did not change is read once per process.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        state = path.stat()
-        return _sha256(str(path.absolute()), state.st_size, state.st_mtime_ns)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable file") from None
-
-
-@lru_cache(maxsize=4096)
-def _sha256(path: str, size: int, mtime: int) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def file_entry(path: Path) -> dict[str, str]:
-    """How a provenance names a file: its name without the folder, and its SHA-256."""
-    return {"name": path.name, "sha256": sha256_file(path)}
 
 
 def make_provenance(pair: Pair, members: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> Provenance:
@@ -127,7 +102,7 @@ def save_field(
     *,
     compresslevel: int = FIELD_LEVEL,
 ) -> None:
-    """Writes a field (see :func:`~sitreg_lumir.files.nifti.save_disp`) and its provenance, in step.
+    """Writes a field (see :func:`~sitreg_lumir.io.write.save_disp`) and its provenance, in step.
 
     Args:
         path: ``disp_<pair>.nii.gz``.

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sitreg_lumir.files.chain import Matrix, Points, Transform, as_list, inside, look_up, positions
+from sitreg_lumir.geometry.transforms import Matrix, Points, Transform, as_list, inside, look_up, positions
 
 Interpolation: TypeAlias = Literal["linear", "nearest"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.writing import writing
+from sitreg_lumir.io.atomic import writing
 
 _LPS = np.array([-1.0, -1.0, 1.0])  # signs, RAS <-> LPS
 

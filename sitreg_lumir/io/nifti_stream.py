@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import Matrix
-from sitreg_lumir.files.nifti import FIELD_LEVEL
+from sitreg_lumir.geometry.transforms import Matrix
+from sitreg_lumir.io.write import FIELD_LEVEL
 
 Put = Callable[[int, NDArray[Any]], None]
 
@@ -57,7 +57,7 @@ def writing_planes(
 ) -> Iterator[Put]:
     """Writes a volume or field in pieces; the file is whole at the end of the block.
 
-    To be used inside :func:`~sitreg_lumir.files.nifti.writing`, which gives the file its name. While a ``.nii.gz`` is
+    To be used inside :func:`~sitreg_lumir.io.write.writing`, which gives the file its name. While a ``.nii.gz`` is
     written, its folder holds the uncompressed values, too: in a file without a name, of which nothing remains however
     the program ends.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.data.volumes import UNREADABLE, unreadable
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.headers import check_options, choose_affine, spacing_of
+from sitreg_lumir.geometry.orientation import check_options, choose_affine, spacing_of
 
 LABEL_INTENT = 1002
 

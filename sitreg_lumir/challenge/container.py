@@ -4,8 +4,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from sitreg_lumir.challenge.predict import predict
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.train.predict import predict
 
 
 def run_container(

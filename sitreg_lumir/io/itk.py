@@ -16,11 +16,11 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import Field, Matrix, Transform, checked_disp, checked_matrix
-from sitreg_lumir.files.headers import spacing_of
-from sitreg_lumir.files.nifti import FIELD_LEVEL
-from sitreg_lumir.files.scans import read_vectors
-from sitreg_lumir.writing import writing
+from sitreg_lumir.geometry.orientation import spacing_of
+from sitreg_lumir.geometry.transforms import Field, Matrix, Transform, checked_disp, checked_matrix
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.read import read_vectors
+from sitreg_lumir.io.write import FIELD_LEVEL
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
 _DISPLACEMENTS, VECTOR_INTENTS = 1006, 1007  # NIfTI intents: ITK reads the first as RAS, the second as its own LPS

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sitreg_lumir.data.groups import NO_GROUP, PAPER, PaperColumn, ordered
-from sitreg_lumir.measures.metrics import CONTRASTS
+from sitreg_lumir.metrics import CONTRASTS
 from sitreg_lumir.report.scores import DASH, paper_cells
 
 COLUMNS = {  # score -> heading in the table and digits

@@ -16,17 +16,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sitreg_lumir import __version__
+from sitreg_lumir.challenge.means import summarise, table
+from sitreg_lumir.challenge.provenance import find_field, shared_names
 from sitreg_lumir.data.groups import NO_GROUP, other_labelling
 from sitreg_lumir.data.lumir import LumirDataset, Pair, groups_of_pairs, raise_problems
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.data.volumes import read_labels, read_volume
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.means import summarise, table
-from sitreg_lumir.files.nifti import load_disp
-from sitreg_lumir.files.provenance import find_field, shared_names
-from sitreg_lumir.measures.losses import similarity
-from sitreg_lumir.measures.metrics import METRICS, score_pair, values_outside
-from sitreg_lumir.writing import writing
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.write import load_disp
+from sitreg_lumir.losses import warped_lncc
+from sitreg_lumir.metrics import METRICS, score_pair, values_outside
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _lncc(disp: Tensor, fixed: Tensor, moving: Tensor) -> float:
     fixed, fixed_mask = clean_view(fixed)
     moving, moving_mask = clean_view(moving)
     with torch.no_grad():
-        return float(similarity(disp, fixed, moving, fixed_mask, moving_mask))
+        return float(warped_lncc(disp, fixed, moving, fixed_mask, moving_mask))
 
 
 def _label_means(cases: Sequence[dict[str, Any]], names: dict[int, str]) -> dict[str, Any]:

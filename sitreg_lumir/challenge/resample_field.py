@@ -16,22 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir import __version__
+from sitreg_lumir.challenge.provenance import Provenance, is_described, provenance_path, read_provenance
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import Chain, Matrix, Points, inside, look_up, map_points, positions, transform_by
-from sitreg_lumir.files.nifti import load_disp
-from sitreg_lumir.files.provenance import (
-    Provenance,
-    file_entry,
-    is_described,
-    provenance_path,
-    read_provenance,
-    sha256_file,
-)
-from sitreg_lumir.files.resample import nearest_at
-from sitreg_lumir.files.scans import LABEL_INTENT, read_grid, read_image
-from sitreg_lumir.files.streams import plain_header, writing_planes
-from sitreg_lumir.files.transforms import VECTOR_INTENTS
-from sitreg_lumir.writing import writing
+from sitreg_lumir.geometry.resampling import nearest_at
+from sitreg_lumir.geometry.transforms import Chain, Matrix, Points, inside, look_up, map_points, positions, transform_by
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.checksum import file_entry, sha256_file
+from sitreg_lumir.io.itk import VECTOR_INTENTS
+from sitreg_lumir.io.nifti_stream import plain_header, writing_planes
+from sitreg_lumir.io.read import LABEL_INTENT, read_grid, read_image
+from sitreg_lumir.io.write import load_disp
 
 _PROBES = 32  # points along each axis that stand for a volume when grids are compared
 _LPS = np.array([-1.0, -1.0, 1.0])  # signs, RAS <-> LPS

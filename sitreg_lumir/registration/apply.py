@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import Field, Matrix, Transform, inside, map_points, positions, transform_by
-from sitreg_lumir.files.nifti import of_type
-from sitreg_lumir.files.points import read_points, save_points
-from sitreg_lumir.files.resample import resample, resample_labels
-from sitreg_lumir.files.scans import LABEL_INTENT, Scan, read_grid, read_image
-from sitreg_lumir.files.streams import plain_header, writing_planes
-from sitreg_lumir.files.transforms import load_itk_field, load_transform
-from sitreg_lumir.writing import writing
+from sitreg_lumir.geometry.resampling import resample, resample_labels
+from sitreg_lumir.geometry.transforms import Field, Matrix, Transform, inside, map_points, positions, transform_by
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.itk import load_itk_field, load_transform
+from sitreg_lumir.io.nifti_stream import plain_header, writing_planes
+from sitreg_lumir.io.points import read_points, save_points
+from sitreg_lumir.io.read import LABEL_INTENT, Scan, read_grid, read_image
+from sitreg_lumir.io.write import of_type
 
 Side: TypeAlias = Literal["fixed", "moving"]
 Sampling: TypeAlias = Literal["linear", "nearest labels", "linear labels"]

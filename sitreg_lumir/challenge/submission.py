@@ -27,13 +27,14 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sitreg_lumir.challenge.provenance import Provenance, compare, provenance_path, read_provenance
 from sitreg_lumir.data.lumir import LumirDataset, Pair
 from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.nifti import load_disp
-from sitreg_lumir.files.provenance import Provenance, compare, provenance_path, read_provenance, sha256_file
-from sitreg_lumir.measures.metrics import ndv
-from sitreg_lumir.writing import check_folder_is_writable, writing
+from sitreg_lumir.io.atomic import check_folder_is_writable, writing
+from sitreg_lumir.io.checksum import sha256_file
+from sitreg_lumir.io.write import load_disp
+from sitreg_lumir.metrics import ndv
 
 _SHARED = ("members", "options", "version")  # what the provenances of one submission have in common
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal fields give equal bytes

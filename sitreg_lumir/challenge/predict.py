@@ -10,35 +10,45 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException  # type: ignore[attr-defined]
 
-from sitreg_lumir import __version__
+from sitreg_lumir.challenge.predictions import ALSO, PairPlan, plan_predictions, voxel_size, write_prediction
 from sitreg_lumir.data.datamodule import LumirDataModule
-from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.data.views import clean_view
-from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.predictions import ALSO, plan_predictions, voxel_size
-from sitreg_lumir.network.official import import_official
+from sitreg_lumir.io.atomic import check_folder_is_writable
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.network.weights import (
     Member,
     ModelCard,
-    load_member,
     load_members,
     member_files,
-    save_member,
 )
-from sitreg_lumir.train.callbacks import FieldWriter
 from sitreg_lumir.train.configs import nearest
 from sitreg_lumir.train.settings import keep_freed_memory_of_small_grids, prepare_process
-from sitreg_lumir.writing import check_folder_is_writable
 
 _SMALL_VOXEL = 1.5  # mm; below, the configs of the challenge's 1 mm fit, above, those of 2 mm
+
+
+class FieldWriter(BasePredictionWriter):
+    """Writes each predicted field as soon as it exists, so that memory stays flat."""
+
+    def __init__(self, plans: dict[str, PairPlan]) -> None:
+        super().__init__(write_interval="batch")
+        self.plans = plans
+
+    def write_on_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any,
+        batch_idx: int, dataloader_idx: int,
+    ) -> None:  # fmt: skip
+        for index, pair in enumerate(batch["pair"]):
+            arrays = {name: tensor[index].cpu().numpy() for name, tensor in prediction.items()}
+            write_prediction(self.plans[pair.long_name], arrays)
 
 
 class Predictor(LightningModule):
@@ -213,49 +223,3 @@ def check_geometry(card: ModelCard, data: LumirDataModule) -> None:
 def _config_for(voxel_size: float) -> str:
     """A shipped config to train on data of that voxel size, mm."""
     return "ens_seed1" if voxel_size < _SMALL_VOXEL else "minilumir/mind_full"
-
-
-def export(
-    checkpoint: Path,
-    file: Path,
-    *,
-    half: bool = False,
-    licence: str | None = None,
-    dataset: Path | None = None,
-    groups: int | None = None,
-    allow_imports: bool | str | Sequence[str] = (),
-) -> None:
-    """Writes a checkpoint's network as safetensors + JSON.
-
-    Args:
-        checkpoint: of a run; with ``dataset`` a file of the official implementation.
-        file: ends in ``.safetensors``.
-        half: store half precision.
-        licence: of the weights.
-        dataset: what official weights were trained on; its grid becomes theirs.
-        groups: of official weights' group normalisations; see :func:`~sitreg_lumir.network.official.read_official`.
-        allow_imports: see :func:`~sitreg_lumir.network.weights.load_member`.
-
-    Raises:
-        InputError: the checkpoint is missing or damaged, or the file cannot be written.
-    """
-    member = load_member(checkpoint, allow_imports) if dataset is None else _import(checkpoint, dataset, groups)
-    values = {**vars(member.card), "version": __version__}
-    if licence is not None:
-        values["licence"] = licence
-    dtype = torch.float16 if half else torch.float32
-    save_member(file, member.network, ModelCard(**values), dtype, member.input_transform)
-    print(f"written: {file} and {file.with_suffix('.json').name}")
-
-
-def _import(weights: Path, dataset: Path, groups: int | None) -> Member:
-    """Official weights with the grid of the data set that they were trained on."""
-    data = read_dataset(dataset, training=True)
-    _, affine = read_volume(data.training[0].path, shape=data.shape)
-    member = import_official(weights, data.shape, affine.tolist(), groups=groups)
-    sizes = member.network.architecture
-    print(
-        f"{weights}: {sizes['in_channels']} input channel(s), features {sizes['features']}, heads "
-        f"{sizes['head_features']}, {sizes['convolutions']} convolutions a block; {member.card.training['groups']}"
-    )
-    return member

@@ -16,7 +16,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.writing import writing
+from sitreg_lumir.io.atomic import writing
 
 FIELD_LEVEL = 1  # gzip: a field's digits are noise, level 6 takes longer and saves half a percent more
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
