@@ -25,8 +25,8 @@ SMALL = ["--model.features", "[4,4]", "--model.head_features", "[4,4]", "--model
 
 
 VERBS = (
-    "register", "preprocess", "apply", "carry", "fit", "validate", "test", "predict", "evaluate", "submit", "container",
-    "export", "demo", "doctor",
+    "register", "preprocess", "apply", "resample-field", "fit", "validate", "test", "predict", "evaluate", "submit",
+    "container", "export", "demo", "doctor",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Carries a predicted field to another grid of the same world, most of all a finer one, in bounded memory.
+"""Resamples a predicted field on another grid of the same world, most of all a finer one, in bounded memory.
 
 The map of the world stays the same: ``T(w) = M phi(M^-1 w)`` with ``phi(y) = y + u(clamp y)`` and the field ``u`` in
 voxels of its own grid ``M``. Only the points where it is sampled change. Field and moving image are in memory as a
@@ -19,7 +19,16 @@ from sitreg_lumir import __version__
 from sitreg_lumir.challenge.provenance import Provenance, is_described, provenance_path, read_provenance
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.resampling import nearest_at
-from sitreg_lumir.geometry.transforms import Chain, Matrix, Points, inside, look_up, map_points, positions, transform_by
+from sitreg_lumir.geometry.transforms import (
+    CompositeTransform,
+    Matrix,
+    Points,
+    inside,
+    look_up,
+    map_points,
+    positions,
+    transform_by,
+)
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.checksum import file_entry, sha256_file
 from sitreg_lumir.io.itk import VECTOR_INTENTS
@@ -41,7 +50,7 @@ class _Moving:
     intent: int
 
 
-def carry(
+def resample_field(
     field: Path,
     grid: Path,
     out: Path,
@@ -56,7 +65,7 @@ def carry(
     """Writes the map of a field as a field on another grid, and the moving image moved there; prints what it wrote.
 
     Beyond the field's own grid the displacement of its border holds, as everywhere in this package: the map stays
-    continuous. A provenance beside ``field`` is carried on beside ``out``.
+    continuous. A provenance beside ``field`` is continued beside ``out``.
 
     Args:
         field: LUMIR's form: ``(X, Y, Z, 3)``, voxels of its own grid, of which the header gives the place.
@@ -79,7 +88,7 @@ def carry(
     disp, _ = load_disp(field)
     field_shape, field_affine = read_grid(field, header, assume_orientation)
     shape, affine = read_grid(grid, header, assume_orientation)
-    chain = Chain(np.eye(4), np.eye(4), field_affine, disp)
+    transform = CompositeTransform(np.eye(4), np.eye(4), field_affine, disp)
     covered = _share(_probes(shape, affine), field_shape, field_affine)
     if not covered and not _share(_probes(field_shape, field_affine), shape, affine):
         raise InputError(f"{grid}: has nothing in common with the grid of {field}; give a grid in the same world")
@@ -88,8 +97,8 @@ def carry(
     moving = None
     if image is not None:
         moving = _read_moving(image, nearest, header, assume_orientation)
-        _check_reached(image, moving, grid, chain, shape, affine)
-    _write(chain, shape, affine, out, itk, moving, warped, provenance)
+        _check_reached(image, moving, grid, transform, shape, affine)
+    _write(transform, shape, affine, out, itk, moving, warped, provenance)
     size = " x ".join(map(str, shape))
     print(f"{out}: {size} displacements, {'mm, LPS (ITK)' if itk else f'voxels of {grid.name}'}")
     if covered < 1:
@@ -99,8 +108,8 @@ def carry(
 
 
 def _write(
-    chain: Chain, shape: tuple[int, int, int], affine: Matrix, out: Path, itk: bool, moving: _Moving | None,
-    warped: Path | None, provenance: Provenance | None,
+    transform: CompositeTransform, shape: tuple[int, int, int], affine: Matrix, out: Path, itk: bool,
+    moving: _Moving | None, warped: Path | None, provenance: Provenance | None,
 ) -> None:  # fmt: skip
     """Both results in one pass over the grid; neither takes its name before both are whole."""
     vector = (1, 3) if itk else (3,)
@@ -114,7 +123,7 @@ def _write(
                 image_file = others.enter_context(writing(warped))
                 put_image = streams.enter_context(writing_planes(image_file, image_header, warped))
                 to_moving = np.linalg.inv(moving.affine) @ affine
-            for first, at in _positions_by_planes(chain, shape, affine):
+            for first, at in _positions_by_planes(transform, shape, affine):
                 if moving is not None and put_image is not None:
                     put_image(first, _look_up_image(moving, transform_by(to_moving, at))[None])
                 disp = _minus_index(at, first)
@@ -124,9 +133,11 @@ def _write(
         _write_provenance(out, field_file, provenance)
 
 
-def _positions_by_planes(chain: Chain, shape: tuple[int, int, int], affine: Matrix) -> Iterator[tuple[int, Points]]:
+def _positions_by_planes(
+    transform: CompositeTransform, shape: tuple[int, int, int], affine: Matrix
+) -> Iterator[tuple[int, Points]]:
     """Where a grid's voxels are mapped to, in its own voxels: first plane of the third axis, ``(3, planes, Y, X)``."""
-    for part, at in positions([chain], shape[::-1], affine[:, [2, 1, 0, 3]], affine):
+    for part, at in positions([transform], shape[::-1], affine[:, [2, 1, 0, 3]], affine):
         yield part.start, at
 
 
@@ -169,10 +180,10 @@ def _check_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
 
 
 def _check_reached(
-    path: Path, moving: _Moving, grid: Path, chain: Chain, shape: tuple[int, int, int], affine: Matrix
+    path: Path, moving: _Moving, grid: Path, transform: CompositeTransform, shape: tuple[int, int, int], affine: Matrix
 ) -> None:
     """Refuses a moving image of which nothing would be seen."""
-    found = _share(map_points(chain, _probes(shape, affine).T).T, moving.values.shape, moving.affine)
+    found = _share(map_points(transform, _probes(shape, affine).T).T, moving.values.shape, moving.affine)
     if not found and not _share(_probes(moving.values.shape, moving.affine), shape, affine):
         raise InputError(f"{path}: the map leads past it from everywhere in {grid}; give an image in the same world")
 

@@ -1,4 +1,4 @@
-"""Maps from the fixed world to the moving world: the chain of alignments and deformation, fields, affines.
+"""Maps from the fixed world to the moving world: alignments and deformation composed, fields, affines.
 
 Everything here is in world coordinates, RAS, mm, float64. Matrices that map worlds take points of the fixed world to
 the moving world, as a transform on disk does: it tells each fixed point where to look in the moving image.
@@ -22,10 +22,10 @@ _ON_THE_EDGE = 1e-6  # voxels: rounding must not push a position out of a volume
 
 
 @dataclass(frozen=True, eq=False)
-class Chain:
+class CompositeTransform:
     """``T(w) = A_m^-1 M phi(M^-1 A_f w)`` with ``phi(y) = y + u(clamp y)``: alignments and deformation of a pair.
 
-    Each image is aligned by itself to the model's world; ``swap`` gives the chain of the other direction.
+    Each image is aligned by itself to the model's world; ``swap`` gives the transform of the other direction.
 
     Args:
         fixed_to_model: ``A_f`` ``(4, 4)``, fixed world -> model world, RAS, mm.
@@ -50,7 +50,7 @@ class Chain:
 
 
 @dataclass(frozen=True, eq=False)
-class Field:
+class DisplacementField:
     """A displacement field in world coordinates, as ITK has them: ``T(w) = w + u(w)``, and ``w`` outside its grid.
 
     Args:
@@ -58,7 +58,7 @@ class Field:
         affine: ``(4, 4)`` voxel-to-world matrix of its grid, RAS, mm.
 
     Raises:
-        ValueError: as ``Chain``.
+        ValueError: as ``CompositeTransform``.
     """
 
     disp: NDArray[np.float32]
@@ -69,17 +69,19 @@ class Field:
         object.__setattr__(self, "disp", checked_disp(self.disp))
 
 
-Transform: TypeAlias = Chain | Field | Matrix  # a Matrix: (4, 4), fixed world -> moving world, RAS, mm
+Transform: TypeAlias = (
+    CompositeTransform | DisplacementField | Matrix
+)  # a Matrix: (4, 4), fixed world -> moving world, RAS, mm
 
 
-def swap(chain: Chain, disp_inv: NDArray[np.float32]) -> Chain:
-    """The chain from the moving world to the fixed world.
+def swap(transform: CompositeTransform, disp_inv: NDArray[np.float32]) -> CompositeTransform:
+    """The transform from the moving world to the fixed world.
 
     Args:
-        chain: from the fixed to the moving world.
+        transform: from the fixed to the moving world.
         disp_inv: the inverse field ``(3, X, Y, Z)``, voxels, model grid.
     """
-    return Chain(chain.moving_to_model, chain.fixed_to_model, chain.model_affine, disp_inv)
+    return CompositeTransform(transform.moving_to_model, transform.fixed_to_model, transform.model_affine, disp_inv)
 
 
 def map_points(
@@ -93,8 +95,8 @@ def map_points(
     Args:
         transforms: one, or several of which the first is applied first (the order of ``antsApplyTransforms -t``).
         points: ``(N, 3)``, RAS, mm.
-        outside: what a ``Field`` does to points outside its grid: nothing, or make them NaN. Grids reach half a
-            voxel beyond the outermost voxel centres.
+        outside: what a ``DisplacementField`` does to points outside its grid: nothing, or make them NaN. Grids
+            reach half a voxel beyond the outermost voxel centres.
 
     Returns:
         ``(N, 3)`` float64, RAS, mm.
@@ -120,10 +122,10 @@ def composite_field(
     Returns:
         ``(3, X, Y, Z)`` float32: displacements in mm, RAS.
     """
-    chained = as_list(transforms)
+    composition = as_list(transforms)
     disp = np.empty((3, *shape), np.float32)
     for part, points in slabs(shape, affine):
-        disp[:, part] = _map(chained, points) - points
+        disp[:, part] = _map(composition, points) - points
     return disp
 
 
@@ -182,7 +184,11 @@ def transform_by(matrix: Matrix, points: Points) -> Points:
 
 def as_list(transforms: Transform | Sequence[Transform]) -> list[Transform]:
     """One or several transforms as a list, affines checked."""
-    several = [transforms] if isinstance(transforms, Chain | Field | np.ndarray) else list(transforms)
+    several = (
+        [transforms]
+        if isinstance(transforms, CompositeTransform | DisplacementField | np.ndarray)
+        else list(transforms)
+    )
     return [checked_matrix(one, "affine") if isinstance(one, np.ndarray) else one for one in several]
 
 
@@ -212,13 +218,13 @@ def _inverse(matrix: Matrix) -> Matrix:
 def _map(transforms: Sequence[Transform], points: Points, nan_outside: bool = False) -> Points:
     """Points ``(3, ...)`` through transforms, the first one first."""
     for transform in transforms:
-        if isinstance(transform, Chain):
+        if isinstance(transform, CompositeTransform):
             to_voxels = _inverse(transform.model_affine) @ transform.fixed_to_model
             to_moving = _inverse(transform.moving_to_model) @ transform.model_affine
             at = transform_by(to_voxels, points)
             at += look_up(transform.disp, at)
             points = transform_by(to_moving, at)
-        elif isinstance(transform, Field):
+        elif isinstance(transform, DisplacementField):
             at = transform_by(_inverse(transform.affine), points)
             within = inside(at, transform.disp.shape[1:])
             points = points + np.where(within, look_up(transform.disp, at), np.nan if nan_outside else 0)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.orientation import spacing_of
-from sitreg_lumir.geometry.transforms import Field, Matrix, Transform, checked_disp, checked_matrix
+from sitreg_lumir.geometry.transforms import DisplacementField, Matrix, Transform, checked_disp, checked_matrix
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.read import read_vectors
 from sitreg_lumir.io.write import FIELD_LEVEL
@@ -90,7 +90,7 @@ def save_itk_field(path: Path, disp: NDArray[Any], affine: Matrix, *, compressle
             image.to_stream(raw)
 
 
-def load_itk_field(path: Path, header: str | None = None) -> Field:
+def load_itk_field(path: Path, header: str | None = None) -> DisplacementField:
     """Reads a displacement field of ITK, ANTs (``*Warp.nii.gz``), 3D Slicer or :func:`save_itk_field`.
 
     Args:
@@ -109,7 +109,7 @@ def load_itk_field(path: Path, header: str | None = None) -> Field:
     disp = np.ascontiguousarray(np.moveaxis(vectors[:, :, :, 0], -1, 0))
     if intent == VECTOR_INTENTS:
         disp[:2] *= -1
-    return Field(disp, affine)
+    return DisplacementField(disp, affine)
 
 
 def save_affine_tfm(path: Path, matrix: Matrix) -> None:

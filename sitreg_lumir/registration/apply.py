@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.resampling import resample, resample_labels
-from sitreg_lumir.geometry.transforms import Field, Matrix, Transform, inside, map_points, positions, transform_by
+from sitreg_lumir.geometry.transforms import (
+    DisplacementField,
+    Matrix,
+    Transform,
+    inside,
+    map_points,
+    positions,
+    transform_by,
+)
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.itk import load_itk_field, load_transform
 from sitreg_lumir.io.nifti_stream import plain_header, writing_planes
@@ -100,17 +108,17 @@ def apply(
     for name, value in only_images.items():
         if points is not None and value is not None:
             raise InputError(f"--{name}: is for images and labels; leave it out with --points")
-    chain, files = _read_chain(transforms, to, header, points is not None)
+    maps, files = _read_transforms(transforms, to, header, points is not None)
     _check_output(out, [*moved, *files, *([reference] if reference else [])], points is not None)
     if points is not None:
-        _move_points(points, chain, out, lps)
+        _move_points(points, maps, out, lps)
         return
     scan = read_image(moved[0], header, assume_orientation, frames=True, allow_constant=labels is not None)
-    grid = _grid(chain, files, reference, header, assume_orientation)
-    _move_image(scan, chain, grid, out, _sampling(scan, labels is not None, linear_labels), outside or 0.0)
+    grid = _grid(maps, files, reference, header, assume_orientation)
+    _move_image(scan, maps, grid, out, _sampling(scan, labels is not None, linear_labels), outside or 0.0)
 
 
-def _read_chain(
+def _read_transforms(
     given: Sequence[str | Path], to: Side | None, header: str | None, of_points: bool
 ) -> tuple[list[Transform], list[Path]]:
     """The transforms in the order in which they are applied, and their files."""
@@ -121,7 +129,7 @@ def _read_chain(
     if folder is None and to is not None:
         raise InputError(f"--to {to}: chooses a field of a registration's folder; leave it out, files lead one way")
     inverse = of_points and folder is not None
-    chain: list[Transform] = []
+    maps: list[Transform] = []
     files = []
     for path, inverted in reversed(named) if inverse else named:
         if path.is_dir() and to is not None:
@@ -130,12 +138,12 @@ def _read_chain(
             path /= (POINTS_TO if of_points else IMAGES_TO)[to]
             if not path.is_file():
                 raise InputError(f"{path}: no such file; give the folder that a registration made, or transforms")
-            chain.append(load_itk_field(path, header))
+            maps.append(load_itk_field(path, header))
         else:
             transform = load_transform(path, header)
-            chain.append(transform if inverted == inverse else _inverse(path, transform, inverse))
+            maps.append(transform if inverted == inverse else _inverse(path, transform, inverse))
         files.append(path)
-    return chain, files
+    return maps, files
 
 
 def _named(given: str | Path) -> tuple[Path, bool]:
@@ -159,14 +167,18 @@ def _inverse(path: Path, transform: Transform, for_points: bool) -> Matrix:
 
 
 def _grid(
-    chain: Sequence[Transform], files: Sequence[Path], reference: Path | None, header: str | None, assume: str | None
+    maps: Sequence[Transform],
+    files: Sequence[Path],
+    reference: Path | None,
+    header: str | None,
+    assume: str | None,
 ) -> _Grid:
     if reference is not None:
         return _Grid(*read_grid(reference, header, assume), reference.name)
-    if not isinstance(chain[0], Field):
+    if not isinstance(maps[0], DisplacementField):
         raise InputError(f"{files[0]}: an affine has no grid; add --reference with an image that has the wanted one")
-    x, y, z = chain[0].disp.shape[1:]
-    return _Grid((x, y, z), chain[0].affine, files[0].name)
+    x, y, z = maps[0].disp.shape[1:]
+    return _Grid((x, y, z), maps[0].affine, files[0].name)
 
 
 def _sampling(scan: Scan, labels: bool, linear_labels: bool) -> Sampling:
@@ -178,27 +190,32 @@ def _sampling(scan: Scan, labels: bool, linear_labels: bool) -> Sampling:
 
 
 def _move_image(
-    scan: Scan, chain: Sequence[Transform], grid: _Grid, out: Path, sampling: Sampling, outside: float
+    scan: Scan, maps: Sequence[Transform], grid: _Grid, out: Path, sampling: Sampling, outside: float
 ) -> None:
     values = _storable(scan.path, scan.data)
     _check_outside(outside, values.dtype, sampling)
-    reached = positions(chain, grid.shape, grid.affine, scan.affine)
+    reached = positions(maps, grid.shape, grid.affine, scan.affine)
     if not any(inside(at, scan.shape).any() for _, at in reached):
         raise InputError(f"{scan.path}: the transforms lead past it from all of {grid.name}; check -t, its order, --to")
     header = _output_header(scan, values.dtype, grid, sampling != "linear")
     with writing(out) as temporary, writing_planes(temporary, header, out) as put:
-        for first, part in _planes(values, scan.affine, chain, grid, sampling, outside):
+        for first, part in _planes(values, scan.affine, maps, grid, sampling, outside):
             put(first, part.transpose(3, 2, 1, 0))
     size = " x ".join(map(str, header.get_data_shape()))
     how = {"linear": "linear interpolation", "nearest labels": "labels, nearest voxels"}.get(sampling, sampling)
     print(f"{out}: {size}, {how}, {values.dtype}")
-    beyond = _share_beyond(chain, grid)
+    beyond = _share_beyond(maps, grid)
     if beyond:
         print(f"note: about {beyond:.0%} of {grid.name} is led beyond a field, which moves nothing there, as in ITK")
 
 
 def _planes(
-    values: NDArray[Any], affine: Matrix, chain: Sequence[Transform], grid: _Grid, sampling: Sampling, outside: float
+    values: NDArray[Any],
+    affine: Matrix,
+    maps: Sequence[Transform],
+    grid: _Grid,
+    sampling: Sampling,
+    outside: float,
 ) -> Iterator[tuple[int, NDArray[Any]]]:
     """First plane of the third axis, and ``(X, Y, planes, T)`` of the type of ``values``."""
     frames = values.reshape(*values.shape[:3], -1)
@@ -211,12 +228,12 @@ def _planes(
         here[:3, 3] += first * here[:3, 2]
         if sampling == "linear labels":
             each = np.moveaxis(frames, 3, 0)
-            moved = [resample_labels(one, affine, chain, shape, here, interpolation="linear") for one in each]
+            moved = [resample_labels(one, affine, maps, shape, here, interpolation="linear") for one in each]
             yield first, np.stack(moved, axis=-1)
         elif sampling == "nearest labels":
-            yield first, resample(frames, affine, chain, shape, here, interpolation="nearest", outside=outside)
+            yield first, resample(frames, affine, maps, shape, here, interpolation="nearest", outside=outside)
         else:
-            yield first, of_type(resample(frames, affine, chain, shape, here, outside=outside), values.dtype)
+            yield first, of_type(resample(frames, affine, maps, shape, here, outside=outside), values.dtype)
 
 
 def _storable(path: Path, values: NDArray[Any]) -> NDArray[Any]:
@@ -237,16 +254,16 @@ def _output_header(scan: Scan, dtype: np.dtype[Any], grid: _Grid, labels: bool) 
     return header
 
 
-def _share_beyond(chain: Sequence[Transform], grid: _Grid) -> float:
-    """Share of a grid that some field of the chain does not cover."""
+def _share_beyond(maps: Sequence[Transform], grid: _Grid) -> float:
+    """Share of a grid that some field of the maps does not cover."""
     axes = [(np.arange(_PROBES) + 0.5) / _PROBES * size - 0.5 for size in grid.shape]
     world = transform_by(grid.affine, np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1))
-    return float(np.isnan(map_points(chain, world.T, outside="nan")).any(axis=1).mean())
+    return float(np.isnan(map_points(maps, world.T, outside="nan")).any(axis=1).mean())
 
 
-def _move_points(path: Path, chain: Sequence[Transform], out: Path, lps: bool) -> None:
+def _move_points(path: Path, maps: Sequence[Transform], out: Path, lps: bool) -> None:
     table = read_points(path, lps=lps)
-    moved = map_points(chain, table.points, outside="nan")
+    moved = map_points(maps, table.points, outside="nan")
     save_points(out, table, moved)
     known = ~np.isnan(table.points).any(axis=1)
     lost = int((known & np.isnan(moved).any(axis=1)).sum())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.sums import exact_mean
-from sitreg_lumir.geometry.transforms import Chain, Matrix, inside, map_points, transform_by
+from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, inside, map_points, transform_by
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.prepare.conform import Mask, inverse
@@ -98,7 +98,9 @@ def brain_points(brain: Mask, affine: Matrix) -> NDArray[np.float64]:
     return transform_by(affine, where.T.astype(np.float64)).T
 
 
-def inverse_error(forward: Chain, backward: Chain, points: NDArray[np.float64]) -> dict[str, float]:
+def inverse_error(
+    forward: CompositeTransform, backward: CompositeTransform, points: NDArray[np.float64]
+) -> dict[str, float]:
     """How far points of the fixed world ``(N, 3)`` come back from where they started, mm."""
     there = map_points(forward, points)
     apart = np.linalg.norm(map_points(backward, there) - points, axis=1)
@@ -110,7 +112,7 @@ def inverse_error(forward: Chain, backward: Chain, points: NDArray[np.float64]) 
 
 
 def coverage(
-    forward: Chain, points: NDArray[np.float64], shape: tuple[int, int, int], moving_affine: Matrix
+    forward: CompositeTransform, points: NDArray[np.float64], shape: tuple[int, int, int], moving_affine: Matrix
 ) -> dict[str, float]:
     """Shares (0..1) of the fixed brain's points ``(N, 3)`` that lie in the model's grid, and that see the moving scan.
 
@@ -128,9 +130,9 @@ def coverage(
     }
 
 
-def displacement(forward: Chain, points: NDArray[np.float64]) -> dict[str, float]:
+def displacement(forward: CompositeTransform, points: NDArray[np.float64]) -> dict[str, float]:
     """How far the deformation alone, without the alignments, moves points ``(N, 3)`` of the fixed brain, model mm."""
-    plain = Chain(np.eye(4), np.eye(4), forward.model_affine, forward.disp)
+    plain = CompositeTransform(np.eye(4), np.eye(4), forward.model_affine, forward.disp)
     start = transform_by(forward.fixed_to_model, points.T).T
     moved = np.linalg.norm(map_points(plain, start) - start, axis=1)
     return {"median": float(np.median(moved)), "p95": float(np.percentile(moved, 95)), "largest": float(moved.max())}

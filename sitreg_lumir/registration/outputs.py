@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.geometry.transforms import Chain, composite_field
+from sitreg_lumir.geometry.transforms import CompositeTransform, composite_field
 from sitreg_lumir.io.itk import field_grid, save_affine_tfm, save_itk_field
 from sitreg_lumir.io.write import of_type, save_disp, save_volume
 from sitreg_lumir.registration.apply import IMAGES_TO
@@ -82,7 +82,7 @@ def save_registration(found: Registration, folder: Path, *, padding_mm: float, r
         affine = found.forward.model_affine
         save_disp(temporary / "disp_fixed_moving.nii.gz", found.disp, affine)
         save_disp(temporary / "disp_moving_fixed.nii.gz", found.disp_inv, affine)
-        plain = Chain(np.eye(4), np.eye(4), affine, found.disp)
+        plain = CompositeTransform(np.eye(4), np.eye(4), affine, found.disp)
         field = composite_field(plain, found.disp.shape[1:], affine)
         save_itk_field(temporary / "deformation_xfm.nii.gz", field, affine)
         (temporary / SUMMARY).write_text(json.dumps(found.summary, indent=1, ensure_ascii=False) + "\n")

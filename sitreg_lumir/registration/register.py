@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sitreg_lumir.deform.ops import invert
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.geometry.transforms import Chain, Matrix, swap
+from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, swap
 from sitreg_lumir.io.itk import load_affine
 from sitreg_lumir.losses import ndv_sum
 from sitreg_lumir.network.sitreg import Stage
@@ -132,7 +132,7 @@ def register(
         _log.info("refined in %.1f s, %d of %d steps of use", seconds["refine"], improved.steps, refine)
     start = time.perf_counter()
     disp, disp_inv = closer_inverses(disp.float().cpu(), disp_inv.float().cpu())
-    forward = Chain(*prealigns, network.affine, disp[0].numpy())
+    forward = CompositeTransform(*prealigns, network.affine, disp[0].numpy())
     disagreement = stages[-1].disagreement
     spread = None if disagreement is None else disagreement[0, 0].float().cpu().numpy()
     found = Registration(sides[0], sides[1], network, forward, swap(forward, disp_inv[0].numpy()), spread)

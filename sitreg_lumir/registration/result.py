@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.deform.jacobian import jacobian_determinant
 from sitreg_lumir.geometry.resampling import resample, resample_labels
-from sitreg_lumir.geometry.transforms import Chain, Matrix, map_points
+from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, map_points
 from sitreg_lumir.registration.model import Model
 from sitreg_lumir.registration.sides import Side
 
@@ -38,8 +38,8 @@ class Registration:
     fixed: Side
     moving: Side
     model: Model
-    forward: Chain
-    backward: Chain
+    forward: CompositeTransform
+    backward: CompositeTransform
     disagreement_voxels: Floats | None = None
     summary: dict[str, Any] = field(default_factory=dict)
 
