@@ -12,12 +12,10 @@ from sitreg_lumir.challenge.provenance import find_field
 from sitreg_lumir.data.demo import make_demo_data
 from sitreg_lumir.data.examples import labels_of
 from sitreg_lumir.data.lumir import read_dataset
-from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.resampling import resample_labels
-from sitreg_lumir.io.read import read_image
-from sitreg_lumir.io.write import load_disp
+from sitreg_lumir.io.read import load_disp, read_image, read_volume
 from sitreg_lumir.metrics import dsc
 from sitreg_lumir.registration.register import register
 from sitreg_lumir.report.plots import plot_pair

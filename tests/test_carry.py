@@ -23,8 +23,9 @@ from sitreg_lumir.io import nifti_stream as streams
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.checksum import sha256_file
 from sitreg_lumir.io.itk import load_itk_field, save_itk_field
-from sitreg_lumir.io.nifti_stream import plain_header, writing_planes
-from sitreg_lumir.io.write import load_disp, save_disp, save_volume
+from sitreg_lumir.io.nifti_stream import writing_planes
+from sitreg_lumir.io.read import load_disp
+from sitreg_lumir.io.write import plain_header, save_disp, save_volume
 
 SHAPE, AFFINE = (14, 12, 10), matrix("RAS", (1, 1, 1), (0, 0, 0), (14, 12, 10), (3, -17, 19))
 GRIDS: dict[str, tuple[tuple[int, int, int], Array]] = {

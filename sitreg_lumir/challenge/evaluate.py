@@ -21,10 +21,9 @@ from sitreg_lumir.challenge.provenance import find_field, shared_names
 from sitreg_lumir.data.groups import NO_GROUP, other_labelling
 from sitreg_lumir.data.lumir import LumirDataset, Pair, groups_of_pairs, raise_problems
 from sitreg_lumir.data.views import clean_view
-from sitreg_lumir.data.volumes import read_labels, read_volume
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
-from sitreg_lumir.io.write import load_disp
+from sitreg_lumir.io.read import load_disp, read_labels, read_volume
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.metrics import METRICS, score_pair, values_outside
 

@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.challenge.evaluate import Evaluation
 from sitreg_lumir.data.lumir import LumirDataset
-from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.jacobian import jacobian_determinant
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.read import read_image
-from sitreg_lumir.io.write import load_disp
+from sitreg_lumir.io.read import load_disp, read_image, read_volume
 from sitreg_lumir.report.pictures import Volumes
 from sitreg_lumir.report.report import write_run_report
 from sitreg_lumir.report.scores import worst_pairs

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir.challenge.provenance import Provenance, make_provenance, plan_fields, save_field
-from sitreg_lumir.data.lumir import Image, Pair
+from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.checksum import file_entry
+from sitreg_lumir.io.read import read_affine
 from sitreg_lumir.io.write import save_disp, save_volume
 
 ALSO = ("inverse", "warped", "disagreement")  # what may lie beside a field, as <kind>_<pair>.nii.gz
@@ -82,7 +82,7 @@ def write_prediction(plan: PairPlan, arrays: Mapping[str, NDArray[Any]]) -> None
         InputError: a file cannot be written, or a disagreement is given and the voxels are no cubes.
     """
     plan.path.parent.mkdir(parents=True, exist_ok=True)
-    fixed, moving = _affine(plan.pair.fixed), _affine(plan.pair.moving)
+    fixed, moving = (read_affine(image.path) for image in (plan.pair.fixed, plan.pair.moving))
     if "inverse" in arrays:
         save_disp(plan.beside("inverse"), arrays["inverse"], moving)
     if "warped" in arrays:
@@ -111,10 +111,3 @@ def voxel_size(affine: NDArray[np.float64], path: Path) -> float:
         edges = " x ".join(f"{size:g}" for size in sizes)
         raise InputError(f"{path}: its voxels are {edges} mm, a disagreement needs cubes; leave out --disagreement")
     return float(sizes.mean())
-
-
-def _affine(image: Image) -> NDArray[np.float64]:
-    """``(4, 4)`` voxel-to-world matrix of an image file, RAS, mm."""
-    header = nib.load(image.path)
-    affine: NDArray[np.float64] = np.asarray(header.affine, dtype=np.float64)  # type: ignore[attr-defined]
-    return affine

@@ -32,9 +32,9 @@ from sitreg_lumir.geometry.transforms import (
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.checksum import file_entry, sha256_file
 from sitreg_lumir.io.itk import VECTOR_INTENTS
-from sitreg_lumir.io.nifti_stream import plain_header, writing_planes
-from sitreg_lumir.io.read import LABEL_INTENT, read_grid, read_image
-from sitreg_lumir.io.write import load_disp
+from sitreg_lumir.io.nifti_stream import writing_planes
+from sitreg_lumir.io.read import LABEL_INTENT, load_disp, read_grid, read_image
+from sitreg_lumir.io.write import plain_header
 
 _PROBES = 32  # points along each axis that stand for a volume when grids are compared
 _LPS = np.array([-1.0, -1.0, 1.0])  # signs, RAS <-> LPS

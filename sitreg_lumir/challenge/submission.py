@@ -21,19 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sitreg_lumir.challenge.provenance import Provenance, compare, provenance_path, read_provenance
 from sitreg_lumir.data.lumir import LumirDataset, Pair
-from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import check_folder_is_writable, writing
 from sitreg_lumir.io.checksum import sha256_file
-from sitreg_lumir.io.write import load_disp
+from sitreg_lumir.io.read import load_disp, read_volume
 from sitreg_lumir.metrics import ndv
 
 _SHARED = ("members", "options", "version")  # what the provenances of one submission have in common
@@ -118,7 +114,7 @@ def _check(folder: Path, dataset: LumirDataset) -> _Checked:
     for pair in tqdm(pairs, desc="checking", unit="field", disable=None):
         try:
             path, provenance = _find(folder, pair, absent, shared=short_names[pair.name] > 1)
-            disp = _read(path, dataset.shape)
+            disp, _ = load_disp(path, shape=dataset.shape, plain=True)
             mask = read_volume(pair.fixed.path, shape=dataset.shape)[0] > 0 if masked else None
         except InputError as error:
             checked.reasons.append(str(error))
@@ -170,20 +166,6 @@ def _find(folder: Path, pair: Pair, absent: set[Path], *, shared: bool) -> tuple
 def _sha256_of(stored: Provenance) -> Any:
     described = stored.get("field")
     return described.get("sha256") if isinstance(described, dict) else None
-
-
-def _read(path: Path, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """``(3, X, Y, Z)``, voxels; an error where the stored type is not plain float32, too."""
-    disp, _ = load_disp(path, shape=shape)
-    try:
-        header: Any = nibabel.load(path).header
-    except (OSError, ImageFileError) as error:
-        raise InputError(f"{path}: no gzipped NIfTI file, as its name says ({error}); predict it again") from None
-    kind, scaling = header.get_data_dtype().newbyteorder("="), header.get_slope_inter()
-    if kind != np.float32 or scaling not in ((None, None), (1.0, 0.0)):
-        extra = "" if kind != np.float32 else f" with the scaling {scaling}"
-        raise InputError(f"{path}: stored as {kind.name}{extra}; write it as plain float32")
-    return disp
 
 
 def _compare_provenances(checked: _Checked) -> None:

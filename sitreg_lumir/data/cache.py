@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sitreg_lumir.data.lumir import raise_problems
-from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.read import read_volume
 
 _VERSION = 1
 _SHOW_PROGRESS_FROM = 20

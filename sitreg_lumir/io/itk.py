@@ -4,13 +4,11 @@ ITK's world is LPS, this package's RAS: x and y change their sign on the way. Bo
 transform tells each point of the fixed world where it lies in the moving world.
 """
 
-import gzip
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
@@ -20,7 +18,7 @@ from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.geometry.transforms import DisplacementField, Matrix, Transform, checked_disp, checked_matrix
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.read import read_vectors
-from sitreg_lumir.io.write import FIELD_LEVEL
+from sitreg_lumir.io.write import FIELD_LEVEL, plain_header, write_array
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
 _DISPLACEMENTS, VECTOR_INTENTS = 1006, 1007  # NIfTI intents: ITK reads the first as RAS, the second as its own LPS
@@ -77,17 +75,9 @@ def save_itk_field(path: Path, disp: NDArray[Any], affine: Matrix, *, compressle
     matrix = checked_matrix(affine, "affine")
     signs = np.array([-1, -1, 1], np.float32)
     vectors = np.moveaxis(checked_disp(disp), 0, -1)[:, :, :, None] * signs
-    image = nibabel.Nifti1Image(vectors, matrix)
-    image.set_sform(matrix, code=1)
-    image.set_qform(matrix, code=1)
-    image.header.set_xyzt_units("mm")
-    image.header.set_intent(VECTOR_INTENTS)
-    with writing(path) as temporary, temporary.open("wb") as raw:
-        if path.name.endswith(".gz"):
-            with gzip.GzipFile("", "wb", compresslevel, raw, mtime=0) as stream:  # no name and time: same bytes
-                image.to_stream(stream)
-        else:
-            image.to_stream(raw)
+    with writing(path) as temporary:
+        header = plain_header(vectors.shape, matrix, np.float32, intent=VECTOR_INTENTS)
+        write_array(temporary, vectors, header, compresslevel)
 
 
 def load_itk_field(path: Path, header: str | None = None) -> DisplacementField:

@@ -9,7 +9,7 @@ import struct
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,34 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.geometry.transforms import Matrix
 from sitreg_lumir.io.write import FIELD_LEVEL
 
 Put = Callable[[int, NDArray[Any]], None]
 
 _BLOCK = 1 << 20  # bytes compressed at once; larger ones gain nothing
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # no name and time: same bytes
-
-
-def plain_header(shape: Sequence[int], affine: Matrix, dtype: Any, *, intent: int = 0) -> nibabel.Nifti1Header:
-    """The header of a single file in mm, with sform = qform and code 1, as the other writers of this package have it.
-
-    Args:
-        shape: of the whole array, its first three axes in space.
-        affine: ``(4, 4)`` voxel-to-world matrix, RAS, mm.
-        dtype: of the values.
-        intent: NIfTI's code.
-    """
-    header = nibabel.Nifti1Header()
-    header.set_data_dtype(dtype)
-    header.set_data_shape(tuple(shape))
-    header.set_sform(affine, code=1)
-    header.set_qform(affine, code=1, strip_shears=True)
-    header.set_xyzt_units("mm")
-    header.set_intent(intent)
-    header.set_slope_inter(1, 0)
-    header["vox_offset"] = header.sizeof_hdr + 4  # no extensions
-    return header
 
 
 @contextmanager

@@ -1,20 +1,20 @@
-"""Any NIfTI volume for registration: its voxels, and where they lie in the world, or one line on what is wrong."""
+"""Reads NIfTI volumes and fields, and refuses in one line what cannot be used.
 
-import gzip
-import math
-from contextlib import nullcontext
+Scans for registration are taken as strictly as their headers allow: where voxels lie is never guessed
+(:func:`read_image`). Files of a LUMIR data set lie on one known grid (:func:`read_volume`, :func:`read_labels`).
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from sitreg_lumir.data.volumes import UNREADABLE, unreadable
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.orientation import check_options, choose_affine, spacing_of
+from sitreg_lumir.io.nifti_file import NiftiFile, open_nifti
 
 LABEL_INTENT = 1002
 
@@ -88,13 +88,13 @@ def read_image(
     """
     path = Path(path)
     check_options(header, assume_orientation)
-    stored, content = _open(path)
-    shape = _shape(path, stored, frames)
-    affine, source = choose_affine(path, stored, shape[:3], header, assume_orientation)
-    data = _values(path, stored, content, shape)
+    file = open_nifti(path, strict=True)
+    shape = _image_shape(file, frames)
+    affine, source = choose_affine(path, file.header, shape[:3], header, assume_orientation)
+    data = np.ascontiguousarray(_finite(file, file.voxels(shape)))
     if not allow_constant and data.min() == data.max():
         raise InputError(f"{path}: all voxels are {data.flat[0]:g}, there is nothing to see; choose another image")
-    return Scan(path, data, affine, source, stored)
+    return Scan(path, data, affine, source, file.header)
 
 
 def read_grid(
@@ -110,9 +110,9 @@ def read_grid(
     """
     path = Path(path)
     check_options(header, assume_orientation)
-    stored, _ = _open(path, header_only=True)
-    x, y, z, *_ = _shape(path, stored, frames=True)
-    return (x, y, z), choose_affine(path, stored, (x, y, z), header, assume_orientation)[0]
+    file = open_nifti(path, strict=True, header_only=True)
+    x, y, z, *_ = _image_shape(file, frames=True)
+    return (x, y, z), choose_affine(path, file.header, (x, y, z), header, assume_orientation)[0]
 
 
 def read_vectors(path: Path, header: str | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64], int]:
@@ -122,62 +122,115 @@ def read_vectors(path: Path, header: str | None = None) -> tuple[NDArray[np.floa
         InputError: as ``read_image``, or it holds no vectors.
     """
     check_options(header, None)
-    stored, content = _open(path)
-    shape = tuple(int(size) for size in stored.get_data_shape())
+    file = open_nifti(path, strict=True)
+    shape = file.shape
     if len(shape) != 5 or shape[3] != 1 or min(shape) < 1:
         raise InputError(
             f"{path}: the shape is {shape}, an ITK field is (X, Y, Z, 1, 3) in mm; a field in voxels (disp_*.nii.gz) "
             "is for LUMIR, give the *_xfm.nii.gz"
         )
-    affine, _ = choose_affine(path, stored, shape[:3], header, None)
-    return _values(path, stored, content, shape).astype(np.float32, copy=False), affine, int(stored["intent_code"])
+    affine, _ = choose_affine(path, file.header, shape[:3], header, None)
+    vectors = np.ascontiguousarray(_finite(file, file.voxels()), dtype=np.float32)
+    return vectors, affine, int(file.header["intent_code"])
 
 
-def _open(path: Path, *, header_only: bool = False) -> tuple[nibabel.Nifti1Header, bytes]:
-    """The header as stored, and the whole uncompressed file (with ``header_only`` just its start).
+def read_volume(
+    path: str | Path, *, shape: tuple[int, ...] | None = None
+) -> tuple[NDArray[np.uint8] | NDArray[np.float32], NDArray[np.float64]]:
+    """The stored intensities of one image, 0..255, and its affine.
 
-    nibabel mends headers when it loads them, zero spacing for one; here nothing is mended.
+    Args:
+        path: a NIfTI file, ``.nii`` or ``.nii.gz``; its checksum is verified.
+        shape: the grid shape it must have.
+
+    Returns:
+        ``(X, Y, Z)`` array, uint8 if all values (after the header's scaling) are integers, else float32; and
+        the ``(4, 4)`` voxel-to-world matrix, RAS, mm.
+
+    Raises:
+        InputError: the file is missing, truncated or no NIfTI image, is not 3-D, has another shape, holds NaN
+            or infinite values or values outside 0..255, is scaled to 0..1, or is empty.
     """
-    try:
-        with path.open("rb") as raw:
-            compressed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            if header_only:
-                with gzip.open(raw) if compressed else nullcontext(raw) as stream:
-                    content = stream.read(nibabel.Nifti2Header.sizeof_hdr)
-            else:
-                content = raw.read()
-                if compressed:
-                    content = gzip.decompress(content)  # to the end, which verifies the checksum
-        if not content:
-            raise InputError(f"{path}: the file is empty; copy or export it again")
-        return _header(content), content
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        raise InputError(unreadable(path, error)) from None
+    values, affine = _lumir_voxels(path, shape)
+    low, high = values.min(), values.max()
+    if low < 0 or high > 255:
+        raise InputError(f"{path}: intensities must lie in 0..255, found {low:g}..{high:g}; rescale the image")
+    if high == 0:
+        raise InputError(f"{path}: the image is empty (all voxels are 0); replace it or leave it out")
+    if values.dtype.kind == "f" and high <= 1:
+        raise InputError(f"{path}: the largest intensity is {high:g}, it looks scaled to 0..1; store 0..255")
+    if values.dtype.kind != "f" or np.array_equal(values, np.rint(values)):
+        return np.array(values, dtype=np.uint8, order="C"), affine
+    return np.array(values, dtype=np.float32, order="C"), affine
 
 
-def _header(content: bytes) -> nibabel.Nifti1Header:
-    """NIfTI-1 or -2, of any byte order; what is no single-file NIfTI raises ValueError."""
-    size = {int.from_bytes(content[:4], order) for order in ("little", "big")}
-    kinds: tuple[Any, ...] = (nibabel.Nifti1Header, nibabel.Nifti2Header)
-    for kind in kinds:
-        if kind.sizeof_hdr in size:
-            stored: nibabel.Nifti1Header = kind(content[: kind.sizeof_hdr], check=False)
-            magic = bytes(stored["magic"].item())
-            if magic.startswith((b"ni1", b"ni2")):
-                raise ValueError("header and voxels in two files, convert them to one .nii")
-            if magic.startswith((b"n+1", b"n+2")):
-                return stored
-    raise ValueError("no NIfTI header")
+def read_labels(path: str | Path, *, shape: tuple[int, ...] | None = None) -> NDArray[np.int32]:
+    """A label map or landmark volume: ``(X, Y, Z)`` int32, 0 is background.
+
+    Raises:
+        InputError: as ``read_volume`` for the file and its shape, and for values that are not integers >= 0.
+    """
+    values, _ = _lumir_voxels(path, shape)
+    if values.min() < 0 or values.max() > np.iinfo(np.int32).max or not np.array_equal(values, np.rint(values)):
+        raise InputError(f"{path}: labels must be integers from 0 on; is this an image instead of a label map?")
+    return np.array(values, dtype=np.int32, order="C")
 
 
-def _shape(path: Path, stored: nibabel.Nifti1Header, frames: bool) -> tuple[int, ...]:
+def read_shape(path: str | Path) -> tuple[int, ...]:
+    """The shape that a NIfTI file's header states; the voxels are not read.
+
+    Raises:
+        InputError: the file is missing or has no readable NIfTI header.
+    """
+    return open_nifti(path, strict=False, header_only=True).shape
+
+
+def read_affine(path: str | Path) -> NDArray[np.float64]:
+    """The ``(4, 4)`` voxel-to-world matrix that a NIfTI file's header states, RAS, mm; the voxels are not read.
+
+    Raises:
+        InputError: the file is missing or has no readable NIfTI header.
+    """
+    return _stated_affine(open_nifti(path, strict=False, header_only=True))
+
+
+def load_disp(
+    path: Path, *, shape: tuple[int, ...] | None = None, plain: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Reads a field in LUMIR's form.
+
+    Args:
+        path: NIfTI file of ``(X, Y, Z, 3)`` floats, voxels, fixed grid.
+        shape: ``(X, Y, Z)`` that the field must have.
+        plain: refuse fields that are not stored as the challenge takes them: float32 without scaling, and compressed
+            if the name says so.
+
+    Returns:
+        ``(3, X, Y, Z)`` float32, voxels, and the ``(4, 4)`` voxel-to-world matrix, RAS, mm.
+
+    Raises:
+        InputError: the file is missing, truncated or no NIfTI image, its shape or type is another, or it holds
+            NaN.
+    """
+    file = open_nifti(path, strict=False, remedy="predict this pair again")
+    values = file.voxels()
+    if values.ndim != 4 or values.shape[-1] != 3:
+        raise InputError(f"{path}: the shape is {values.shape}, a field is (X, Y, Z, 3) in voxels; convert it")
+    if shape is not None and values.shape[:3] != tuple(shape):
+        raise InputError(f"{path}: the grid is {values.shape[:3]}, the images' is {tuple(shape)}; predict on that grid")
+    if values.dtype.kind != "f":
+        raise InputError(f"{path}: values of type {values.dtype}, a field holds floats; write it as float32")
+    if not np.isfinite(values).all():
+        raise InputError(f"{path}: the field holds NaN or infinite values; predict this pair again")
+    if plain:
+        _refuse_unusual_storage(file)
+    disp = np.ascontiguousarray(np.moveaxis(values, -1, 0), dtype=np.float32)
+    return disp, _stated_affine(file)
+
+
+def _image_shape(file: NiftiFile, frames: bool) -> tuple[int, ...]:
     """``(X, Y, Z)`` or, with several frames, ``(X, Y, Z, T)``."""
-    full = tuple(int(size) for size in stored.get_data_shape())
+    path, full = file.path, file.shape
     shape = full
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -192,36 +245,37 @@ def _shape(path: Path, stored: nibabel.Nifti1Header, frames: bool) -> tuple[int,
     return shape
 
 
-def _values(path: Path, stored: nibabel.Nifti1Header, content: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
-    """The voxels with the scaling applied: integers of the stored type, or float32."""
-    try:
-        dtype, offset, scaling = stored.get_data_dtype(), stored.get_data_offset(), stored.get_slope_inter()
-    except KeyError:
-        raise InputError(f"{path}: unknown type of voxels (code {stored['datatype']}); export it as float32") from None
-    except HeaderDataError as error:
-        raise InputError(unreadable(path, error)) from None
-    if dtype.fields:
-        raise InputError(f"{path}: the voxels are RGB colours; store one gray value each")
-    if dtype.kind == "c":
-        raise InputError(f"{path}: the voxels are complex numbers; store their magnitude")
-    if dtype.kind not in "iuf":
-        raise InputError(f"{path}: voxels of type {dtype} cannot be used; store plain numbers")
-    expected, found = math.prod(shape) * dtype.itemsize, len(content) - offset
-    if offset < stored.sizeof_hdr or found < expected:
-        raise InputError(unreadable(path, ValueError(f"{expected} bytes of voxels expected, {max(found, 0)} found")))
-    voxels = np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape, order="F")
-    values: NDArray[Any]
-    with np.errstate(over="ignore"):  # what exceeds float32 is found as infinite below
-        if scaling not in ((None, None), (1.0, 0.0)):
-            values = np.empty(shape, np.float32)
-            slope, intercept = np.float64(scaling[0]), np.float64(scaling[1])
-            for index in range(shape[2]):  # slice by slice: the products are float64
-                values[:, :, index] = voxels[:, :, index] * slope + intercept
-        else:
-            values = voxels.astype(np.float32 if dtype.kind == "f" else dtype.newbyteorder("="), order="C")
+def _refuse_unusual_storage(file: NiftiFile) -> None:
+    if file.path.name.endswith(".gz") and not file.compressed:
+        raise InputError(f"{file.path}: no gzipped NIfTI file, as its name says; predict it again")
+    dtype = file.header.get_data_dtype().newbyteorder("=")
+    if dtype != np.float32 or file.scaling is not None:
+        scaling = f" with the scaling {file.scaling}" if dtype == np.float32 else ""
+        raise InputError(f"{file.path}: stored as {dtype.name}{scaling}; write it as plain float32")
+
+
+def _lumir_voxels(path: str | Path, shape: tuple[int, ...] | None) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """All voxels of a file of a data set, finite and 3-D, with all digits, and the affine."""
+    file = open_nifti(path, strict=False)
+    if len(file.shape) != 3:
+        raise InputError(f"{path}: the image must be 3-D, its shape is {file.shape}; store a single volume")
+    if shape is not None and file.shape != tuple(shape):
+        raise InputError(f"{path}: the shape is {file.shape}, expected {tuple(shape)}; resample it to that grid")
+    if 0 in file.shape:
+        raise InputError(f"{path}: the shape is {file.shape}, there are no voxels; export it again")
+    return _finite(file, file.voxels(precise=True)), _stated_affine(file)
+
+
+def _stated_affine(file: NiftiFile) -> NDArray[np.float64]:
+    """The ``(4, 4)`` voxel-to-world matrix of a header, RAS, mm: its sform, else its qform, else its voxel size."""
+    return np.asarray(file.header.get_best_affine(), dtype=np.float64)
+
+
+def _finite(file: NiftiFile, values: NDArray[Any]) -> NDArray[Any]:
+    """The values, if none of them is NaN or infinite."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         count = values.size - np.count_nonzero(np.isfinite(values))
         raise InputError(
-            f"{path}: {count} of {values.size} voxels are NaN or infinite; replace them (0 for background)"
+            f"{file.path}: {count} of {values.size} voxels are NaN or infinite; replace them (0 for background)"
         )
     return values

@@ -4,22 +4,18 @@ Files say mm, and sform = qform with code 1 (scanner space): readers agree on th
 """
 
 import gzip
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
+from nibabel.volumeutils import array_to_file
 from numpy.typing import NDArray
 
-from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
 
 FIELD_LEVEL = 1  # gzip: a field's digits are noise, level 6 takes longer and saves half a percent more
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 
 
 def save_disp(path: Path, disp: NDArray[Any], affine: NDArray[Any], *, compresslevel: int = FIELD_LEVEL) -> None:
@@ -46,7 +42,8 @@ def write_disp(path: Path, disp: NDArray[Any], affine: NDArray[Any], *, compress
         raise ValueError(f"disp must be (3, X, Y, Z), got {field.shape}")
     if not np.isfinite(field).all():
         raise ValueError(f"disp for {path.name} holds NaN or infinite values")
-    _write(path, np.moveaxis(field, 0, -1).astype(np.float32, copy=False), affine, compresslevel)
+    values = np.moveaxis(field, 0, -1).astype(np.float32, copy=False)
+    write_array(path, values, plain_header(values.shape, _checked_affine(affine), np.float32), compresslevel)
 
 
 def save_volume(path: Path, volume: NDArray[Any], affine: NDArray[Any], *, compresslevel: int = 6) -> None:
@@ -74,44 +71,7 @@ def save_volume(path: Path, volume: NDArray[Any], affine: NDArray[Any], *, compr
     elif array.dtype.kind == "f":
         array = array.astype(np.float32)
     with writing(path) as temporary:
-        _write(temporary, array, affine, compresslevel)
-
-
-def load_disp(path: Path, *, shape: tuple[int, ...] | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Reads a field in LUMIR's form.
-
-    Args:
-        path: NIfTI file of ``(X, Y, Z, 3)`` floats, voxels, fixed grid.
-        shape: ``(X, Y, Z)`` that the field must have.
-
-    Returns:
-        ``(3, X, Y, Z)`` float32, voxels, and the ``(4, 4)`` voxel-to-world matrix, RAS, mm.
-
-    Raises:
-        InputError: the file is missing, truncated or no NIfTI image, its shape or type is another, or it holds
-            NaN.
-    """
-    try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)  # to the end, which verifies the checksum
-        image = nibabel.Nifti1Image.from_bytes(content)
-        values = np.asanyarray(image.dataobj)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; predict this pair first") from None
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(f"{path}: truncated, corrupt or no NIfTI file ({reason}); predict this pair again") from None
-    if values.ndim != 4 or values.shape[-1] != 3:
-        raise InputError(f"{path}: the shape is {values.shape}, a field is (X, Y, Z, 3) in voxels; convert it")
-    if shape is not None and values.shape[:3] != tuple(shape):
-        raise InputError(f"{path}: the grid is {values.shape[:3]}, the images' is {tuple(shape)}; predict on that grid")
-    if values.dtype.kind != "f":
-        raise InputError(f"{path}: values of type {values.dtype}, a field holds floats; write it as float32")
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: the field holds NaN or infinite values; predict this pair again")
-    disp = np.ascontiguousarray(np.moveaxis(values, -1, 0), dtype=np.float32)
-    return disp, np.asarray(image.affine, dtype=np.float64)
+        write_array(temporary, array, plain_header(array.shape, _checked_affine(affine), array.dtype), compresslevel)
 
 
 def of_type(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -122,17 +82,46 @@ def of_type(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.clip(np.rint(values, dtype=np.float64), limits.min, limits.max).astype(dtype)
 
 
-def _write(path: Path, array: NDArray[Any], affine: NDArray[Any], compresslevel: int) -> None:
-    matrix = np.asarray(affine, dtype=np.float64)
-    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or np.linalg.det(matrix) == 0:
-        raise ValueError(f"affine must be an invertible (4, 4) matrix, got {matrix.tolist()}")
-    image = nibabel.Nifti1Image(array, matrix)
-    image.set_sform(matrix, code=1)
-    image.set_qform(matrix, code=1, strip_shears=True)
-    image.header.set_xyzt_units("mm")
+def plain_header(
+    shape: Sequence[int], affine: NDArray[np.float64], dtype: Any, *, intent: int = 0
+) -> nibabel.Nifti1Header:
+    """The header of a single file in mm, with sform = qform and code 1.
+
+    Args:
+        shape: of the whole array, its first three axes in space.
+        affine: ``(4, 4)`` voxel-to-world matrix, RAS, mm.
+        dtype: of the values.
+        intent: NIfTI's code.
+    """
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(tuple(shape))
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1, strip_shears=True)
+    header.set_xyzt_units("mm")
+    header.set_intent(intent)
+    header.set_slope_inter(1, 0)
+    header["vox_offset"] = header.sizeof_hdr + 4  # no extensions
+    return header
+
+
+def write_array(path: Path, values: NDArray[Any], header: nibabel.Nifti1Header, compresslevel: int) -> None:
+    """Writes an array with its header straight to ``path``, compressed if it ends in ``.gz``."""
     with path.open("wb") as raw:
         if path.name.endswith(".gz"):
             with gzip.GzipFile("", "wb", compresslevel, raw, mtime=0) as stream:  # no name and time: same bytes
-                image.to_stream(stream)
+                _write_to(stream, values, header)
         else:
-            image.to_stream(raw)
+            _write_to(raw, values, header)
+
+
+def _write_to(stream: IO[bytes], values: NDArray[Any], header: nibabel.Nifti1Header) -> None:
+    stream.write(header.binaryblock + bytes(header.get_data_offset() - header.sizeof_hdr))
+    array_to_file(values, stream, out_dtype=header.get_data_dtype(), offset=None)
+
+
+def _checked_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
+    matrix = np.asarray(affine, dtype=np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or np.linalg.det(matrix) == 0:
+        raise ValueError(f"affine must be an invertible (4, 4) matrix, got {matrix.tolist()}")
+    return matrix

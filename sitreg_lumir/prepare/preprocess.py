@@ -18,8 +18,9 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.itk import save_affine_tfm
-from sitreg_lumir.io.nifti_stream import plain_header, writing_planes
+from sitreg_lumir.io.nifti_stream import writing_planes
 from sitreg_lumir.io.read import Scan, read_image
+from sitreg_lumir.io.write import plain_header
 from sitreg_lumir.prepare.align import Alignment, align_to_frame
 from sitreg_lumir.prepare.conform import Mask, conform, mask_on_grid, support_mask
 from sitreg_lumir.prepare.frame import LUMIR_SHAPE, TEMPLATE, Frame, load_frame, lumir_affine

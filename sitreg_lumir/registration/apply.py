@@ -27,10 +27,10 @@ from sitreg_lumir.geometry.transforms import (
 )
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.itk import load_itk_field, load_transform
-from sitreg_lumir.io.nifti_stream import plain_header, writing_planes
+from sitreg_lumir.io.nifti_stream import writing_planes
 from sitreg_lumir.io.points import read_points, save_points
 from sitreg_lumir.io.read import LABEL_INTENT, Scan, read_grid, read_image
-from sitreg_lumir.io.write import of_type
+from sitreg_lumir.io.write import of_type, plain_header
 
 Side: TypeAlias = Literal["fixed", "moving"]
 Sampling: TypeAlias = Literal["linear", "nearest labels", "linear labels"]

@@ -12,8 +12,8 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import Matrix
 from sitreg_lumir.io.checksum import file_entry
 from sitreg_lumir.io.itk import load_affine
-from sitreg_lumir.io.nifti_stream import plain_header
 from sitreg_lumir.io.read import Scan, read_image
+from sitreg_lumir.io.write import plain_header
 from sitreg_lumir.prepare.align import Alignment, align_to_frame
 from sitreg_lumir.prepare.conform import Mask, mask_on_grid, support_mask
 from sitreg_lumir.prepare.frame import TEMPLATE, load_frame

@@ -7,7 +7,7 @@ import torch
 
 from sitreg_lumir import __version__
 from sitreg_lumir.data.lumir import read_dataset
-from sitreg_lumir.data.volumes import read_volume
+from sitreg_lumir.io.read import read_volume
 from sitreg_lumir.network.card import ModelCard
 from sitreg_lumir.network.official import import_official
 from sitreg_lumir.network.weights import Member, load_member, save_member
