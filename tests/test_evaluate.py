@@ -125,7 +125,7 @@ def test_extra_fields_are_named_and_left_out(
 
 def test_fields_of_other_images_are_refused(tmp_path: Path, datasets: list[LumirDataset]) -> None:
     write_fields(tmp_path / "out", datasets[:1])
-    with pytest.raises(InputError, match="other images"):
+    with pytest.raises(InputError, match="another image"):
         evaluate(tmp_path / "out", datasets[1:])
     assert not (tmp_path / "out" / "evaluation.csv").exists()
 

@@ -6,7 +6,7 @@ field does: a crash leaves a JSON without its field, which is made again, never 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,39 +177,46 @@ def plan_fields(
     return planned
 
 
-def find_field(folder: Path, pair: Pair, *, shared: bool = False) -> FoundField | None:
+def find_field(folder: Path, pair: Pair, *, shared: bool = False, absent: Collection[Path] = ()) -> FoundField | None:
     """The field of a pair, under its long or its short name; None if there is none.
 
     Args:
         folder: with ``disp_*.nii.gz`` files.
-        pair: its image files are compared with the provenance.
-        shared: another pair of the list has the same short name, which then proves nothing by itself.
+        pair: the content of its image files is compared with the provenance.
+        shared: whether another pair of the list has the same short name, which then proves nothing by itself.
+        absent: image files that are not there, of which only the names are compared.
 
     Raises:
         InputError: the only field of that name was made from other images, or its JSON describes another file.
     """
-    images = {role: file_entry(image.path) for role, image in (("fixed", pair.fixed), ("moving", pair.moving))}
+    images = {"fixed": pair.fixed.path, "moving": pair.moving.path}
     refused = None
     for path in (_path(folder, pair.long_name), _path(folder, pair.name)):
         if not path.is_file():
             continue
         stored = read_provenance(path)
         if stored is None:
-            if path.name == _path(folder, pair.long_name).name or not shared:
-                return FoundField(path, None)
-            refused = f"{path}: does not say which of several pairs of that name it belongs to; give it a long name"
-        elif all(stored[role]["sha256"] == image["sha256"] for role, image in images.items()):
-            if not is_described(path, stored):
-                raise InputError(f"{path}: is not the field that {provenance_path(path).name} describes; predict again")
+            if shared and path != _path(folder, pair.long_name):
+                refused = f"{path}: does not say which of several pairs of that name it belongs to; give it a long name"
+                continue
+            return FoundField(path, None)
+        others = [stored[role]["name"] for role, image in images.items() if not _is_image(stored[role], image, absent)]
+        if others:
+            same_names = all(stored[role]["name"] == image.name for role, image in images.items())
+            kind = "another version of its images" if same_names else "another image"
+            refused = f"{path}: was made from {kind} ({', '.join(others)}); predict the pairs of this data set"
+        elif is_described(path, stored):
             return FoundField(path, stored)
         else:
-            made_from = f"{stored['fixed']['name']} and {stored['moving']['name']}"
-            changed = all(stored[role]["name"] == image["name"] for role, image in images.items())
-            kind = f"other versions of {made_from}" if changed else f"other images ({made_from})"
-            refused = f"{path}: was made from {kind}; predict the pairs of this data set"
+            raise InputError(f"{path}: is not the field that {provenance_path(path).name} describes; predict it again")
     if refused:
         raise InputError(refused)
     return None
+
+
+def _is_image(entry: Mapping[str, Any], image: Path, absent: Collection[Path]) -> bool:
+    """Whether a provenance's entry is an image: by its content, or by its name where the file is not there."""
+    return bool(entry["name"] == image.name if image in absent else entry["sha256"] == sha256_file(image))
 
 
 def shared_names(pairs: Sequence[Pair]) -> set[str]:
@@ -254,6 +261,7 @@ def _why_not(path: Path, wanted: Provenance) -> str | None:
 
 
 def is_described(path: Path, stored: Provenance) -> bool:
+    """Whether a provenance was written for the very file that lies at ``path``."""
     field = stored.get("field")
     return isinstance(field, dict) and field.get("sha256") == sha256_file(path)
 

@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sitreg_lumir.challenge.provenance import Provenance, compare, provenance_path, read_provenance
+from sitreg_lumir.challenge.provenance import FoundField, Provenance, compare, find_field, provenance_path, shared_names
 from sitreg_lumir.data.lumir import LumirDataset, Pair
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import check_folder_is_writable, writing
-from sitreg_lumir.io.checksum import sha256_file
 from sitreg_lumir.io.read import load_disp, read_volume
 from sitreg_lumir.metrics import ndv
 
@@ -110,10 +109,10 @@ def _check(folder: Path, dataset: LumirDataset) -> _Checked:
         for name, count in names.items()
         if count > 1
     ]
-    short_names = Counter(pair.name for pair in pairs)
+    shared = shared_names(pairs)
     for pair in tqdm(pairs, desc="checking", unit="field", disable=None):
         try:
-            path, provenance = _find(folder, pair, absent, shared=short_names[pair.name] > 1)
+            path, provenance = _field_of(folder, pair, absent, shared=pair.name in shared)
             disp, _ = load_disp(path, shape=dataset.shape, plain=True)
             mask = read_volume(pair.fixed.path, shape=dataset.shape)[0] > 0 if masked else None
         except InputError as error:
@@ -130,42 +129,14 @@ def _check(folder: Path, dataset: LumirDataset) -> _Checked:
     return checked
 
 
-def _find(folder: Path, pair: Pair, absent: set[Path], *, shared: bool) -> tuple[Path, Provenance | None]:
-    """A pair's field and what it was made from; by the images' content where they are there, else by their names.
-
-    Raises:
-        InputError: there is none, or it is another pair's, or its JSON describes another file.
-    """
-    refused = None
-    for path in (folder / f"disp_{name}.nii.gz" for name in (pair.long_name, pair.name)):
-        if not path.is_file():
-            continue
-        stored = read_provenance(path)
-        if stored is None:
-            if shared and path.name != f"disp_{pair.long_name}.nii.gz":
-                refused = f"{path}: does not say which of several pairs of that name it belongs to; name it in full"
-                continue
-            return path, None
-        other = [
-            stored[role]["name"]
-            for role, image in (("fixed", pair.fixed), ("moving", pair.moving))
-            if stored[role]["name"] != image.path.name
-            or (image.path not in absent and stored[role]["sha256"] != sha256_file(image.path))
-        ]
-        if other:
-            refused = f"{path}: was made from another image, or another version of it ({', '.join(other)})"
-        elif _sha256_of(stored) != sha256_file(path):
-            raise InputError(f"{path}: is not the field that {provenance_path(path).name} describes; predict it again")
-        else:
-            return path, stored
-    swapped = folder / f"disp_{pair.moving.subject}_{pair.fixed.subject}.nii.gz"
-    hint = f" ({swapped.name} is there: the fixed image comes first)" if swapped.is_file() else ""
-    raise InputError(refused or f"{folder / submission_name(pair)}: missing{hint}; predict this pair")
-
-
-def _sha256_of(stored: Provenance) -> Any:
-    described = stored.get("field")
-    return described.get("sha256") if isinstance(described, dict) else None
+def _field_of(folder: Path, pair: Pair, absent: set[Path], *, shared: bool) -> FoundField:
+    """A pair's field and what it was made from; one that is missing or another pair's raises InputError."""
+    field = find_field(folder, pair, shared=shared, absent=absent)
+    if field is None:
+        swapped = folder / f"disp_{pair.moving.subject}_{pair.fixed.subject}.nii.gz"
+        hint = f" ({swapped.name} is there: the fixed image comes first)" if swapped.is_file() else ""
+        raise InputError(f"{folder / submission_name(pair)}: missing{hint}; predict this pair")
+    return field
 
 
 def _compare_provenances(checked: _Checked) -> None:
