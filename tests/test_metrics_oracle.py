@@ -49,19 +49,19 @@ def test_oracle_overlap_distance_and_landmarks(cases: list[dict[str, Any]]) -> N
         assert_allclose(before, case["tre_identity"], rtol=0, atol=1e-9)
 
 
-def test_oracle_scores_of_a_pair_and_of_the_torchmetric(cases: list[dict[str, Any]]) -> None:
+def test_oracle_scores_of_a_pair_and_of_the_table(cases: list[dict[str, Any]]) -> None:
     names = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
     for case in cases:
-        scores = metrics.RegistrationScores()
-        scores.update(
+        scores = metrics.score_pair(
             torch.from_numpy(case["displacement"]).movedim(-1, 0),
-            group="T1-T2",
             fixed_mask=case["fixed_image"] > 0,
             labels=case["labels"].tolist(),
             voxel_size=2.0,
             **{name: torch.from_numpy(case[name]) for name in names},
         )
-        result = scores.compute()
+        table = metrics.PairTable()
+        table.add(scores, contrasts="T1-T2")
+        result = table.means()
         expected = {"dsc": "dice_mean", "hd95": "hd95_mean", "tre": "tre"}
         for name, key in expected.items():
             if np.isnan(case[key]):

@@ -4,10 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from sitreg_lumir.data.groups import NO_GROUP, PAPER, PaperColumn, ordered
-from sitreg_lumir.metrics import CONTRASTS
+from sitreg_lumir.metrics import CONTRASTS, mean_scores
 from sitreg_lumir.report.scores import DASH, paper_cells
 
 COLUMNS = {  # score -> heading in the table and digits
@@ -25,17 +23,18 @@ def summarise(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means and standard deviations over pairs, by group, by contrasts and over all.
 
     Returns:
-        ``groups``: for each group, each pair of contrasts and ``all`` the number of ``pairs`` and for each score that
-        a pair has ``mean``, ``sd`` (n-1; nan for a single pair), ``pairs`` and ``infinite``; a pair whose score is
-        nan does not count. ``gap``: Dice of T1-T1 minus that of T1-T2, if there are both. ``paper``, if there are
-        groups: for each column of the paper's table ``heading``, ``score``, ``group`` and what ``groups`` has there.
+        ``groups``: :func:`~sitreg_lumir.metrics.mean_scores` of each group, each pair of contrasts and ``all``.
+        ``gap``: Dice of T1-T1 minus that of T1-T2, if there are both. ``paper``, if there are groups: for each column
+        of the paper's table ``heading``, ``score``, ``group`` and what ``groups`` has for it.
     """
     grouped = [case for case in cases if "contrasts" in case]
-    rows = {name: [case for case in grouped if case["group"] == name] for name in ordered(c["group"] for c in grouped)}
+    rows = {
+        name: [case for case in grouped if case["group"] == name] for name in ordered(case["group"] for case in grouped)
+    }
     named = [name for name in rows if name != NO_GROUP]
     for name in sorted({case.get("contrasts", case["group"]) for case in cases}):
         rows[name] = [case for case in cases if case.get("contrasts", case["group"]) == name]
-    groups = {name: _means(members) for name, members in {**rows, "all": cases}.items()}
+    groups = {name: mean_scores(members, COLUMNS) for name, members in {**rows, "all": cases}.items()}
     summary: dict[str, Any] = {"groups": groups}
     if all("dsc" in groups.get(name, {}) for name in CONTRASTS):
         summary["gap"] = groups[CONTRASTS[0]]["dsc"]["mean"] - groups[CONTRASTS[1]]["dsc"]["mean"]
@@ -44,24 +43,8 @@ def summarise(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def _means(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A row of ``groups``: see :func:`summarise`."""
-    means: dict[str, Any] = {"pairs": len(members)}
-    for name in COLUMNS:
-        values = np.array([case[name] for case in members if not math.isnan(case.get(name, math.nan))])
-        if len(values):
-            finite = bool(np.isfinite(values).all())
-            means[name] = {
-                "mean": float(values.mean()),
-                "sd": float(values.std(ddof=1)) if finite and len(values) > 1 else math.nan,
-                "pairs": len(values),
-                "infinite": int(np.isinf(values).sum()),
-            }
-    return means
-
-
 def _paper_column(column: PaperColumn, groups: dict[str, Any], named: Sequence[str]) -> dict[str, Any]:
-    """One entry of ``paper``: see :func:`summarise`."""
+    """Returns one entry of ``paper``: see :func:`summarise`."""
     group = next((name for name in column.groups if name in named), (*column.groups, "all")[0])
     scores: dict[str, Any] = groups.get(group, {}).get(column.score, {})
     return {"heading": column.heading, "score": column.score, "group": group} | scores
