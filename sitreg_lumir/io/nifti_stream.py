@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import reason_of
 from sitreg_lumir.io.write import FIELD_LEVEL
 
 Put = Callable[[int, NDArray[Any]], None]
@@ -35,7 +36,7 @@ def writing_planes(
 ) -> Iterator[Put]:
     """Writes a volume or field in pieces; the file is whole at the end of the block.
 
-    To be used inside :func:`~sitreg_lumir.io.write.writing`, which gives the file its name. While a ``.nii.gz`` is
+    To be used inside :func:`~sitreg_lumir.io.atomic.writing`, which gives the file its name. While a ``.nii.gz`` is
     written, its folder holds the uncompressed values, too: in a file without a name, of which nothing remains however
     the program ends.
 
@@ -58,7 +59,7 @@ def writing_planes(
     dtype, start = header.get_data_dtype(), header.get_data_offset()
     done = 0
     compressed = path.name.endswith(".gz")
-    with _telling(name), tempfile.TemporaryFile(dir=path.parent) if compressed else path.open("w+b") as raw:
+    with _naming_in_errors(name), tempfile.TemporaryFile(dir=path.parent) if compressed else path.open("w+b") as raw:
         raw.write(header.binaryblock + bytes(start - header.sizeof_hdr))
 
         def put(first: int, values: NDArray[Any]) -> None:
@@ -66,7 +67,7 @@ def writing_planes(
             planes = values.shape[1]
             if values.shape != (components, planes, y, x) or not 0 <= first <= z - planes:
                 raise ValueError(f"planes {values.shape} from {first} on do not fit into {header.get_data_shape()}")
-            with _telling(name):
+            with _naming_in_errors(name):
                 for component, part in enumerate(np.asarray(values, dtype, order="C")):
                     raw.seek(start + (component * z + first) * y * x * dtype.itemsize)
                     raw.write(part.data)
@@ -82,12 +83,14 @@ def writing_planes(
 
 
 @contextmanager
-def _telling(name: Path) -> Iterator[None]:
+def _naming_in_errors(name: Path) -> Iterator[None]:
+    """Turns a failure of writing into one line that names the file."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{name}: cannot be written ({reason}); choose a folder with space and access") from None
+        raise InputError(
+            f"{name}: cannot be written ({reason_of(error)}); choose a folder with space and access"
+        ) from None
 
 
 def _gzip(raw: IO[bytes], stream: IO[bytes], level: int) -> None:
