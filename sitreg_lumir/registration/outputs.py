@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import CompositeTransform, composite_field
+from sitreg_lumir.io.atomic import reason_of, temporary_folder_beside
 from sitreg_lumir.io.itk import field_grid, save_affine_tfm, save_itk_field
 from sitreg_lumir.io.write import of_type, save_disp, save_volume
 from sitreg_lumir.registration.apply import IMAGES_TO
@@ -137,19 +137,17 @@ def report_numbers(summary: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder``, whose files move there at the end; on any error nothing is left of it."""
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        folder.mkdir(exist_ok=True)
-        (folder / SUMMARY).unlink(missing_ok=True)  # it speaks for all other files
-        for name in FILES:
-            if (temporary / name).exists():
-                os.replace(temporary / name, folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
+        with temporary_folder_beside(folder) as temporary:
+            yield temporary
+            folder.mkdir(exist_ok=True)
+            (folder / SUMMARY).unlink(missing_ok=True)  # it speaks for all other files
+            for name in FILES:
+                if (temporary / name).exists():
+                    os.replace(temporary / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{folder}: cannot be written ({reason}); choose a folder with space and access") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(
+            f"{folder}: cannot be written ({reason_of(error)}); choose a folder with space and access"
+        ) from None
