@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sitreg_lumir.files.chain import inside, map_points, transform_by
-from sitreg_lumir.files.resample import resample
-from sitreg_lumir.measures.metrics import dsc
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.geometry.transforms import inside, map_points, transform_by
+from sitreg_lumir.metrics import dsc
 from sitreg_lumir.registration.model import load_model
 from sitreg_lumir.registration.quality import brain_points
 from sitreg_lumir.registration.register import register

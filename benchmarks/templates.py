@@ -18,8 +18,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from sitreg_lumir.files.resample import resample_labels
-from sitreg_lumir.measures.metrics import dsc
+from sitreg_lumir.geometry.resampling import resample_labels
+from sitreg_lumir.metrics import dsc
 from sitreg_lumir.registration.model import load_model
 from sitreg_lumir.registration.register import register
 from sitreg_lumir.registration.result import Registration

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sitreg_lumir.files.apply import apply
+    from sitreg_lumir.registration.apply import apply
     from sitreg_lumir.registration.model import Model, load_model
     from sitreg_lumir.registration.register import register
     from sitreg_lumir.registration.result import Registration
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Registration", "__version__", "apply", "load_model", "register"]
 
 _HOMES = {
-    "apply": "sitreg_lumir.files.apply",
+    "apply": "sitreg_lumir.registration.apply",
     "load_model": "sitreg_lumir.registration.model",
     "register": "sitreg_lumir.registration.register",
     "Model": "sitreg_lumir.registration.model",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sitreg_lumir.files.resample import resample
+from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.preprocessing import align
 from sitreg_lumir.preprocessing.intensity import inverse, smoothing
 from sitreg_lumir.preprocessing.template import load_template

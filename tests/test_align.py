@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813 (its usual name)
 from prepare_samples import Array, Sample, apart, brain, head, quick_alignment, turn
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.scans import Scan
+from sitreg_lumir.io.read import Scan
 from sitreg_lumir.preprocessing.align import Alignment, align_to_template
 from sitreg_lumir.preprocessing.intensity import inverse, support_mask
 from sitreg_lumir.preprocessing.place import align_brain
@@ -101,7 +101,7 @@ def test_a_brain_in_its_place_needs_no_alignment() -> None:
 
 
 def test_minilumir_is_in_its_place_in_both_contrasts(shared: Any) -> None:
-    from sitreg_lumir.files.scans import read_image
+    from sitreg_lumir.io.read import read_image
 
     for modality in ("0000", "0001"):
         scan = read_image(shared / f"minilumir/2mm/imagesVal/LUMIRMRI_0101_{modality}.nii.gz")
@@ -156,7 +156,7 @@ def test_a_model_of_another_world_is_refused() -> None:
 
 
 def test_lumirs_grid_is_that_of_its_files(shared: Any) -> None:
-    from sitreg_lumir.files.scans import read_grid
+    from sitreg_lumir.io.read import read_grid
 
     shape, affine = read_grid(shared / "minilumir/1mm/imagesVal/LUMIRMRI_0101_0000.nii.gz")
     assert shape == LUMIR_SHAPE

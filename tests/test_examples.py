@@ -6,7 +6,7 @@ import pytest
 
 from sitreg_lumir.demo.brain import STRUCTURES
 from sitreg_lumir.demo.examples import grid_of, labels_of
-from sitreg_lumir.files.scans import read_image
+from sitreg_lumir.io.read import read_image
 from sitreg_lumir.registration.scan import EXAMPLES, EXAMPLES_FOLDER
 
 

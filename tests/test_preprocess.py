@@ -12,11 +12,11 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 (its usual name)
 from prepare_samples import Array, Sample, apart, brain, head, quick_alignment, turn
 
-from sitreg_lumir.cli.preprocess import add_preprocess
-from sitreg_lumir.data.volumes import read_volume
+from sitreg_lumir.cli.register import add_preprocess
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.resample import resample
-from sitreg_lumir.files.transforms import load_affine
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.io.itk import load_affine
+from sitreg_lumir.io.read import read_volume
 from sitreg_lumir.preprocessing import place
 from sitreg_lumir.preprocessing import preprocess as module
 from sitreg_lumir.preprocessing.align import Alignment

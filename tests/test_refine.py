@@ -9,8 +9,8 @@ from torch import Tensor
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import compose, invert, upsample_control_points, warp, warp_mask
 from sitreg_lumir.deform.state import SymmetricState
-from sitreg_lumir.measures.losses import ndv_sum
-from sitreg_lumir.measures.metrics import ndv
+from sitreg_lumir.losses import ndv_sum
+from sitreg_lumir.metrics import ndv
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.registration.contrast_transfer import channel_lncc

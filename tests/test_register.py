@@ -23,10 +23,10 @@ from sitreg_lumir.cli.parsing import with_flags
 from sitreg_lumir.deform.ops import compose, invert
 from sitreg_lumir.demo.data import make_demo_data
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files import transforms
-from sitreg_lumir.files.chain import map_points
-from sitreg_lumir.files.transforms import load_affine, load_itk_field, save_affine_tfm
-from sitreg_lumir.measures.losses import ndv_sum
+from sitreg_lumir.geometry.transforms import map_points
+from sitreg_lumir.io import itk as transforms
+from sitreg_lumir.io.itk import load_affine, load_itk_field, save_affine_tfm
+from sitreg_lumir.losses import ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.shipped import VARIABLE
 from sitreg_lumir.network.sitreg import SITReg
@@ -300,7 +300,7 @@ def test_pictures_in_jupyter(result: sitreg_lumir.Registration) -> None:
 
 def test_the_api_is_the_packages() -> None:
     assert sitreg_lumir.register is register
-    assert sitreg_lumir.apply.__module__ == "sitreg_lumir.files.apply"
+    assert sitreg_lumir.apply.__module__ == "sitreg_lumir.registration.apply"
     with pytest.raises(AttributeError):
         _ = sitreg_lumir.nothing
 

@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sitreg_lumir.challenge.provenance import make_provenance, save_field
 from sitreg_lumir.cli import main
 from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.provenance import make_provenance, save_field
 from sitreg_lumir.report.pictures import GRID_MM, Volumes, render
 from sitreg_lumir.report.report import write_pair_report, write_run_report
 from sitreg_lumir.report.scores import DASH, StoredScores, worst_pairs

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from sitreg_lumir import __version__
 from sitreg_lumir.data.views import clean_view
-from sitreg_lumir.data.volumes import read_volume
-from sitreg_lumir.files.nifti import save_disp
+from sitreg_lumir.io.read import read_volume
+from sitreg_lumir.io.write import save_disp
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.registration.model import Model, load_model
 from sitreg_lumir.registration.pair import ModelPair

@@ -11,10 +11,19 @@ Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _FLAGS = {"out": "-o", "padding_mm": "--padding", "bias_correction": "--no-bias-correction"}  # of other names
 
 
-def verb(verbs: Verbs, name: str, summary: str, more: str) -> argparse.ArgumentParser:
-    """The parser of a new verb; ``more`` is told after the options, as it is."""
+def verb(verbs: Verbs, name: str, summary: str, more: str, *, former: str | None = None) -> argparse.ArgumentParser:
+    """Makes the parser of a verb.
+
+    Args:
+        verbs: what it is added to.
+        name: of the verb.
+        summary: one sentence on what it does.
+        more: is printed below the options as it is.
+        former: an earlier name of the verb, which goes on working.
+    """
     return verbs.add_parser(
         name,
+        aliases=[] if former is None else [former],
         description=summary,
         epilog=more,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,8 +7,6 @@ bias field and noise. It shows that the machinery works; its numbers say nothing
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -32,6 +30,7 @@ from sitreg_lumir.demo.brain import (
     velocity,
 )
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import temporary_folder_beside
 from sitreg_lumir.preprocessing.template import LUMIR_CENTRE
 
 RECORD = "demo.json"  # holds the parameters: a folder made with equal ones is used again
@@ -87,19 +86,16 @@ def make_demo_data(
     if _is_made(folder, made_with):
         return folder / "LUMIR_dataset.json"
 
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
-    try:
-        _write(temporary, made_with)
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except OSError:
-        if not _is_made(folder, made_with):  # another process may have been faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with temporary_folder_beside(folder) as temporary:
+        try:
+            _write(temporary, made_with)
+            temporary.chmod(0o755)
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+        except OSError:
+            if not _is_made(folder, made_with):  # another process may have been faster
+                raise
     return folder / "LUMIR_dataset.json"
 
 

@@ -6,21 +6,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sitreg_lumir.challenge.evaluate import evaluate
+from sitreg_lumir.challenge.predict import predict
+from sitreg_lumir.challenge.provenance import find_field
 from sitreg_lumir.data.lumir import read_dataset
-from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.demo.data import make_demo_data
 from sitreg_lumir.demo.examples import labels_of
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.evaluate import evaluate
-from sitreg_lumir.files.nifti import load_disp
-from sitreg_lumir.files.provenance import find_field
-from sitreg_lumir.files.resample import resample_labels
-from sitreg_lumir.files.scans import read_image
-from sitreg_lumir.measures.metrics import dsc
+from sitreg_lumir.geometry.resampling import resample_labels
+from sitreg_lumir.io.read import load_disp, read_image, read_volume
+from sitreg_lumir.metrics import dsc
 from sitreg_lumir.registration.register import register
 from sitreg_lumir.report.plots import plot_pair
-from sitreg_lumir.train.predict import predict
 from sitreg_lumir.train.run import RunOptions, fit
 
 

@@ -19,9 +19,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import Points, transform_by
-from sitreg_lumir.files.headers import spacing_of
-from sitreg_lumir.files.resample import resample
+from sitreg_lumir.geometry.orientation import spacing_of
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.geometry.transforms import Points, transform_by
 from sitreg_lumir.preprocessing.intensity import Mask, Matrix, inverse, normalise, smoothing, support_mask
 from sitreg_lumir.preprocessing.mutual_information import (
     UNIT_MM,

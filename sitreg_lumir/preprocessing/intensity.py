@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.resample import resample
+from sitreg_lumir.geometry.resampling import resample
 
 Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]

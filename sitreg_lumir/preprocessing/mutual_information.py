@@ -13,7 +13,7 @@ import SimpleITK
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sitreg_lumir.files.chain import transform_by
+from sitreg_lumir.geometry.transforms import transform_by
 from sitreg_lumir.preprocessing.intensity import Mask, Matrix, inverse
 
 UNIT_MM = 60.0  # a brain's radius as the unit of length makes shifts and matrix entries weigh alike

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from sitreg_lumir.files.scans import Scan, read_image
+from sitreg_lumir.io.read import Scan, read_image
 from sitreg_lumir.preprocessing.align import Alignment, align_to_template
 from sitreg_lumir.preprocessing.intensity import Mask, mask_on_grid
 from sitreg_lumir.preprocessing.skull_check import Refusal, check_brain

@@ -16,16 +16,17 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.resample import resample
-from sitreg_lumir.files.scans import Scan, read_image
-from sitreg_lumir.files.streams import plain_header, writing_planes
-from sitreg_lumir.files.transforms import save_affine_tfm
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.itk import save_affine_tfm
+from sitreg_lumir.io.nifti_stream import writing_planes
+from sitreg_lumir.io.read import Scan, read_image
+from sitreg_lumir.io.write import plain_header
 from sitreg_lumir.preprocessing.align import Alignment, align_to_template
 from sitreg_lumir.preprocessing.intensity import Mask, conform, support_mask
 from sitreg_lumir.preprocessing.place import align_brain, read_mask
 from sitreg_lumir.preprocessing.skull_check import check_brain
 from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, TEMPLATE, load_template, lumir_affine
-from sitreg_lumir.writing import writing
 
 Strip: TypeAlias = Literal["deepbet", "template", "none"]
 

@@ -8,9 +8,9 @@ import numpy as np
 from scipy import ndimage
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.headers import spacing_of
-from sitreg_lumir.files.resample import resample
-from sitreg_lumir.files.scans import Scan
+from sitreg_lumir.geometry.orientation import spacing_of
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.io.read import Scan
 from sitreg_lumir.preprocessing.intensity import Mask, Matrix
 from sitreg_lumir.preprocessing.template import Template
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import inside, transform_by
+from sitreg_lumir.geometry.transforms import inside, transform_by
 from sitreg_lumir.preprocessing.intensity import inverse
 
 TEMPLATE = "MNI152, ICBM 2009a nonlinear symmetric, T1, skull-stripped, 1 mm, as bundled with nilearn"

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.registration.model import Model
 from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import REPORT, SUMMARY
 from sitreg_lumir.registration.register import register_scans
 from sitreg_lumir.registration.scan import BUILT_IN
-from sitreg_lumir.writing import writing
 
 TABLE = "pairs.csv"
 FILE_COLUMNS = (

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sitreg_lumir.deform.ops import warp, warp_mask
 from sitreg_lumir.deform.sums import exact_sum
 from sitreg_lumir.deform.torch_images import patch_weights
-from sitreg_lumir.measures.losses import lncc
+from sitreg_lumir.losses import lncc
 from sitreg_lumir.network.mind import Mind
 
 Array = NDArray[Any]
@@ -115,7 +115,7 @@ def transfer_contrasts(
 
 
 def channel_lncc(features_1: Tensor, features_2: Tensor, mask: Tensor, window: int) -> Tensor:
-    """:func:`~sitreg_lumir.measures.losses.lncc` of two feature maps, the mean over their channels.
+    """:func:`~sitreg_lumir.losses.lncc` of two feature maps, the mean over their channels.
 
     Args:
         features_1, features_2: ``(1, C, X, Y, Z)``.

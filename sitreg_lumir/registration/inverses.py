@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sitreg_lumir.deform.ops import invert
-from sitreg_lumir.measures.losses import ndv_sum
+from sitreg_lumir.losses import ndv_sum
 
 _INVERSION_VOXELS = 1e-4  # stop threshold
 _ROUNDS = 3

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.headers import spacing_of
-from sitreg_lumir.files.provenance import file_entry
+from sitreg_lumir.geometry.orientation import spacing_of
+from sitreg_lumir.io.checksum import file_entry
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages

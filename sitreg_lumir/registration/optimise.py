@@ -17,7 +17,7 @@ from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import warp, warp_mask
 from sitreg_lumir.deform.state import SymmetricState
 from sitreg_lumir.deform.update import Maps
-from sitreg_lumir.measures.losses import diffusion, ndv_sum
+from sitreg_lumir.losses import diffusion, ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import Stage
 from sitreg_lumir.registration.contrast_transfer import (

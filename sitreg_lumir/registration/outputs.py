@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.apply import IMAGES_TO
-from sitreg_lumir.files.chain import Chain, composite_field
-from sitreg_lumir.files.nifti import of_type, save_disp, save_volume
-from sitreg_lumir.files.transforms import field_grid, save_affine_tfm, save_itk_field
+from sitreg_lumir.geometry.transforms import CompositeTransform, composite_field
+from sitreg_lumir.io.atomic import reason_of, temporary_folder_beside
+from sitreg_lumir.io.itk import field_grid, save_affine_tfm, save_itk_field
+from sitreg_lumir.io.write import of_type, save_disp, save_volume
+from sitreg_lumir.registration.apply import IMAGES_TO
 from sitreg_lumir.registration.pictures import picture_png, picture_volumes
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.report.pictures import Volumes
@@ -84,7 +84,7 @@ def save_registration(
         affine = registration.forward.model_affine
         save_disp(temporary / "disp_fixed_moving.nii.gz", registration.disp, affine)
         save_disp(temporary / "disp_moving_fixed.nii.gz", registration.disp_inv, affine)
-        deformation_alone = Chain(np.eye(4), np.eye(4), affine, registration.disp)
+        deformation_alone = CompositeTransform(np.eye(4), np.eye(4), affine, registration.disp)
         field = composite_field(deformation_alone, registration.disp.shape[1:], affine)
         save_itk_field(temporary / "deformation_xfm.nii.gz", field, affine)
         (temporary / SUMMARY).write_text(json.dumps(registration.summary, indent=1, ensure_ascii=False) + "\n")
@@ -139,19 +139,17 @@ def report_numbers(summary: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder``, whose files move there at the end; on any error nothing is left of it."""
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        folder.mkdir(exist_ok=True)
-        (folder / SUMMARY).unlink(missing_ok=True)  # its presence says that the other files are complete
-        for name in FILES:
-            if (temporary / name).exists():
-                os.replace(temporary / name, folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
+        with temporary_folder_beside(folder) as temporary:
+            yield temporary
+            folder.mkdir(exist_ok=True)
+            (folder / SUMMARY).unlink(missing_ok=True)  # its presence says that the other files are complete
+            for name in FILES:
+                if (temporary / name).exists():
+                    os.replace(temporary / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{folder}: cannot be written ({reason}); choose a folder with space and access") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(
+            f"{folder}: cannot be written ({reason_of(error)}); choose a folder with space and access"
+        ) from None

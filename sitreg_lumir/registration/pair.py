@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import Matrix
+from sitreg_lumir.geometry.transforms import Matrix
 from sitreg_lumir.preprocessing.intensity import conform, mask_on_grid
 from sitreg_lumir.registration.model import Model, as_tensor
 from sitreg_lumir.registration.scan import PlacedScan

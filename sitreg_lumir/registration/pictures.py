@@ -8,8 +8,8 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from sitreg_lumir.files.chain import Chain, Matrix, composite_field, transform_by
-from sitreg_lumir.files.resample import resample
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, composite_field, transform_by
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.report.pictures import Volumes
 
@@ -24,7 +24,7 @@ def picture_volumes(registration: Registration) -> Volumes:
     fixed, moving, forward = registration.fixed, registration.moving, registration.forward
     shape, affine = picture_grid(registration)
     aligned = np.linalg.inv(forward.moving_to_model) @ forward.fixed_to_model
-    deformation = Chain(forward.fixed_to_model, forward.fixed_to_model, forward.model_affine, forward.disp)
+    deformation = CompositeTransform(forward.fixed_to_model, forward.fixed_to_model, forward.model_affine, forward.disp)
     disp = composite_field(deformation, shape, affine)
     to_voxels = np.linalg.inv(affine[:3, :3]).astype(np.float32)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.sums import exact_mean
-from sitreg_lumir.files.chain import Chain, Matrix, inside, map_points, transform_by
-from sitreg_lumir.measures.losses import similarity
+from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, inside, map_points, transform_by
+from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.preprocessing.intensity import Mask, inverse
 
@@ -56,7 +56,7 @@ def similarities(
         return {
             "mind": _difference(of_fixed, of_warped, both),
             "mind_by_chance": float(np.mean(chance)),
-            "lncc": -float(similarity(disp, fixed, moving, fixed_brain, moving_brain)),
+            "lncc": -float(warped_lncc(disp, fixed, moving, fixed_brain, moving_brain)),
             "brain_overlap": 2 * size / max(1, int(brain.sum()) + int(fixed_brain.sum())),
         }
 
@@ -74,7 +74,9 @@ def brain_points(brain: Mask, affine: Matrix) -> NDArray[np.float64]:
     return transform_by(affine, where.T.astype(np.float64)).T
 
 
-def inverse_error(forward: Chain, backward: Chain, points: NDArray[np.float64]) -> dict[str, float]:
+def inverse_error(
+    forward: CompositeTransform, backward: CompositeTransform, points: NDArray[np.float64]
+) -> dict[str, float]:
     """Distances, mm, between points of the fixed world ``(N, 3)`` and where both maps in turn bring them."""
     mapped = map_points(forward, points)
     apart = np.linalg.norm(map_points(backward, mapped) - points, axis=1)
@@ -86,7 +88,7 @@ def inverse_error(forward: Chain, backward: Chain, points: NDArray[np.float64]) 
 
 
 def coverage(
-    forward: Chain, points: NDArray[np.float64], shape: tuple[int, int, int], moving_affine: Matrix
+    forward: CompositeTransform, points: NDArray[np.float64], shape: tuple[int, int, int], moving_affine: Matrix
 ) -> dict[str, float]:
     """Shares (0..1) of the fixed brain's points ``(N, 3)`` in the model's grid, and in the moving scan's field of view.
 
@@ -104,9 +106,9 @@ def coverage(
     }
 
 
-def displacement(forward: Chain, points: NDArray[np.float64]) -> dict[str, float]:
+def displacement(forward: CompositeTransform, points: NDArray[np.float64]) -> dict[str, float]:
     """Distances, mm of the model's world, by which the deformation alone moves points ``(N, 3)`` of the fixed brain."""
-    plain = Chain(np.eye(4), np.eye(4), forward.model_affine, forward.disp)
+    plain = CompositeTransform(np.eye(4), np.eye(4), forward.model_affine, forward.disp)
     start = transform_by(forward.fixed_to_model, points.T).T
     moved = np.linalg.norm(map_points(plain, start) - start, axis=1)
     return {"median": float(np.median(moved)), "p95": float(np.percentile(moved, 95)), "largest": float(moved.max())}

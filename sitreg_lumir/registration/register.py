@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sitreg_lumir.files.chain import Chain, Matrix, swap
-from sitreg_lumir.files.transforms import load_affine
+from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, swap
+from sitreg_lumir.io.itk import load_affine
 from sitreg_lumir.network.sitreg import Stage
 from sitreg_lumir.preprocessing.template import check_model_world, load_template
 from sitreg_lumir.registration.inverses import improve_inverses
@@ -139,7 +139,7 @@ def register_scans(
         _log.info("refined in %.1f s, %d of %d steps of use", seconds["refine"], optimised.steps, options.refine)
     with _timed(seconds, "measure"):
         disp, disp_inv = improve_inverses(disp.float().cpu(), disp_inv.float().cpu())
-        forward = Chain(*prealigns, model.affine, disp[0].numpy())
+        forward = CompositeTransform(*prealigns, model.affine, disp[0].numpy())
         backward = swap(forward, disp_inv[0].numpy())
         registration = Registration(*scans, model, forward, backward, _disagreement(stages))
         registration.summary.update(summarise(registration, pair, align=options.align, refined=refined))

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from sitreg_lumir.deform.jacobian import jacobian_determinant
-from sitreg_lumir.files.chain import Chain, Matrix, map_points
-from sitreg_lumir.files.resample import resample, resample_labels
+from sitreg_lumir.geometry.resampling import resample, resample_labels
+from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, map_points
 from sitreg_lumir.registration.model import Model
 from sitreg_lumir.registration.scan import PlacedScan
 
@@ -38,8 +38,8 @@ class Registration:
     fixed: PlacedScan
     moving: PlacedScan
     model: Model
-    forward: Chain
-    backward: Chain
+    forward: CompositeTransform
+    backward: CompositeTransform
     disagreement_voxels: Floats | None = None
     summary: dict[str, Any] = field(default_factory=dict)
 

@@ -7,11 +7,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import Matrix
-from sitreg_lumir.files.provenance import file_entry
-from sitreg_lumir.files.scans import Scan, read_image
-from sitreg_lumir.files.streams import plain_header
-from sitreg_lumir.files.transforms import load_affine
+from sitreg_lumir.geometry.transforms import Matrix
+from sitreg_lumir.io.checksum import file_entry
+from sitreg_lumir.io.itk import load_affine
+from sitreg_lumir.io.read import Scan, read_image
+from sitreg_lumir.io.write import plain_header
 from sitreg_lumir.preprocessing.align import Alignment
 from sitreg_lumir.preprocessing.intensity import Mask, support_mask
 from sitreg_lumir.preprocessing.place import align_brain, read_mask

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sitreg_lumir import __version__
-from sitreg_lumir.measures.metrics import ndv
+from sitreg_lumir.metrics import ndv
 from sitreg_lumir.network.precision import tf32_is_on
 from sitreg_lumir.preprocessing.template import TEMPLATE
 from sitreg_lumir.registration.pair import ModelPair

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from sitreg_lumir import __version__
-from sitreg_lumir.writing import writing
+from sitreg_lumir.io.atomic import writing
 
 _VOID = frozenset({"img", "input", "link", "meta"})
 _CONTROLS = (*range(0x09), 0x0B, *range(0x0E, 0x20), *range(0x7F, 0xA0))
