@@ -138,7 +138,7 @@ def test_a_folder_that_fits_is_reused_and_another_is_refused(made: Path, tmp_pat
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match="mine: is there already"):
+    with pytest.raises(InputError, match="mine: exists already"):
         make_demo_data(mine, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
