@@ -14,12 +14,11 @@ from statistics import mean
 import torch
 from torch import Tensor
 
+from sitreg_lumir.challenge.provenance import find_field
 from sitreg_lumir.data.lumir import Pair, read_dataset
-from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import compose
-from sitreg_lumir.files.nifti import load_disp
-from sitreg_lumir.files.provenance import find_field
-from sitreg_lumir.measures.losses import cycle_mask, group_consistency
+from sitreg_lumir.io.read import load_disp, read_volume
+from sitreg_lumir.losses import cycle_mask, group_consistency
 
 
 def main() -> None:

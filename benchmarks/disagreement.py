@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from sitreg_lumir.data.demo import make_demo_data, true_disp
+from sitreg_lumir.demo.data import make_demo_data, true_disp
 from sitreg_lumir.registration.model import Model, as_tensor, load_model
 
 Array = NDArray[Any]
@@ -44,9 +44,9 @@ def main() -> None:
         make_demo_data(
             folder, shape=model.shape, voxel_size=model.spacing, training=2, validation=options.subjects, seed=1
         )
-        found = {kind: [pair(model, folder, *subjects, modality) for subjects in pairs(options.subjects)]
+        samples_of = {kind: [pair(model, folder, *subjects, modality) for subjects in pairs(options.subjects)]
                  for kind, modality in (("T1-T1", "0000"), ("T1-T2", "0001"))}  # fmt: skip
-    result = {"model": str(model), "kinds": {kind: pooled(samples) for kind, samples in found.items()}}
+    result = {"model": str(model), "kinds": {kind: pooled(samples) for kind, samples in samples_of.items()}}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     draw(result, options.out.with_suffix(".png"))
@@ -107,11 +107,11 @@ def draw(result: dict[str, Any], file: Path) -> None:
     figure = Figure(figsize=(6, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for kind, found in result["kinds"].items():
-        across, along = ([each[name] for each in found["bins"]] for name in ("disagreement", "error"))
-        label = f"{kind}, rank correlation {found['spearman']['disagreement']['pooled']:.2f}"
+    for kind, pooled_pairs in result["kinds"].items():
+        across, along = ([means[name] for means in pooled_pairs["bins"]] for name in ("disagreement", "error"))
+        label = f"{kind}, rank correlation {pooled_pairs['spearman']['disagreement']['pooled']:.2f}"
         axes.plot(across, along, "o-", label=label)
-    most = max(max(each["error"], each["disagreement"]) for f in result["kinds"].values() for each in f["bins"])
+    most = max(max(means.values()) for kind in result["kinds"].values() for means in kind["bins"])
     axes.plot([0, most], [0, most], "--", color="grey", linewidth=1)
     axes.set_xlabel("disagreement of the members, mm")
     axes.set_ylabel("mean error of the field, mm")

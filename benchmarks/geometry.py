@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sitreg_lumir.files.chain import inside, map_points, transform_by
-from sitreg_lumir.files.resample import resample
-from sitreg_lumir.measures.metrics import dsc
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.geometry.transforms import inside, map_points, transform_by
+from sitreg_lumir.metrics import dsc
 from sitreg_lumir.registration.model import load_model
-from sitreg_lumir.registration.numbers import brain_points
+from sitreg_lumir.registration.quality import brain_points
 from sitreg_lumir.registration.register import register
 from sitreg_lumir.registration.result import Registration
-from sitreg_lumir.registration.sides import MNI152
+from sitreg_lumir.registration.scan import MNI152
 
 Array = NDArray[Any]
 Change = Callable[[Array, Array], tuple[Array, Array, Array]]  # values, affine -> the same, and the world's motion
@@ -125,10 +125,10 @@ def main() -> None:
             for change in ["as it is", *CHANGES]:
                 start = time.perf_counter()
                 path, motion = (moving, STILL) if change == "as it is" else changed(moving, change, Path(temporary))
-                found = register(fixed, path, model=model, align="each")
+                registration = register(fixed, path, model=model, align="each")
                 seconds = time.perf_counter() - start
-                first = first or found
-                rows.append(row(name, change, first, found, motion, moving, labels, seconds))
+                first = first or registration
+                rows.append(row(name, change, first, registration, motion, moving, labels, seconds))
                 last = rows[-1]
                 dice = ("-", "-") if last["dice"] is None else (f"{last['dice']:.4f}", f"{last['dice_loss']:.4f}")
                 print(
@@ -156,43 +156,43 @@ def changed(path: Path, change: str, folder: Path) -> tuple[Path, Array]:
 
 
 def row(
-    name: str, change: str, first: Registration, found: Registration, motion: Array, moving: Path,
+    name: str, change: str, first: Registration, registration: Registration, motion: Array, moving: Path,
     labels: list[Array] | None, seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """How far a registration's map differs from the first one's; both in the unchanged moving world."""
     points = brain_points(first.fixed.brain, first.fixed.affine)
     before = map_points(first.forward, points)
-    there = transform_by(np.linalg.inv(motion), map_points(found.forward, points).T).T
-    in_file = transform_by(np.linalg.inv(found.moving.affine) @ motion, before.T)
-    apart = np.linalg.norm(there - before, axis=1)[inside(in_file, found.moving.shape)]
+    mapped = transform_by(np.linalg.inv(motion), map_points(registration.forward, points).T).T
+    in_file = transform_by(np.linalg.inv(registration.moving.affine) @ motion, before.T)
+    apart = np.linalg.norm(mapped - before, axis=1)[inside(in_file, registration.moving.shape)]
     dice = loss = None
     if labels is not None:
         affine = np.asarray(nib.load(moving).affine)
         grid = labels[0].shape, first.fixed.affine
-        ones = np.ones(found.moving.shape, np.uint8)
-        shown = resample(ones, found.moving.affine, [first.forward, motion], *grid, interpolation="nearest")
+        ones = np.ones(registration.moving.shape, np.uint8)
+        shown = resample(ones, registration.moving.affine, [first.forward, motion], *grid, interpolation="nearest")
         fixed = labels[0] * shown
         ids = [k for k in np.unique(fixed) if k]
         scores = [
             float(np.nanmean(dsc(fixed, labels[1], shown * resample(labels[1], world, maps, *grid,
                                                                     interpolation="nearest"), ids)))
-            for world, maps in ((affine, first.forward), (motion @ affine, found.forward))
+            for world, maps in ((affine, first.forward), (motion @ affine, registration.forward))
         ]  # fmt: skip
         dice, loss = scores[1], scores[0] - scores[1]
-    error = found.summary["inverse_error_mm"]
+    error = registration.summary["inverse_error_mm"]
     return {
         "pair": name, "change": change, "lossless": change == "as it is" or CHANGES[change][1],
         "median_mm": float(np.median(apart)), "p99_mm": float(np.percentile(apart, 99)),
         "largest_mm": float(apart.max()), "dice": dice, "dice_loss": loss, "inverse_median_mm": error["median"],
-        "inverse_p99_mm": error["p99"], "seconds": seconds, "verdict": found.verdict,
+        "inverse_p99_mm": error["p99"], "seconds": seconds, "verdict": registration.verdict,
     }  # fmt: skip
 
 
 def exchanged(name: str, first: Registration, fixed: Any, moving: Path, model: Any) -> dict[str, Any]:
     """How far the maps of the exchanged scans differ."""
-    other = register(moving, fixed, model=model, align="each")
+    exchanged_pair = register(moving, fixed, model=model, align="each")
     points = brain_points(first.fixed.brain, first.fixed.affine)
-    apart = np.linalg.norm(map_points(other.backward, points) - map_points(first.forward, points), axis=1)
+    apart = np.linalg.norm(map_points(exchanged_pair.backward, points) - map_points(first.forward, points), axis=1)
     return {"pair": name, "change": "scans exchanged", "median_mm": float(np.median(apart)),
             "p99_mm": float(np.percentile(apart, 99)), "largest_mm": float(apart.max())}  # fmt: skip
 

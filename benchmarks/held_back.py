@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from sitreg_lumir.data.lumir import Image, read_dataset
 from sitreg_lumir.data.views import halved
-from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.jacobian import jacobian_determinant
 from sitreg_lumir.deform.ops import compose, mask_at, warp, warp_labels
-from sitreg_lumir.measures.metrics import ndv
+from sitreg_lumir.io.read import read_volume
+from sitreg_lumir.metrics import ndv
 
 SEED, HELD_BACK = 2025, 24
 TISSUES = {1: "outer CSF", 2: "cortex", 3: "white", 4: "ventricles", 5: "deep grey"}

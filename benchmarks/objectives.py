@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from held_back import Brain, cycle_mm, full, markdown, mean_scores, read_brain, score, seen, split
+from sitreg_lumir.registration.refine import control_points_of, refine
 from torch import Tensor
 
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.network.shipped import default_members
 from sitreg_lumir.registration.model import load_model
-from sitreg_lumir.registration.refine import control_points_of, refine
 from sitreg_lumir.train.settings import keep_freed_memory
 
 STEP = 8  # voxels that a box's sides divide by: the coarsest level's spacing

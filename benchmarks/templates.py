@@ -18,12 +18,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from sitreg_lumir.files.resample import resample_labels
-from sitreg_lumir.measures.metrics import dsc
+from sitreg_lumir.geometry.resampling import resample_labels
+from sitreg_lumir.metrics import dsc
 from sitreg_lumir.registration.model import load_model
 from sitreg_lumir.registration.register import register
 from sitreg_lumir.registration.result import Registration
-from sitreg_lumir.registration.sides import MNI152
+from sitreg_lumir.registration.scan import MNI152
 
 Array = NDArray[Any]
 
@@ -65,9 +65,9 @@ def main() -> None:
     for fixed, moving in pairs:
         name = f"{short(moving)} onto {short(fixed)}"
         folder = options.out / name.replace(" ", "_")
-        found = register(fixed, moving, folder, model=model, refine=options.refine, align="each", overwrite=True)
-        rows[name] = {"dice": overlap(found, options.root, options.colin), **found.summary}
-        print(name, found.verdict, flush=True)
+        registration = register(fixed, moving, folder, model=model, refine=options.refine, align="each", overwrite=True)
+        rows[name] = {"dice": overlap(registration, options.root, options.colin), **registration.summary}
+        print(name, registration.verdict, flush=True)
     options.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
 
@@ -80,24 +80,24 @@ def short(file: str | Path) -> str:
     )
 
 
-def overlap(found: Registration, root: Path, colin: Path) -> dict[str, dict[str, float]] | None:
+def overlap(registration: Registration, root: Path, colin: Path) -> dict[str, dict[str, float]] | None:
     """Dice of each structure, aligned and registered; None without labels of the same structures."""
-    if found.fixed.name.startswith("LUMIRMRI"):
-        of_fixed = read(root / "labelsVal" / found.fixed.name)
-        if found.moving.name.startswith("ch2"):
+    if registration.fixed.name.startswith("LUMIRMRI"):
+        of_fixed = read(root / "labelsVal" / registration.fixed.name)
+        if registration.moving.name.startswith("ch2"):
             names = tuple(DEEP_GREY)
             fixed = merged(of_fixed, [pair[0] for pair in DEEP_GREY.values()])
             moving = merged(read(colin / "aal.nii.gz"), [pair[1] for pair in DEEP_GREY.values()])
         else:
             names = ("grey matter", "white matter")
             fixed, moving = merged(of_fixed, [GREY, WHITE]), template_tissues()
-        chain = found.forward
+        chain = registration.forward
         alignment = np.linalg.inv(chain.moving_to_model) @ chain.fixed_to_model
         scores = {}
         for stage, map_ in (("aligned", alignment), ("registered", chain)):
             warped = resample_labels(moving.values, moving.affine, map_, fixed.values.shape, fixed.affine)
-            each = dsc(fixed.values, moving.values, warped, range(1, len(names) + 1))
-            scores[stage] = {**dict(zip(names, map(float, each), strict=True)), "mean": float(np.mean(each))}
+            values = dsc(fixed.values, moving.values, warped, range(1, len(names) + 1))
+            scores[stage] = {**dict(zip(names, map(float, values), strict=True)), "mean": float(np.mean(values))}
         return scores
     return None
 

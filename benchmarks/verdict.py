@@ -1,9 +1,9 @@
-"""What the verdict of `register` rests on: its numbers for good and for spoiled registrations of training images.
+"""What the verdict of `register` rests on: its numbers for good and for degraded registrations of training images.
 
-    python benchmarks/verdict.py MINILUMIR/2mm        # a table; the limits stand in registration/summary.py
+    python benchmarks/verdict.py MINILUMIR/2mm        # a table; the limits stand in registration/verdict.py
 
 Good ones are pairs of training subjects as they are, and with another contrast made from the T1 (inverted, gamma).
-Spoiled ones were given a wrong place (turned by 25 degrees, shifted by 30 mm), the mirror image's upside-down brain,
+Degraded ones were given a wrong place (turned by 25 degrees, shifted by 30 mm), the mirror image's upside-down brain,
 half a brain, or noise instead of one. No validation image is read.
 """
 
@@ -42,22 +42,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for number in range(options.pairs):
             fixed, moving = (images[index] for index in rng.choice(len(images), 2, replace=False))
-            for kind in ("as it is", "inverted", "gamma", *SPOILED):
+            for kind in ("as it is", "inverted", "gamma", *DEGRADED):
                 file = moving if kind == "as it is" else make(kind, moving, Path(temporary), rng)
-                rows.append({"pair": number, "kind": kind, "good": kind not in SPOILED, **measure(model, fixed, file)})
+                rows.append({"pair": number, "kind": kind, "good": kind not in DEGRADED, **measure(model, fixed, file)})
                 values = {key: f"{value:.4g}" for key, value in rows[-1].items() if isinstance(value, float)}
                 print(number, f"{kind:18}", rows[-1]["verdict"], values, flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(rows, indent=1) + "\n")
     for good in (True, False):
         for key in ("match", "gain", "brain_overlap", "displacement_p95", "ndv"):
-            found = [row[key] for row in rows if row["good"] == good and row.get(key) is not None]
-            if found:
-                low, middle, high = np.percentile(found, (0, 50, 100))
-                print(f"{'good' if good else 'spoiled':8} {key:18} {low:.4f} .. {middle:.4f} .. {high:.4f}")
+            values = [row[key] for row in rows if row["good"] == good and row.get(key) is not None]
+            if values:
+                low, middle, high = np.percentile(values, (0, 50, 100))
+                print(f"{'good' if good else 'degraded':8} {key:18} {low:.4f} .. {middle:.4f} .. {high:.4f}")
 
 
-SPOILED = ("turned", "shifted", "upside down", "half", "noise")
+DEGRADED = ("turned", "shifted", "upside down", "half", "noise")
 
 
 def measure(model: Any, fixed: Path, moving: Path) -> dict[str, Any]:

@@ -15,24 +15,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers, editors and the documentation
+    from sitreg_lumir.challenge.evaluate import evaluate
+    from sitreg_lumir.challenge.evaluation_report import report_evaluation
+    from sitreg_lumir.challenge.predict import predict
     from sitreg_lumir.data.datamodule import LumirDataModule
-    from sitreg_lumir.data.demo import make_demo_data
-    from sitreg_lumir.data.demo_brain import STRUCTURES
-    from sitreg_lumir.data.examples import labels_of
     from sitreg_lumir.data.lumir import read_dataset
     from sitreg_lumir.data.views import Augmentation, clean_view
-    from sitreg_lumir.data.volumes import read_volume
     from sitreg_lumir.deform.ops import use_backend, warp
+    from sitreg_lumir.demo.brain import STRUCTURES
+    from sitreg_lumir.demo.data import make_demo_data
+    from sitreg_lumir.demo.examples import labels_of
     from sitreg_lumir.errors import InputError
-    from sitreg_lumir.files.apply import apply
-    from sitreg_lumir.files.evaluate import evaluate
-    from sitreg_lumir.files.nifti import load_disp, save_disp
-    from sitreg_lumir.files.resample import resample_labels
-    from sitreg_lumir.files.worst_pairs import report_evaluation
-    from sitreg_lumir.measures.metrics import dsc
+    from sitreg_lumir.geometry.resampling import resample_labels
+    from sitreg_lumir.io.read import load_disp, read_volume
+    from sitreg_lumir.io.write import save_disp
+    from sitreg_lumir.metrics import dsc
     from sitreg_lumir.network.mind import Mind
     from sitreg_lumir.network.sitreg import SITReg
-    from sitreg_lumir.prepare.preprocess import preprocess
+    from sitreg_lumir.preprocessing.preprocess import preprocess
+    from sitreg_lumir.registration.apply import apply
     from sitreg_lumir.registration.model import Model, load_model
     from sitreg_lumir.registration.register import register
     from sitreg_lumir.registration.result import Registration
@@ -41,25 +42,24 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers, editors and
     from sitreg_lumir.train.averaging import WeightAverage
     from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty, add_term
     from sitreg_lumir.train.module import MindRegistration, RawRegistration
-    from sitreg_lumir.train.predict import predict
     from sitreg_lumir.train.registration import RegistrationModule
     from sitreg_lumir.train.terms import LossTerm, PairOutputs
 
 _HOMES = {
     # two scans
     "register": "registration.register",
-    "apply": "files.apply",
-    "preprocess": "prepare.preprocess",
+    "apply": "registration.apply",
+    "preprocess": "preprocessing.preprocess",
     "load_model": "registration.model",
     "Model": "registration.model",
     "Registration": "registration.result",
     # LUMIR
     "LumirDataModule": "data.datamodule",
     "read_dataset": "data.lumir",
-    "predict": "train.predict",
-    "evaluate": "files.evaluate",
+    "predict": "challenge.predict",
+    "evaluate": "challenge.evaluate",
     "read_scores": "report.scores",
-    "report_evaluation": "files.worst_pairs",
+    "report_evaluation": "challenge.evaluation_report",
     # training
     "MindRegistration": "train.module",
     "RawRegistration": "train.module",
@@ -76,18 +76,18 @@ _HOMES = {
     "SITReg": "network.sitreg",
     "use_backend": "deform.ops",
     # volumes and fields
-    "read_volume": "data.volumes",
+    "read_volume": "io.read",
     "clean_view": "data.views",
-    "load_disp": "files.nifti",
-    "save_disp": "files.nifti",
+    "load_disp": "io.read",
+    "save_disp": "io.write",
     "warp": "deform.ops",
-    "resample_labels": "files.resample",
-    "dsc": "measures.metrics",
+    "resample_labels": "geometry.resampling",
+    "dsc": "metrics",
     "plot_pair": "report.plots",
     # to try things
-    "make_demo_data": "data.demo",
-    "labels_of": "data.examples",
-    "STRUCTURES": "data.demo_brain",
+    "make_demo_data": "demo.data",
+    "labels_of": "demo.examples",
+    "STRUCTURES": "demo.brain",
     "InputError": "errors",
 }
 """Where each public name lives, below this package."""

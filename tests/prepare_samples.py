@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sitreg_lumir.files.resample import resample
-from sitreg_lumir.prepare import align
-from sitreg_lumir.prepare.conform import inverse, smoothing
-from sitreg_lumir.prepare.frame import load_frame
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.preprocessing import align
+from sitreg_lumir.preprocessing.intensity import inverse, smoothing
+from sitreg_lumir.preprocessing.template import load_template
 
 Array = NDArray[Any]
 
@@ -32,11 +32,11 @@ class Sample:
 @contextmanager
 def quick_alignment() -> Iterator[None]:
     """4.5 mm instead of 3 mm as the finest resolution of alignments: a third of the voxels."""
-    align._template.cache_clear()
+    align._template_levels.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(align, "_FINEST_MM", 4.5)
         yield
-    align._template.cache_clear()
+    align._template_levels.cache_clear()
 
 
 def turn(degrees: tuple[float, float, float], shift: tuple[float, float, float] = (0, 0, 0), scale: Any = 1) -> Array:
@@ -48,13 +48,13 @@ def turn(degrees: tuple[float, float, float], shift: tuple[float, float, float] 
 
 def brain(truth: Array, spacing: tuple[float, float, float] = (3, 3, 3), inverted: bool = False) -> Sample:
     """The template's brain, placed where ``truth`` leads to the template; with dark and bright swapped if wanted."""
-    frame = load_frame()
-    image = np.where(frame.mask, 280 - frame.image, 0) if inverted else frame.image
-    return _sampled(image, frame.mask, frame.affine, truth, spacing)
+    template = load_template()
+    image = np.where(template.mask, 280 - template.image, 0) if inverted else template.image
+    return _sampled(image, template.mask, template.affine, truth, spacing)
 
 
 def head(truth: Array, spacing: tuple[float, float, float] = (3, 3, 3)) -> Sample:
-    """The template's brain within fluid, skull and scalp, with a neck: all that a stripped brain has not."""
+    """The template's brain within fluid, skull and scalp, with a neck: everything that a stripped brain lacks."""
     plain = brain(np.eye(4), (2, 2, 2))
     pad = 14
     image, mask = np.pad(plain.image, pad), np.pad(plain.mask, pad)
@@ -79,8 +79,8 @@ def _sampled(
     shape = np.ceil(np.ptp(world, axis=1) / spacing).astype(int) + 1
     sigma = smoothing(inverse(image_affine) @ truth @ affine)
     values, share = (
-        resample(ndimage.gaussian_filter(one.astype(np.float32), sigma), image_affine, truth, shape, affine)
-        for one in (image, mask)
+        resample(ndimage.gaussian_filter(volume.astype(np.float32), sigma), image_affine, truth, shape, affine)
+        for volume in (image, mask)
     )
     inside = share >= 0.5
     return Sample(np.where(inside | bool((image[~mask] > 0).any()), values, 0), inside, affine, truth)

@@ -1,19 +1,23 @@
-"""Each scan finds its place in the MNI152 frame by itself, however its header turns it; whole heads are told apart."""
+"""Each scan is aligned to MNI152 independently, however its header turns it; whole heads are refused."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (its usual name)
 from prepare_samples import Array, Sample, apart, brain, head, quick_alignment, turn
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.prepare.align import Alignment, align_to_frame
-from sitreg_lumir.prepare.conform import inverse, support_mask
-from sitreg_lumir.prepare.frame import LUMIR_SHAPE, check_frame, load_frame, lumir_affine
-from sitreg_lumir.prepare.stripped import check_stripped, outside_share
+from sitreg_lumir.io.read import Scan
+from sitreg_lumir.preprocessing.align import Alignment, align_to_template
+from sitreg_lumir.preprocessing.intensity import inverse, support_mask
+from sitreg_lumir.preprocessing.place import align_brain
+from sitreg_lumir.preprocessing.skull_check import check_brain, outside_share, refuse_head
+from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, check_model_world, load_template, lumir_affine
 
 TRUTH = turn((12, -8, 20), (6, -15, 9), (1.1, 0.95, 1.05))
 
@@ -25,7 +29,7 @@ def quick() -> Iterator[None]:
 
 
 def align(sample: Sample) -> Alignment:
-    return align_to_frame(sample.image, sample.affine, support_mask(sample.image, sample.affine), load_frame())
+    return align_to_template(sample.image, sample.affine, support_mask(sample.image, sample.affine), load_template())
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def sample() -> Sample:
 
 
 @pytest.fixture(scope="module")
-def found(sample: Sample) -> Alignment:
+def alignment(sample: Sample) -> Alignment:
     return align(sample)
 
 
@@ -44,12 +48,12 @@ def whole() -> Sample:
     return head(TRUTH)
 
 
-def test_a_known_affine_is_found_in_another_contrast(sample: Sample, found: Alignment) -> None:
-    assert apart(found.prealign, TRUTH, sample) < 2
-    assert found.needed
-    assert found.mi_after > 3 * found.mi_before
-    assert found.overlap_before < 0.85 and found.overlap_after > 0.97
-    assert 20 < found.moved_mm < 60 and 20 < found.corners_mm < 80
+def test_a_known_affine_is_found_in_another_contrast(sample: Sample, alignment: Alignment) -> None:
+    assert apart(alignment.prealign, TRUTH, sample) < 2
+    assert alignment.needed
+    assert alignment.mi_after > 3 * alignment.mi_before
+    assert alignment.overlap_before < 0.85 and alignment.overlap_after > 0.97
+    assert 20 < alignment.moved_mm < 60 and 20 < alignment.corners_mm < 80
 
 
 def flipped(sample: Sample) -> tuple[Array, Array, Array]:
@@ -68,27 +72,27 @@ def turned_header(sample: Sample) -> tuple[Array, Array, Array]:
 
 
 @pytest.mark.parametrize("change", [flipped, permuted, turned_header])
-def test_lossless_changes_end_at_the_same_place(change: Any, sample: Sample, found: Alignment) -> None:
+def test_lossless_changes_end_at_the_same_place(change: Any, sample: Sample, alignment: Alignment) -> None:
     image, affine, header = change(sample)
-    again = align(Sample(image, image > 0, affine, TRUTH))
-    assert apart(again.prealign @ header, found.prealign, sample) < 0.01  # mm
+    realigned = align(Sample(image, image > 0, affine, TRUTH))
+    assert apart(realigned.prealign @ header, alignment.prealign, sample) < 0.01  # mm
 
 
-def test_units_and_background_noise_do_not_matter(sample: Sample, found: Alignment) -> None:
+def test_units_and_background_noise_do_not_matter(sample: Sample, alignment: Alignment) -> None:
     noise = np.random.default_rng(0).normal(0, 1e-5, sample.image.shape)
     changed = (sample.image / 255 + noise) * 2.5 - 0.7
-    again = align(replace(sample, image=changed.astype(np.float32)))
-    assert apart(again.prealign, found.prealign, sample) < 0.01
+    realigned = align(replace(sample, image=changed.astype(np.float32)))
+    assert apart(realigned.prealign, alignment.prealign, sample) < 0.01
 
 
-def test_neither_threads_nor_what_was_aligned_before_change_a_bit(sample: Sample, found: Alignment) -> None:
+def test_neither_threads_nor_what_was_aligned_before_change_a_bit(sample: Sample, alignment: Alignment) -> None:
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads + 3)
     try:
-        again = align(sample)
+        realigned = align(sample)
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    np.testing.assert_array_equal(again.prealign, found.prealign)
+    np.testing.assert_array_equal(realigned.prealign, alignment.prealign)
 
 
 def test_a_brain_in_its_place_needs_no_alignment() -> None:
@@ -97,57 +101,62 @@ def test_a_brain_in_its_place_needs_no_alignment() -> None:
 
 
 def test_minilumir_is_in_its_place_in_both_contrasts(shared: Any) -> None:
-    from sitreg_lumir.files.scans import read_image
+    from sitreg_lumir.io.read import read_image
 
     for modality in ("0000", "0001"):
         scan = read_image(shared / f"minilumir/2mm/imagesVal/LUMIRMRI_0101_{modality}.nii.gz")
-        found = align(Sample(scan.data, scan.data > 0, scan.affine, np.eye(4)))
-        assert not found.needed and found.moved_mm < 2 and found.overlap_after > 0.93
+        alignment = align(Sample(scan.data, scan.data > 0, scan.affine, np.eye(4)))
+        assert not alignment.needed and alignment.moved_mm < 2 and alignment.overlap_after > 0.93
 
 
 def test_a_whole_head_is_aligned_without_a_mask(whole: Sample) -> None:
-    found = align_to_frame(whole.image, whole.affine, None, load_frame())
-    assert apart(found.prealign, TRUTH, whole) < 5
-    assert np.isnan(found.overlap_after)
+    alignment = align_to_template(whole.image, whole.affine, None, load_template())
+    assert apart(alignment.prealign, TRUTH, whole) < 5
+    assert np.isnan(alignment.overlap_after)
 
 
-def test_a_whole_head_is_told_from_a_brain(whole: Sample, sample: Sample, found: Alignment) -> None:
-    frame = load_frame()
-    check_stripped(support_mask(sample.image, sample.affine), sample.affine, found.prealign, frame, "brain.nii")
-    seen = support_mask(whole.image, whole.affine)
-    with pytest.raises(InputError, match=r"head\.nii: looks like a whole head.*litres.*--fixed-mask"):
-        check_stripped(seen, whole.affine, None, frame, "head.nii")
+def as_scan(name: str, image: Array, affine: Array) -> Scan:
+    return Scan(Path(name), image, affine, "sform", nibabel.Nifti1Header())
+
+
+def test_a_whole_head_is_distinguished_from_a_brain(whole: Sample, sample: Sample, alignment: Alignment) -> None:
+    template = load_template()
+    stripped = as_scan("brain.nii", sample.image, sample.affine)
+    check_brain(stripped, support_mask(sample.image, sample.affine), alignment.prealign, template)
+    visible = support_mask(whole.image, whole.affine)
+    with pytest.raises(InputError, match=r"head\.nii: looks like a whole head.*litres.*`fixed_mask`"):
+        check_brain(as_scan("head.nii", whole.image, whole.affine), visible, None, template)
     small = turn((0, 0, 0), scale=0.8)  # a child's head: no larger than a grown-up's brain can be
-    prealign = align_to_frame(whole.image, small @ whole.affine, seen, frame).prealign
-    check_stripped(seen, small @ whole.affine, None, frame, "child.nii")
+    child = as_scan("child.nii", whole.image, small @ whole.affine)
+    check_brain(child, visible, None, template)
     with pytest.raises(InputError, match=r"child\.nii: looks like a whole head.*outside a brain"):
-        check_stripped(seen, small @ whole.affine, prealign, frame, "child.nii")
+        align_brain(child, visible, template, refuse_head)
 
 
 def test_the_share_outside_the_brain_is_none_for_the_brain_and_all_beside_it() -> None:
-    frame = load_frame()
-    assert outside_share(frame.mask, frame.affine, np.eye(4), frame) == 0
-    assert outside_share(frame.mask, frame.affine, turn((0, 0, 0), (300, 0, 0)), frame) == 1
+    template = load_template()
+    assert outside_share(template.mask, template.affine, np.eye(4), template) == 0
+    assert outside_share(template.mask, template.affine, turn((0, 0, 0), (300, 0, 0)), template) == 1
 
 
 @pytest.mark.parametrize("unit", [1000.0, 100.0, 0.1])
 def test_voxel_sizes_in_another_unit_are_refused(unit: float, sample: Sample) -> None:
     affine = np.diag([unit, unit, unit, 1]) @ sample.affine
-    with pytest.raises(InputError, match=r"scan\.nii: .*mend the voxel size in the header"):
-        align_to_frame(sample.image, affine, sample.mask, load_frame(), "scan.nii")
+    with pytest.raises(InputError, match=r"scan\.nii: .*correct the voxel size in the header"):
+        align_to_template(sample.image, affine, sample.mask, load_template(), "scan.nii")
     if unit > 1:
-        with pytest.raises(InputError, match=r"scan\.nii: .*mend the voxel size in the header"):
-            align_to_frame(sample.image, affine, None, load_frame(), "scan.nii")
+        with pytest.raises(InputError, match=r"scan\.nii: .*correct the voxel size in the header"):
+            align_to_template(sample.image, affine, None, load_template(), "scan.nii")
 
 
 def test_a_model_of_another_world_is_refused() -> None:
-    check_frame(load_frame(), LUMIR_SHAPE, lumir_affine(), "model")
-    with pytest.raises(InputError, match=r"model: its grid holds \d+% of the MNI152 brain.*--align none"):
-        check_frame(load_frame(), LUMIR_SHAPE, turn((0, 0, 0), (0, 40, 0)) @ lumir_affine(), "model")
+    check_model_world(load_template(), LUMIR_SHAPE, lumir_affine(), "model")
+    with pytest.raises(InputError, match=r"model: its grid holds \d+% of the MNI152 brain.*`align=none`"):
+        check_model_world(load_template(), LUMIR_SHAPE, turn((0, 0, 0), (0, 40, 0)) @ lumir_affine(), "model")
 
 
 def test_lumirs_grid_is_that_of_its_files(shared: Any) -> None:
-    from sitreg_lumir.files.scans import read_grid
+    from sitreg_lumir.io.read import read_grid
 
     shape, affine = read_grid(shared / "minilumir/1mm/imagesVal/LUMIRMRI_0101_0000.nii.gz")
     assert shape == LUMIR_SHAPE

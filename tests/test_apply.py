@@ -14,11 +14,11 @@ from transform_samples import Array, bumps, by_sitk, case, distance, grid_points
 
 from sitreg_lumir.cli import main
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files import apply as apply_module
-from sitreg_lumir.files.apply import IMAGES_TO, apply
-from sitreg_lumir.files.chain import composite_field, map_points
-from sitreg_lumir.files.nifti import save_disp, save_volume
-from sitreg_lumir.files.transforms import save_affine_tfm, save_itk_field
+from sitreg_lumir.geometry.transforms import composite_field, map_points
+from sitreg_lumir.io.itk import save_affine_tfm, save_itk_field
+from sitreg_lumir.io.write import save_disp, save_volume
+from sitreg_lumir.registration import apply as apply_module
+from sitreg_lumir.registration.apply import IMAGES_TO, apply
 
 FIXED, MOVING = (14, 12, 10), (13, 15, 11)
 FIXED_AFFINE = matrix("RAS", (1, 1.2, 1.1), (5, -8, 10), FIXED, (1, -17, 19))

@@ -13,18 +13,19 @@ import pytest
 import torch
 from transform_samples import Array, bumps, by_sitk, distance, grid_points, matrix, sitk_field, truth
 
+from sitreg_lumir.challenge.resample_field import resample_field
 from sitreg_lumir.cli import main
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files import chain as chain_module
-from sitreg_lumir.files import streams
-from sitreg_lumir.files.carry import carry
-from sitreg_lumir.files.chain import Chain
-from sitreg_lumir.files.nifti import load_disp, save_disp, save_volume
-from sitreg_lumir.files.provenance import sha256_file
-from sitreg_lumir.files.resample import resample, resample_labels
-from sitreg_lumir.files.streams import plain_header, writing_planes
-from sitreg_lumir.files.transforms import load_itk_field, save_itk_field
-from sitreg_lumir.writing import writing
+from sitreg_lumir.geometry import transforms as chain_module
+from sitreg_lumir.geometry.resampling import resample, resample_labels
+from sitreg_lumir.geometry.transforms import CompositeTransform
+from sitreg_lumir.io import nifti_stream as streams
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.checksum import sha256_file
+from sitreg_lumir.io.itk import load_itk_field, save_itk_field
+from sitreg_lumir.io.nifti_stream import writing_planes
+from sitreg_lumir.io.read import load_disp
+from sitreg_lumir.io.write import plain_header, save_disp, save_volume
 
 SHAPE, AFFINE = (14, 12, 10), matrix("RAS", (1, 1, 1), (0, 0, 0), (14, 12, 10), (3, -17, 19))
 GRIDS: dict[str, tuple[tuple[int, int, int], Array]] = {
@@ -52,9 +53,9 @@ def moving_image(shape: tuple[int, ...], affine: Array) -> Array:
     return 100 + (10 * np.sin(world / 3)).sum(axis=-1).astype(np.float32)
 
 
-def chain_of(field: Path) -> Chain:
+def chain_of(field: Path) -> CompositeTransform:
     disp, affine = load_disp(field)
-    return Chain(np.eye(4), np.eye(4), affine, disp)
+    return CompositeTransform(np.eye(4), np.eye(4), affine, disp)
 
 
 def content(path: Path) -> bytes:
@@ -85,8 +86,8 @@ def test_on_another_grid_it_is_the_same_map_of_the_world(tmp_path: Path, field: 
     shape, affine = GRIDS[name]
     out, itk = tmp_path / "out" / "voxels.nii.gz", tmp_path / "out" / "itk.nii"
     grid = to_grid(tmp_path, shape, affine)
-    carry(field, grid, out)
-    carry(field, grid, itk, itk=True)
+    resample_field(field, grid, out)
+    resample_field(field, grid, itk, itk=True)
     points = grid_points(shape, affine)
     expected = truth(chain_of(field), points)
     assert np.median(distance(expected, points)) > 0.1  # it does something
@@ -95,7 +96,7 @@ def test_on_another_grid_it_is_the_same_map_of_the_world(tmp_path: Path, field: 
     np.testing.assert_allclose(stored.affine, affine, atol=1e-6)
     index = grid_points(shape, np.eye(4)) + np.asarray(stored.dataobj).reshape(-1, 3)
     assert distance(index @ affine[:3, :3].T + affine[:3, 3], expected).max() < 1e-4
-    carry(field, grid, itk.with_suffix(".nii.gz"), itk=True)
+    resample_field(field, grid, itk.with_suffix(".nii.gz"), itk=True)
     assert content(itk.with_suffix(".nii.gz")) == itk.read_bytes()
     inner = grid_points(tuple(np.array(shape) - 2), affine @ matrix(centre=(1, 1, 1)))
     assert distance(by_sitk(sitk_field(itk), inner), truth(chain_of(field), inner)).max() < 1e-4
@@ -103,7 +104,7 @@ def test_on_another_grid_it_is_the_same_map_of_the_world(tmp_path: Path, field: 
 
 def test_itk_form_is_that_of_the_other_writer_byte_for_byte(tmp_path: Path, field: Path) -> None:
     shape, affine = GRIDS["oblique"]
-    carry(field, to_grid(tmp_path, shape, affine), tmp_path / "out.nii.gz", itk=True)
+    resample_field(field, to_grid(tmp_path, shape, affine), tmp_path / "out.nii.gz", itk=True)
     read = load_itk_field(tmp_path / "out.nii.gz")
     save_itk_field(tmp_path / "again.nii.gz", read.disp, affine)
     assert content(tmp_path / "out.nii.gz") == content(tmp_path / "again.nii.gz")
@@ -167,7 +168,7 @@ def test_slabs_and_threads_do_not_show(
         monkeypatch.setattr(chain_module, "_POINTS_AT_ONCE", points)
         torch.set_num_threads(threads_now)
         out, warped = tmp_path / f"out{suffix}", tmp_path / f"warped{suffix}"
-        carry(field, grid, out, image=tmp_path / "moving.nii.gz", warped=warped)
+        resample_field(field, grid, out, image=tmp_path / "moving.nii.gz", warped=warped)
         written.append((out.read_bytes(), warped.read_bytes()))
     torch.set_num_threads(threads)
     assert all(pair == written[0] for pair in written[1:])
@@ -196,7 +197,7 @@ def test_provenance_is_carried_on(tmp_path: Path, field: Path, capsys: pytest.Ca
     made = {"format": 1, "pair": "0100_0101", "fixed": image, "moving": image, "members": [], "version": "0"}
     beside = field.with_name("disp_0100_0101.json")
     beside.write_text(json.dumps({**made, "field": {"name": field.name, "sha256": sha256_file(field)}}))
-    carry(field, grid, out)
+    resample_field(field, grid, out)
     stored = json.loads((out.parent / beside.name).read_text())
     assert stored.pop("field") == {"name": out.name, "sha256": sha256_file(out)}
     carried = stored.pop("carried")
@@ -207,11 +208,11 @@ def test_provenance_is_carried_on(tmp_path: Path, field: Path, capsys: pytest.Ca
     beside.write_text(json.dumps({**made, "field": {"name": field.name, "sha256": "1" * 64}}))
     refused(capsys, [field, "--to", grid, "-o", out], "disp_0100_0101.json")
     beside.unlink()
-    carry(field, grid, out)
+    resample_field(field, grid, out)
     assert not (out.parent / beside.name).exists()  # it told of the field before
     other = tmp_path / "scan.json"
     other.write_text('{"EchoTime": 1}')
-    carry(field, grid, tmp_path / "scan.nii.gz")
+    resample_field(field, grid, tmp_path / "scan.nii.gz")
     assert other.read_text() == '{"EchoTime": 1}'
 
 
@@ -270,7 +271,7 @@ def test_what_cannot_be_written_leaves_everything_as_it_was(
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a disk that is full before the field is whole
     try:
         with pytest.raises(InputError, match="disp.*cannot be written" if which == "field" else "warped.*cannot be"):
-            carry(field, grid, folder / f"disp{suffix}", image=tmp_path / "moving.nii.gz", warped=warped)
+            resample_field(field, grid, folder / f"disp{suffix}", image=tmp_path / "moving.nii.gz", warped=warped)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {f"disp{suffix}": b"before"}
@@ -281,4 +282,4 @@ def test_help_says_what_happens_outside(capsys: pytest.CaptureFixture[str]) -> N
         main(["carry", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "example: sitreg-lumir carry" in text and "the displacement of FIELD's border holds" in text
+    assert "example: sitreg-lumir resample-field" in text and "the displacement of FIELD's border holds" in text

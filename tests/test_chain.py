@@ -6,9 +6,9 @@ import torch
 from transform_samples import CASES, case, distance, grid_points, matrix, random_points, truth
 
 from sitreg_lumir.deform.ops import invert
-from sitreg_lumir.files import chain as chain_module
-from sitreg_lumir.files.chain import Chain, Field, composite_field, map_points, swap
-from sitreg_lumir.files.transforms import field_grid
+from sitreg_lumir.geometry import transforms as chain_module
+from sitreg_lumir.geometry.transforms import CompositeTransform, DisplacementField, composite_field, map_points, swap
+from sitreg_lumir.io.itk import field_grid
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -34,7 +34,7 @@ def test_swapped_chain_and_inverse_field_lead_back() -> None:
 
 def test_without_deformation_the_chain_is_an_affine() -> None:
     given = case("turned")
-    still = Chain(
+    still = CompositeTransform(
         given.chain.fixed_to_model, given.chain.moving_to_model, given.chain.model_affine, 0 * given.chain.disp
     )
     affine = np.linalg.inv(given.chain.moving_to_model) @ given.chain.fixed_to_model
@@ -56,7 +56,7 @@ def test_composite_field_is_the_chain_at_each_voxel_in_any_number_of_slabs(monke
 
 def test_several_transforms_are_applied_from_the_first_to_the_last() -> None:
     given = case("oblique")
-    field = Field(composite_field(given.chain, given.fixed_shape, given.fixed), given.fixed)
+    field = DisplacementField(composite_field(given.chain, given.fixed_shape, given.fixed), given.fixed)
     affine = matrix(spacing=(1.1, 0.9, 1), degrees=(10, 0, 0), centre=(3, 4, 5))
     points = random_points(given.fixed_shape, given.fixed, 100)
     expected = map_points(affine, map_points(field, points))
@@ -66,7 +66,7 @@ def test_several_transforms_are_applied_from_the_first_to_the_last() -> None:
 
 
 def test_outside_a_field_points_stay_or_become_nan() -> None:
-    field = Field(np.ones((3, 4, 5, 6), np.float32), np.diag([2.0, 2, 2, 1]))
+    field = DisplacementField(np.ones((3, 4, 5, 6), np.float32), np.diag([2.0, 2, 2, 1]))
     points = np.array([[0, 0, 0], [-0.9, 0, 0], [-1.1, 0, 0], [6.9, 8.9, 10.9], [7.1, 0, 0], [np.nan, 0, 0]])
     moved = np.array([True, True, False, True, False, False])
     identity = map_points(field, points)
@@ -80,11 +80,11 @@ def test_outside_a_field_points_stay_or_become_nan() -> None:
 def test_wrong_arrays_are_programmers_mistakes() -> None:
     disp = np.zeros((3, 4, 4, 4), np.float32)
     with pytest.raises(ValueError, match="fixed_to_model"):
-        Chain(np.zeros((4, 4)), np.eye(4), np.eye(4), disp)
+        CompositeTransform(np.zeros((4, 4)), np.eye(4), np.eye(4), disp)
     with pytest.raises(ValueError, match=r"\(3, X, Y, Z\)"):
-        Field(disp[:2], np.eye(4))
+        DisplacementField(disp[:2], np.eye(4))
     with pytest.raises(ValueError, match="NaN"):
-        Field(disp + np.nan, np.eye(4))
+        DisplacementField(disp + np.nan, np.eye(4))
     with pytest.raises(ValueError, match=r"\(N, 3\)"):
         map_points(np.eye(4), np.zeros(3))
     with pytest.raises(ValueError, match="outside"):

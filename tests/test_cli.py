@@ -25,8 +25,8 @@ SMALL = ["--model.features", "[4,4]", "--model.head_features", "[4,4]", "--model
 
 
 VERBS = (
-    "register", "preprocess", "apply", "carry", "fit", "validate", "test", "predict", "evaluate", "submit", "container",
-    "export", "demo", "doctor",
+    "register", "preprocess", "apply", "resample-field", "fit", "validate", "test", "predict", "evaluate", "submit",
+    "container", "export", "demo", "doctor",
 )  # fmt: skip
 
 
@@ -371,7 +371,7 @@ def test_no_verb_computes_in_tf32() -> None:
     for start in (
         "from sitreg_lumir.train.settings import prepare_process as start; start()",
         "import sitreg_lumir; sitreg_lumir.load_model()",
-        "from sitreg_lumir.train.predict import Predictor; Predictor([]).setup('predict')",
+        "from sitreg_lumir.challenge.predict import Predictor; Predictor([]).setup('predict')",
     ):
         code = f"""
 import warnings; warnings.simplefilter("error", UserWarning)

@@ -1,11 +1,11 @@
-"""The intensity door: whatever a scan's unit, background or voxel size was, the network sees the same brain."""
+"""Intensity normalisation: whatever a scan's unit, background or voxel size was, the network sees the same brain."""
 
 import numpy as np
 import pytest
 from prepare_samples import Array, turn
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.prepare.conform import conform, inverse, mask_on_grid, normalise, smoothing, support_mask
+from sitreg_lumir.preprocessing.intensity import conform, inverse, mask_on_grid, normalise, smoothing, support_mask
 
 SHAPE = (30, 34, 28)
 GRID = np.diag([1.0, 1.0, 1.0, 1.0])
@@ -23,7 +23,7 @@ def scan() -> tuple[Array, Array]:
     return image, ball
 
 
-def door(image: Array, affine: Array = GRID, shape: tuple[int, int, int] = SHAPE, grid: Array = GRID) -> Array:
+def normalised(image: Array, affine: Array = GRID, shape: tuple[int, int, int] = SHAPE, grid: Array = GRID) -> Array:
     volume, brain = conform(image, affine, support_mask(image, affine), np.eye(4), shape, grid)
     np.testing.assert_array_equal(volume > 0, brain)
     return volume
@@ -53,7 +53,7 @@ def test_an_image_without_foreground_is_refused() -> None:
 
 def test_units_and_background_noise_change_next_to_nothing(scan: tuple[Array, Array]) -> None:
     image, ball = scan
-    reference = door(image)
+    reference = normalised(image)
     inside = image[ball]
     changed = {
         "a I + b": image * 3.7 + 120,
@@ -61,15 +61,15 @@ def test_units_and_background_noise_change_next_to_nothing(scan: tuple[Array, Ar
         "z-scored": (image - image.mean()) / image.std(),
         "z-scored in the brain, 0 outside": np.where(ball, (image - inside.mean()) / inside.std(), 0),
     }
-    for name, one in changed.items():
-        difference = np.abs(door(one.astype(np.float32)) - reference)
+    for name, image in changed.items():
+        difference = np.abs(normalised(image.astype(np.float32)) - reference)
         assert difference.max() < 0.02, name  # of 255
 
 
 def test_the_robust_range_becomes_1_to_255_and_the_outside_is_0(scan: tuple[Array, Array]) -> None:
     image, ball = scan
     hot = image.copy()
-    hot[15, 10, 15] = 1e6  # one hot voxel sets no scale
+    hot[15, 10, 15] = 1e6  # a single outlier must not set the scale
     volume = normalise(hot, ball)
     assert (volume[~ball] == 0).all()
     assert volume[ball].min() == 1 and volume.max() == 255
@@ -78,16 +78,16 @@ def test_the_robust_range_becomes_1_to_255_and_the_outside_is_0(scan: tuple[Arra
 
 def test_flipped_and_permuted_arrays_give_the_same_volume(scan: tuple[Array, Array]) -> None:
     image, _ = scan
-    reference = door(image)
+    reference = normalised(image)
     flip = np.eye(4)
     flip[0, 0], flip[0, 3] = -1, SHAPE[0] - 1
-    np.testing.assert_allclose(door(image[::-1], GRID @ flip), reference, atol=1e-4)
-    np.testing.assert_allclose(door(image.transpose(2, 0, 1), GRID[:, [2, 0, 1, 3]]), reference, atol=1e-4)
+    np.testing.assert_allclose(normalised(image[::-1], GRID @ flip), reference, atol=1e-4)
+    np.testing.assert_allclose(normalised(image.transpose(2, 0, 1), GRID[:, [2, 0, 1, 3]]), reference, atol=1e-4)
 
 
 def test_the_grid_itself_is_met_voxel_by_voxel(scan: tuple[Array, Array]) -> None:
     image, ball = scan
-    np.testing.assert_allclose(door(image), normalise(image, ball), atol=1e-4)
+    np.testing.assert_allclose(normalised(image), normalise(image, ball), atol=1e-4)
 
 
 def test_a_coarser_grid_is_smoothed_for_and_a_finer_one_is_not() -> None:
@@ -130,8 +130,8 @@ def test_a_mask_may_have_another_grid_but_not_another_place(scan: tuple[Array, A
     half = np.diag([2.0, 2.0, 2.0, 1.0])
     half[:3, 3] = 0.5
     coarse = ball.reshape(15, 2, 17, 2, 14, 2).mean(axis=(1, 3, 5)) >= 0.5
-    found = mask_on_grid(coarse.astype(np.int16) * 7, half, SHAPE, GRID)
-    assert found.dtype == np.bool_ and 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.93
+    placed = mask_on_grid(coarse.astype(np.int16) * 7, half, SHAPE, GRID)
+    assert placed.dtype == np.bool_ and 2 * (placed & ball).sum() / (placed.sum() + ball.sum()) > 0.93
     with pytest.raises(InputError, match=r"brain\.nii: the mask is empty on the image's grid"):
         mask_on_grid(coarse, turn((0, 0, 0), (90, 0, 0)) @ half, SHAPE, GRID, "brain.nii")
 

@@ -1,4 +1,4 @@
-"""Intensities carried over from one image's contrast to the other's, on tiny volumes."""
+"""Contrast transfer, on tiny volumes."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sitreg_lumir.deform.ops import warp, warp_mask
 from sitreg_lumir.network.mind import Mind
-from sitreg_lumir.registration.contrasts import Compared, in_both_contrasts, of_one_contrast, outside_lesion
+from sitreg_lumir.registration.contrast_transfer import ComparedImage, same_contrast, transfer_contrasts, without_lesion
 
 SHAPE = (26, 24, 22)
 
@@ -17,9 +17,9 @@ def draw_image(seed: int) -> Tensor:
     return torch.nn.functional.interpolate(coarse, size=SHAPE, mode="trilinear", align_corners=True)
 
 
-def compared(image: Tensor, mask: Tensor | None = None) -> Compared:
+def compared(image: Tensor, mask: Tensor | None = None) -> ComparedImage:
     mask = torch.ones_like(image, dtype=torch.bool) if mask is None else mask
-    return Compared(image * mask, mask)
+    return ComparedImage(image * mask, mask)
 
 
 def shifted(voxels: float) -> Tensor:
@@ -40,14 +40,14 @@ def test_where_the_fields_are_right_the_images_become_one(contrast: object) -> N
     """Whatever one contrast is of the other; only where both ways are functions, both are found."""
     fixed = draw_image(1)
     moving = contrast(fixed)  # type: ignore[operator]
-    here, there = in_both_contrasts(compared(fixed), compared(moving), shifted(0), shifted(0))
-    as_moving = 1 - channel_of(here.values, fixed)
-    assert torch.equal(there.values[:, [as_moving]], moving)
-    error = (here.values[:, [as_moving]] - moving).abs()
+    of_fixed, of_moving = transfer_contrasts(compared(fixed), compared(moving), shifted(0), shifted(0))
+    as_moving = 1 - channel_of(of_fixed.values, fixed)
+    assert torch.equal(of_moving.values[:, [as_moving]], moving)
+    error = (of_fixed.values[:, [as_moving]] - moving).abs()
     assert float(error.mean()) < 0.01 and float(error.quantile(0.99)) < 0.04
 
 
-def test_a_field_tells_what_meets() -> None:
+def test_the_field_decides_which_voxels_are_compared() -> None:
     """The moving image lies two voxels off: only the field that says so gives its contrast."""
     fixed = draw_image(2)
     moving = warp(1 - fixed, shifted(-2))
@@ -55,9 +55,9 @@ def test_a_field_tells_what_meets() -> None:
     pair = compared(fixed), compared(moving, mask)
 
     def error(voxels: float) -> float:
-        here, _ = in_both_contrasts(*pair, shifted(voxels), shifted(-voxels))
-        as_moving = 1 - channel_of(here.values, fixed)
-        return float((here.values[:, [as_moving]] - (1 - fixed)).abs().mean())
+        of_fixed, _ = transfer_contrasts(*pair, shifted(voxels), shifted(-voxels))
+        as_moving = 1 - channel_of(of_fixed.values, fixed)
+        return float((of_fixed.values[:, [as_moving]] - (1 - fixed)).abs().mean())
 
     assert error(2) < 0.01 and 5 * error(2) < error(0)
 
@@ -78,16 +78,16 @@ def test_one_contrast_is_known_from_a_rising_line(contrast: object, same: bool) 
     pair = compared(fixed), compared(contrast(fixed))  # type: ignore[operator]
     for voxels in (0.0, 1.0):
         fields = shifted(voxels), shifted(-voxels)
-        assert of_one_contrast(*pair, *fields) is same
-        assert of_one_contrast(*pair[::-1], *fields[::-1]) is same
+        assert same_contrast(*pair, *fields) is same
+        assert same_contrast(*pair[::-1], *fields[::-1]) is same
 
 
 def test_exchanging_the_images_exchanges_the_results() -> None:
     fixed, moving = compared(draw_image(3)), compared(1 - draw_image(4) ** 2, draw_image(5) > 0.4)
-    one = in_both_contrasts(fixed, moving, shifted(0.4), shifted(-0.4))
-    other = in_both_contrasts(moving, fixed, shifted(-0.4), shifted(0.4))
-    for side, swapped in zip(one, reversed(other), strict=True):
-        assert torch.equal(side.values, swapped.values) and torch.equal(side.mask, swapped.mask)
+    results = transfer_contrasts(fixed, moving, shifted(0.4), shifted(-0.4))
+    exchanged = transfer_contrasts(moving, fixed, shifted(-0.4), shifted(0.4))
+    for result, swapped in zip(results, reversed(exchanged), strict=True):
+        assert torch.equal(result.values, swapped.values) and torch.equal(result.mask, swapped.mask)
 
 
 def test_what_the_mask_leaves_out_does_not_count() -> None:
@@ -95,25 +95,30 @@ def test_what_the_mask_leaves_out_does_not_count() -> None:
     image = draw_image(6)
     mask = draw_image(7) > 0.4
     wild = torch.where(mask, 1 - image, 7.0)
-    here, there = in_both_contrasts(compared(image, mask), Compared((1 - image) * mask, mask), shifted(0), shifted(0))
-    assert not here.values[~mask.expand_as(here.values)].any() and not there.values[~mask.expand_as(there.values)].any()
-    again, _ = in_both_contrasts(compared(image, mask), compared(wild, mask), shifted(0), shifted(0))
-    assert torch.equal(again.values, here.values)
+    of_fixed, of_moving = transfer_contrasts(
+        compared(image, mask), ComparedImage((1 - image) * mask, mask), shifted(0), shifted(0)
+    )
+    assert (
+        not of_fixed.values[~mask.expand_as(of_fixed.values)].any()
+        and not of_moving.values[~mask.expand_as(of_moving.values)].any()
+    )
+    repeated, _ = transfer_contrasts(compared(image, mask), compared(wild, mask), shifted(0), shifted(0))
+    assert torch.equal(repeated.values, of_fixed.values)
 
 
 @pytest.mark.parametrize("case", ["constant", "nothing in the mask", "apart"])
-def test_what_tells_nothing_stays_finite(case: str) -> None:
+def test_images_without_information_stay_finite(case: str) -> None:
     image = draw_image(8)
     empty = torch.zeros_like(image, dtype=torch.bool)
-    other = {
+    moving = {
         "constant": compared(torch.full_like(image, 0.5)),
         "nothing in the mask": compared(image, empty),
         "apart": compared(image),
     }[case]
     far = 100.0 if case == "apart" else 0.0
-    assert isinstance(of_one_contrast(compared(image), other, shifted(far), shifted(-far)), bool)
-    for side in in_both_contrasts(compared(image), other, shifted(far), shifted(-far)):
-        assert side.values.shape == (1, 2, *SHAPE) and bool(side.values.isfinite().all())
+    assert isinstance(same_contrast(compared(image), moving, shifted(far), shifted(-far)), bool)
+    for result in transfer_contrasts(compared(image), moving, shifted(far), shifted(-far)):
+        assert result.values.shape == (1, 2, *SHAPE) and bool(result.values.isfinite().all())
 
 
 def test_an_outlier_does_not_fill_the_bins() -> None:
@@ -121,19 +126,19 @@ def test_an_outlier_does_not_fill_the_bins() -> None:
     image = draw_image(9)
     image[0, 0, 3, 3, 3] = 1000.0
     moving = 1 - draw_image(9)
-    here, _ = in_both_contrasts(compared(image), compared(moving), shifted(0), shifted(0))
-    as_moving = 1 - channel_of(here.values, image)
-    error = (here.values[:, [as_moving]] - moving).abs()
+    of_fixed, _ = transfer_contrasts(compared(image), compared(moving), shifted(0), shifted(0))
+    as_moving = 1 - channel_of(of_fixed.values, image)
+    error = (of_fixed.values[:, [as_moving]] - moving).abs()
     assert float(error.mean()) < 0.01
 
 
-def test_a_lesion_and_all_that_sees_it_is_left_out() -> None:
+def test_a_lesion_and_patches_that_reach_into_it_are_left_out() -> None:
     image, lesion = draw_image(10), torch.zeros(1, 1, *SHAPE)
     lesion[..., 10:12, 10:12, 10:12] = 1
     everywhere = torch.ones_like(image)
     before = image.clone()
-    plain = outside_lesion(image, everywhere, lesion)
+    plain = without_lesion(image, everywhere, lesion)
     assert torch.equal(plain.mask, lesion == 0) and not plain.values[lesion.bool()].any()
-    by_mind = outside_lesion(image, everywhere, lesion, Mind())
+    by_mind = without_lesion(image, everywhere, lesion, Mind())
     assert by_mind.values.shape[1] == 6 and int((~by_mind.mask).sum()) > int(lesion.sum())
     assert torch.equal(image, before)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from data_samples import AFFINE, SHAPE, head, save
 
-from sitreg_lumir.data.volumes import read_labels, read_shape, read_volume
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.read import read_labels, read_shape, read_volume
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])

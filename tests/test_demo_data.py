@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sitreg_lumir.data.demo import make_demo_data, true_disp
-from sitreg_lumir.data.demo_brain import STRUCTURES
+from sitreg_lumir.demo.brain import STRUCTURES
+from sitreg_lumir.demo.data import make_demo_data, true_disp
 from sitreg_lumir.errors import InputError
 
 SMALL: dict[str, Any] = {"shape": (27, 37, 32), "voxel_size": 6.0, "training": 2, "validation": 2}
@@ -102,7 +102,7 @@ def test_the_true_fields_align_labels_landmarks_and_images(made: Path) -> None:
     centres, before, after = (
         np.array(ndimage.center_of_mass(blobs > 0, blobs, ids)) for blobs in (fixed, moving, warp(moving, disp, 0))
     )
-    error_before, error = (np.linalg.norm(found - centres, axis=1).mean() for found in (before, after))
+    error_before, error = (np.linalg.norm(located - centres, axis=1).mean() for located in (before, after))
     assert error < 0.6 * error_before
 
     fixed, moving = (read(made, "imagesVal", subject).astype(float) for subject in ("0100", "0101"))
@@ -112,19 +112,19 @@ def test_the_true_fields_align_labels_landmarks_and_images(made: Path) -> None:
 
 
 def test_the_true_fields_are_diffeomorphic_and_inverse(made: Path) -> None:
-    there, back = true_disp(made, "0100", "0101"), true_disp(made, "0101", "0100")
-    residual = there + np.stack([warp(part, there, 1) for part in back])
+    forth, back = true_disp(made, "0100", "0101"), true_disp(made, "0101", "0100")
+    residual = forth + np.stack([warp(part, forth, 1) for part in back])
     assert np.linalg.norm(residual, axis=0).max() < 0.25  # voxels
-    gradient = np.stack([np.stack(np.gradient(part), -1) for part in there], -2) + np.eye(3)
+    gradient = np.stack([np.stack(np.gradient(part), -1) for part in forth], -2) + np.eye(3)
     assert np.linalg.det(gradient).min() > 0
 
 
 def test_the_seed_decides_everything(made: Path, tmp_path: Path) -> None:
     again = make_demo_data(tmp_path / "again", **SMALL).parent
-    other = make_demo_data(tmp_path / "other", **SMALL, seed=1).parent
+    reseeded = make_demo_data(tmp_path / "other", **SMALL, seed=1).parent
     for path in sorted(made.rglob("*.nii.gz")):
-        images: list[Any] = [nib.load(root / path.relative_to(made)) for root in (made, again, other)]
-        image, repeated, changed = (np.asarray(each.dataobj) for each in images)
+        images: list[Any] = [nib.load(root / path.relative_to(made)) for root in (made, again, reseeded)]
+        image, repeated, changed = (np.asarray(image.dataobj) for image in images)
         np.testing.assert_array_equal(image, repeated)
         assert (image != changed).any()
 
@@ -138,7 +138,7 @@ def test_a_folder_that_fits_is_reused_and_another_is_refused(made: Path, tmp_pat
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match="mine: is there already"):
+    with pytest.raises(InputError, match="mine: exists already"):
         make_demo_data(mine, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
@@ -147,7 +147,7 @@ def test_nothing_is_left_when_it_fails(tmp_path: Path, monkeypatch: pytest.Monke
     def broken(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("sitreg_lumir.data.demo._write_lists", broken)
+    monkeypatch.setattr("sitreg_lumir.demo.data._write_lists", broken)
     with pytest.raises(OSError, match="disk full"):
         make_demo_data(tmp_path / "demo", **SMALL)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sitreg_lumir.cli.doctor import add_doctor
+from sitreg_lumir.cli.diagnose import add_doctor
 from sitreg_lumir.deform import ops
 from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.network import shipped

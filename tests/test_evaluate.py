@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sitreg_lumir.challenge.evaluate import evaluate
+from sitreg_lumir.challenge.means import summarise
+from sitreg_lumir.challenge.provenance import make_provenance, save_field
 from sitreg_lumir.data.lumir import LumirDataset, read_dataset
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.evaluate import evaluate
-from sitreg_lumir.files.means import summarise
-from sitreg_lumir.files.nifti import save_disp, save_volume
-from sitreg_lumir.files.provenance import make_provenance, save_field
+from sitreg_lumir.io.write import save_disp, save_volume
 
 SHAPE = (14, 16, 12)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -125,7 +125,7 @@ def test_extra_fields_are_named_and_left_out(
 
 def test_fields_of_other_images_are_refused(tmp_path: Path, datasets: list[LumirDataset]) -> None:
     write_fields(tmp_path / "out", datasets[:1])
-    with pytest.raises(InputError, match="other images"):
+    with pytest.raises(InputError, match="another image"):
         evaluate(tmp_path / "out", datasets[1:])
     assert not (tmp_path / "out" / "evaluation.csv").exists()
 

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.nifti import load_disp, save_disp, save_volume
+from sitreg_lumir.io.read import load_disp
+from sitreg_lumir.io.write import save_disp, save_volume
 
 SHAPE = (5, 7, 6)
 AFFINE = np.array([[2.0, 0, 0, -79], [0, 2, 0, -128], [0, 0, 2, -90], [0, 0, 0, 1]])

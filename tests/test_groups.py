@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from test_report import Page
 from test_wandb import read_run, segments
 
+from sitreg_lumir.challenge.evaluate import evaluate
 from sitreg_lumir.cli import main
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.groups import CONFIGS, challenge_lists, read_lists
 from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.evaluate import evaluate
-from sitreg_lumir.files.nifti import save_disp, save_volume
+from sitreg_lumir.io.write import save_disp, save_volume
 from sitreg_lumir.train.panels import choose_pairs
 
 SHAPE = (12, 14, 10)

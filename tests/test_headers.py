@@ -14,7 +14,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.scans import Scan, read_grid, read_image
+from sitreg_lumir.io.read import Scan, read_grid, read_image
 
 SHAPE = (6, 7, 5)
 PIXDIM, INTENT, DATATYPE, VOX_OFFSET, UNITS, QFORM_CODE, SFORM_CODE, QUATERN, SROW, MAGIC, DIM = (

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sitreg_lumir.deform.ops import compose, use_backend, warp, warp_mask
 from sitreg_lumir.deform.torch_backend import grid_points
-from sitreg_lumir.measures.losses import cycle_mask, diffusion, group_consistency, lncc, ndv_sum, similarity
+from sitreg_lumir.losses import cycle_mask, diffusion, group_consistency, lncc, ndv_sum, warped_lncc
 
 DTYPES = [torch.float64, torch.float32]
 
@@ -61,7 +61,7 @@ def similarity_of(stored, dtype, directions):
     for name, fixed, moving in directions:
         disp = stored[f"{name}_displacement"].to(dtype).clone().requires_grad_()
         images = stored[f"image_{fixed}"].to(dtype), stored[f"image_{moving}"].to(dtype)
-        values.append(similarity(disp, *images, stored[f"mask_{fixed}"], stored[f"mask_{moving}"]))
+        values.append(warped_lncc(disp, *images, stored[f"mask_{fixed}"], stored[f"mask_{moving}"]))
         gradients.append(torch.autograd.grad(values[-1] / 2, disp)[0])
         values[-1] = float(values[-1].detach())
     return values, gradients

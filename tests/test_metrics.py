@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sitreg_lumir.deform.jacobian import COLUMNS, determinant, jacobian_determinant, non_diffeomorphic_volume
-from sitreg_lumir.measures.metrics import RegistrationScores, dsc, hd95, ndv, score_pair, tre, warp_nearest
-from sitreg_lumir.measures.surface import area_table, robust_hausdorff
+from sitreg_lumir.metrics import PairTable, dsc, hd95, ndv, score_pair, tre, warp_nearest
+from sitreg_lumir.metrics.surface import area_table, robust_hausdorff
 
 SHAPE = (12, 14, 10)
 
@@ -146,38 +145,47 @@ def test_uneven_voxels_give_other_millimetres() -> None:
     assert (scores["hd95"], scores["hd95_mm"]) == (2, 6)
 
 
-def _update(scores: RegistrationScores, group: str, shift: int) -> None:
+def _add(table: PairTable, contrasts: str, shift: int) -> None:
     fixed = torch.from_numpy(cube().astype(np.int32))
-    arguments: dict[str, Any] = {"fixed_labels": fixed, "moving_labels": fixed.roll(shift, 0), "labels": [1]}
-    scores.update(torch.zeros(3, *SHAPE), group=group, **arguments)
+    maps: dict[str, Any] = {"fixed_labels": fixed, "moving_labels": fixed.roll(shift, 0), "labels": [1]}
+    table.add(score_pair(torch.zeros(3, *SHAPE), **maps), contrasts=contrasts)
 
 
-def test_torchmetric_keeps_groups_apart_and_processes_add_up() -> None:
-    whole, one, two = RegistrationScores(), RegistrationScores(), RegistrationScores()
-    for part, group, shift in ((one, "T1-T1", 0), (one, "T1-T2", 2), (two, "T1-T2", 1), (two, "T2-T2", 1)):
-        _update(whole, group, shift)
-        _update(part, group, shift)
-    result: dict[str, Tensor] = whole.compute()
+def test_the_table_keeps_contrasts_apart_and_processes_put_their_rows_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, first, second = PairTable(), PairTable(), PairTable()
+    pairs = (("T1-T1", 0), ("T1-T2", 1), ("T1-T2", 2), ("T2-T2", 1), ("T1-T2", 3))
+    for index, (contrasts, shift) in enumerate(pairs):
+        _add(whole, contrasts, shift)
+        _add((first, second)[index % 2], contrasts, shift)
+    result = whole.means()
     assert result["dsc/T1-T1"] == 1
-    torch.testing.assert_close(result["dsc/T1-T2"], torch.tensor((0.5 + 0.75) / 2, dtype=torch.float64))
+    torch.testing.assert_close(result["dsc/T1-T2"], torch.tensor((0.75 + 0.5 + 0.25) / 3, dtype=torch.float64))
     torch.testing.assert_close(result["gap"], result["dsc/T1-T1"] - result["dsc/T1-T2"])
     assert result["hd95/other"] == 1
     assert result["ndv"] == 0
     assert not any(key.startswith("tre") for key in result)
-    for name in ("sums", "counts", "infinite"):  # what a distributed run reduces
-        setattr(one, name, getattr(one, name) + getattr(two, name))
-    one._update_count, one._computed = 4, None
-    torch.testing.assert_close(one.compute(), result)
-    whole.reset()
-    with pytest.warns(UserWarning, match="before the ``update``"):
-        assert whole.compute() == {}
+
+    def gather(into: list[Any], own: Any) -> None:
+        assert own is first.rows
+        into[:] = [first.rows, second.rows]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    assert first.means() == result  # to the last bit: the rows come back in the order of the pairs
+    monkeypatch.undo()
+    whole.clear()
+    assert whole.means() == {}
 
 
-def test_torchmetric_counts_infinite_distances() -> None:
-    scores = RegistrationScores()
-    _update(scores, "T1-T1", 0)
+def test_the_table_counts_infinite_distances() -> None:
+    table = PairTable()
+    _add(table, "T1-T1", 0)
     fixed = cube().astype(np.int32)
-    scores.update(torch.full((3, *SHAPE), 99.0), group="T1-T1", fixed_labels=fixed, moving_labels=fixed, labels=[1])
-    result = scores.compute()
-    assert result["hd95/T1-T1"].isinf()
+    lost = score_pair(np.full((3, *SHAPE), 99.0), fixed_labels=fixed, moving_labels=fixed, labels=[1])
+    table.add(lost, contrasts="T1-T1", group="in-domain")
+    result = table.means()
+    assert result["hd95/T1-T1"].isinf() and result["hd95/in-domain"].isinf()
     assert result["hd95_infinite/T1-T1"] == 1

@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sitreg_lumir import metrics
 from sitreg_lumir.deform.jacobian import determinant, jacobian_determinant, non_diffeomorphic_volume
-from sitreg_lumir.measures import metrics
 
 ORACLES = Path(os.environ.get("SITREG_ORACLES", Path(__file__).parents[2] / "shared" / "oracles"))
 pytestmark = pytest.mark.skipif(not ORACLES.is_dir(), reason=f"no oracle files in {ORACLES} (set SITREG_ORACLES)")
@@ -49,19 +49,19 @@ def test_oracle_overlap_distance_and_landmarks(cases: list[dict[str, Any]]) -> N
         assert_allclose(before, case["tre_identity"], rtol=0, atol=1e-9)
 
 
-def test_oracle_scores_of_a_pair_and_of_the_torchmetric(cases: list[dict[str, Any]]) -> None:
+def test_oracle_scores_of_a_pair_and_of_the_table(cases: list[dict[str, Any]]) -> None:
     names = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
     for case in cases:
-        scores = metrics.RegistrationScores()
-        scores.update(
+        scores = metrics.score_pair(
             torch.from_numpy(case["displacement"]).movedim(-1, 0),
-            group="T1-T2",
             fixed_mask=case["fixed_image"] > 0,
             labels=case["labels"].tolist(),
             voxel_size=2.0,
             **{name: torch.from_numpy(case[name]) for name in names},
         )
-        result = scores.compute()
+        table = metrics.PairTable()
+        table.add(scores, contrasts="T1-T2")
+        result = table.means()
         expected = {"dsc": "dice_mean", "hd95": "hd95_mean", "tre": "tre"}
         for name, key in expected.items():
             if np.isnan(case[key]):

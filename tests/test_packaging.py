@@ -55,7 +55,7 @@ def test_the_wheel_holds_every_config(built: Path) -> None:
     configs = {f"sitreg_lumir/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert configs
     assert configs <= names
-    assert "sitreg_lumir/data/demo.py" in names
+    assert "sitreg_lumir/demo/data.py" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith("tests") for name in names)
 

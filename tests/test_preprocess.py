@@ -12,15 +12,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 (its usual name)
 from prepare_samples import Array, Sample, apart, brain, head, quick_alignment, turn
 
-from sitreg_lumir.cli.preprocess import add_preprocess
-from sitreg_lumir.data.volumes import read_volume
+from sitreg_lumir.cli.register import add_preprocess
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.resample import resample
-from sitreg_lumir.files.transforms import load_affine
-from sitreg_lumir.prepare import preprocess as module
-from sitreg_lumir.prepare.align import Alignment
-from sitreg_lumir.prepare.frame import LUMIR_SHAPE, load_frame, lumir_affine
-from sitreg_lumir.prepare.preprocess import MASK, TRANSFORM, preprocess
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.io.itk import load_affine
+from sitreg_lumir.io.read import read_volume
+from sitreg_lumir.preprocessing import place
+from sitreg_lumir.preprocessing import preprocess as module
+from sitreg_lumir.preprocessing.align import Alignment
+from sitreg_lumir.preprocessing.preprocess import MASK, TRANSFORM, preprocess
+from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, load_template, lumir_affine
 
 TRUTH = turn((10, -7, 15), (5, -12, 8), (1.06, 0.95, 1.02))
 FILES = ("t1.nii.gz", "t1" + MASK, "t1" + TRANSFORM)
@@ -43,7 +44,7 @@ def quick() -> Iterator[None]:
 def aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the alignment where something else is looked at."""
     known = Alignment(TRUTH, 0.1, 1.0, 0.5, 0.97, 20.0, 30.0)
-    monkeypatch.setattr(module, "align_to_frame", lambda *_: known)
+    monkeypatch.setattr(place, "align_to_template", lambda *_: known)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +74,10 @@ def made(folder: Path) -> Path:
 
 def template() -> tuple[Array, Array]:
     """The template and its brain on LUMIR's grid."""
-    frame = load_frame()
+    template = load_template()
     image, share = (
-        resample(one, frame.affine, np.eye(4), LUMIR_SHAPE, lumir_affine())
-        for one in (frame.image, frame.mask.astype(np.float32))
+        resample(volume, template.affine, np.eye(4), LUMIR_SHAPE, lumir_affine())
+        for volume in (template.image, template.mask.astype(np.float32))
     )
     return image, share >= 0.5
 
@@ -145,9 +146,9 @@ def test_another_contrast_without_skull_needs_no_mask(tmp_path: Path, capsys: py
     assert dice(values > 0, mask) > 0.95
     both = mask & (values > 0)
     assert np.corrcoef(values[both], image[both])[0, 1] < -0.7
-    told = capsys.readouterr().out
-    assert "its foreground" in told and "bias field kept" in told
-    assert f"register --fixed {out}" in told and "warning" not in told
+    printed = capsys.readouterr().out
+    assert "its foreground" in printed and "bias field kept" in printed
+    assert f"register --fixed {out}" in printed and "warning" not in printed
 
 
 def test_the_templates_mask_comes_with_a_warning(
@@ -159,11 +160,11 @@ def test_the_templates_mask_comes_with_a_warning(
     assert "warning: the template's mask fits" in capsys.readouterr().out
 
 
-def test_without_deepbet_the_line_that_installs_it_is_told(
+def test_without_deepbet_the_line_that_installs_it_is_printed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "deepbet", None)  # as if it were not installed
-    with pytest.raises(InputError, match=r"pip install 'sitreg-lumir\[strip\]'.*--mask"):
+    with pytest.raises(InputError, match=r"pip install 'sitreg-lumir\[strip\]'.*`mask`"):
         preprocess(folder / "head.nii.gz", tmp_path / "t1.nii.gz")
     assert not list(tmp_path.iterdir())
 
@@ -188,7 +189,7 @@ def test_wrong_input_is_refused_before_the_work(folder: Path, tmp_path: Path, sa
         r"nan\.nii\.gz: 1 of \d+ voxels are NaN": {"raw": tmp_path / "nan.nii.gz", "mask": mask},
         r"no\.nii\.gz: no such file": {"mask": tmp_path / "no.nii.gz"},
         r"far\.nii\.gz: the mask is empty on the image's grid": {"mask": tmp_path / "far.nii.gz"},
-        r"--strip none: the brain is what --mask says": {"mask": mask, "strip": "none"},
+        r"`strip` is none but `mask` says where the brain is": {"mask": mask, "strip": "none"},
         r"t1\.mgz: the name must end in": {"out": tmp_path / "t1.mgz", "mask": mask},
         r"head\.nii\.gz: is an input, too": {"out": raw, "mask": mask},
         r"mask\.nii\.gz: is an input, too": {"out": mask, "mask": mask},

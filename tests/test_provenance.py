@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from sitreg_lumir import __version__
-from sitreg_lumir.data.lumir import Image, Pair
-from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.provenance import (
+from sitreg_lumir.challenge.provenance import (
     Provenance,
     compare,
     find_field,
@@ -20,8 +18,10 @@ from sitreg_lumir.files.provenance import (
     provenance_path,
     read_provenance,
     save_field,
-    sha256_file,
 )
+from sitreg_lumir.data.lumir import Image, Pair
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.checksum import sha256_file
 
 MEMBER = {"name": "last.ckpt", "sha256": "0" * 64}
 
@@ -156,7 +156,7 @@ def test_a_changed_image_of_the_same_name_stops_the_run(tmp_path: Path, inner: l
     inner[0].moving.path.write_text("another brain")
     with pytest.raises(InputError, match=r"moving\.sha256"):
         plan_fields(tmp_path / "out", inner[:1], provenance_of)
-    with pytest.raises(InputError, match="other versions"):
+    with pytest.raises(InputError, match="another version"):
         find_field(tmp_path / "out", inner[0])
 
 
@@ -203,7 +203,7 @@ def test_fields_of_other_software_and_of_other_pairs(tmp_path: Path, inner: list
     folder = tmp_path / "out"
     assert find_field(folder, inner[0]) is None
     run(folder, inner[:1])
-    with pytest.raises(InputError, match="other images"):
+    with pytest.raises(InputError, match="another image"):
         find_field(folder, cross[0])
     provenance_path(folder / "disp_0100_0101.nii.gz").unlink()
     found = find_field(folder, inner[0])

@@ -10,7 +10,7 @@ import pytest
 from documents import DOCS, PAGES, README, ROOT, commands, files_shown, name_of
 
 from sitreg_lumir.cli import command_line, main
-from sitreg_lumir.data.examples import labels_of
+from sitreg_lumir.demo.examples import labels_of
 from sitreg_lumir.train.configs import config_names
 
 OPEN_VERBS = ("fit", "validate", "test", "predict")  # they take every setting of data, model and Trainer

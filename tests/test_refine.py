@@ -9,12 +9,12 @@ from torch import Tensor
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import compose, invert, upsample_control_points, warp, warp_mask
 from sitreg_lumir.deform.state import SymmetricState
-from sitreg_lumir.measures.losses import ndv_sum
-from sitreg_lumir.measures.metrics import ndv
+from sitreg_lumir.losses import ndv_sum
+from sitreg_lumir.metrics import ndv
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg, run_stages
-from sitreg_lumir.registration.contrasts import channel_lncc
-from sitreg_lumir.registration.refine import Refined, control_points_of, refine
+from sitreg_lumir.registration.contrast_transfer import channel_lncc
+from sitreg_lumir.registration.optimise import Optimised, control_points_of, optimise
 
 SHAPE = (24, 22, 20)
 LEVELS = 3
@@ -27,8 +27,8 @@ def draw_points(seed: int, share: float) -> list[tuple[Tensor, Tensor]]:
     for level in reversed(range(LEVELS)):
         size = [-(-length // 2**level) for length in SHAPE]
         reach = 0.99 * share * control_point_bound((2**level,) * 3)
-        one, other = (reach * (2 * torch.rand(1, 3, *size, generator=generator) - 1) for _ in range(2))
-        updates.append((one, other))
+        moving, fixed = (reach * (2 * torch.rand(1, 3, *size, generator=generator) - 1) for _ in range(2))
+        updates.append((moving, fixed))
     return updates
 
 
@@ -58,73 +58,75 @@ def pair() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def refined(pair: dict[str, Tensor]) -> Refined:
-    return refine(draw_points(seed=2, share=0.2), **pair, steps=8)
+def optimised(pair: dict[str, Tensor]) -> Optimised:
+    return optimise(draw_points(seed=2, share=0.2), **pair, steps=8)
 
 
 def exchanged(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same pair with the roles swapped."""
-    other = {"fixed": "moving", "moving": "fixed"}
-    return {name.replace(role, other[role]): value for name, value in values.items() for role in [name.split("_")[0]]}
+    swap = {"fixed": "moving", "moving": "fixed"}
+    return {name.replace(role, swap[role]): value for name, value in values.items() for role in [name.split("_")[0]]}
 
 
-def assert_equal(one: Refined, other: Refined) -> None:
+def assert_equal(first: Optimised, second: Optimised) -> None:
     """To the last bit."""
-    assert torch.equal(one.disp, other.disp) and torch.equal(one.disp_inv, other.disp_inv)
-    assert (one.steps, one.objective, one.dissimilarity) == (other.steps, other.objective, other.dissimilarity)
+    assert torch.equal(first.disp, second.disp) and torch.equal(first.disp_inv, second.disp_inv)
+    assert (first.steps, first.objective, first.dissimilarity) == (second.steps, second.objective, second.dissimilarity)
 
 
 @pytest.mark.parametrize("similarity", ["mind", "lncc"])
 def test_the_objective_falls_and_the_images_grow_alike(pair: dict[str, Tensor], similarity: str) -> None:
-    found = refine(draw_points(seed=2, share=0.2), **pair, steps=8, similarity=similarity, window=5)
-    assert found.improved and 0 < found.steps <= 8
-    assert found.objective[1] < found.objective[0]
-    assert found.dissimilarity[1] < found.dissimilarity[0]
+    result = optimise(draw_points(seed=2, share=0.2), **pair, steps=8, similarity=similarity, window=5)
+    assert result.improved and 0 < result.steps <= 8
+    assert result.objective[1] < result.objective[0]
+    assert result.dissimilarity[1] < result.dissimilarity[0]
 
 
 def test_more_steps_never_give_something_worse(pair: dict[str, Tensor]) -> None:
     """Each run keeps the best that it met, the prediction included, and a longer one gets further."""
     start = draw_points(seed=2, share=0.2)
-    after = [refine(start, **pair, steps=steps).objective for steps in (0, 2, 5)]
+    after = [optimise(start, **pair, steps=steps).objective for steps in (0, 2, 5)]
     assert after[0][0] == after[0][1] == after[1][0] == after[2][0]
     assert after[2][1] <= after[1][1] <= after[0][1]
 
 
 @pytest.mark.parametrize("steps", [11, 21])
-def test_carrying_over_anew_never_gives_something_worse(pair: dict[str, Tensor], steps: int) -> None:
-    """After steps 10 and 20: what comes then is compared with the prediction in the same way, or that is kept."""
+def test_repeated_contrast_transfer_never_gives_something_worse(pair: dict[str, Tensor], steps: int) -> None:
+    """After steps 10 and 20: later fields are compared with the prediction alike, or the prediction is kept."""
     start = draw_points(seed=2, share=0.2)
-    found = refine(start, **pair, steps=steps)
-    assert found.steps in range(steps - 1, steps + 1) and found.objective[1] < found.objective[0]
-    spoiled = refine(start, **pair, steps=steps, learning_rate=200.0)
-    assert not spoiled.improved and torch.equal(spoiled.disp, fields(start)[0])
+    result = optimise(start, **pair, steps=steps)
+    assert result.steps in range(steps - 1, steps + 1) and result.objective[1] < result.objective[0]
+    overshot = optimise(start, **pair, steps=steps, learning_rate=200.0)
+    assert not overshot.improved and torch.equal(overshot.disp, fields(start)[0])
 
 
-def test_intensities_are_carried_over_where_the_contrasts_differ(pair: dict[str, Tensor], refined: Refined) -> None:
-    assert refined.carried_over  # one is the other's inverse
+def test_contrasts_are_transferred_where_they_differ(pair: dict[str, Tensor], optimised: Optimised) -> None:
+    assert optimised.contrasts_transferred  # one is the other's inverse
     alike = {**pair, "moving": (1 - pair["moving"]) * pair["moving_mask"]}
     start = draw_points(seed=2, share=0.2)
-    found = refine(start, **alike, steps=2)
-    assert found.improved and not found.carried_over
-    assert not refine(start, **pair, steps=2, similarity="mind").carried_over
+    result = optimise(start, **alike, steps=2)
+    assert result.improved and not result.contrasts_transferred
+    assert not optimise(start, **pair, steps=2, similarity="mind").contrasts_transferred
 
 
 def test_it_finds_a_known_deformation(pair: dict[str, Tensor]) -> None:
     """From nothing, across an inverted contrast, well inside the image."""
-    start = [(torch.zeros_like(one), torch.zeros_like(other)) for one, other in draw_points(seed=2, share=0.0)]
+    start = [(torch.zeros_like(first), torch.zeros_like(second)) for first, second in draw_points(seed=2, share=0.0)]
     truth, _ = fields(draw_points(seed=1, share=0.5))  # the fixed image's place in the moving one is its inverse
-    found = refine(start, **pair, steps=40, learning_rate=0.05)
-    back = compose(truth, found.disp)  # identity where the deformation is found
+    result = optimise(start, **pair, steps=40, learning_rate=0.05)
+    back = compose(truth, result.disp)  # identity where the deformation is result
     before = truth.norm(dim=1, keepdim=True)[pair["fixed_mask"]].mean()
     assert float(back.norm(dim=1, keepdim=True)[pair["fixed_mask"]].mean()) < 0.75 * float(before)
 
 
-def test_exchanging_the_images_exchanges_the_results(pair: dict[str, Tensor], refined: Refined) -> None:
+def test_exchanging_the_images_exchanges_the_results(pair: dict[str, Tensor], optimised: Optimised) -> None:
     start = draw_points(seed=2, share=0.2)
-    found = refine([(reverse, points) for points, reverse in start], **exchanged(pair), steps=8)
-    assert torch.equal(found.disp, refined.disp_inv) and torch.equal(found.disp_inv, refined.disp)
-    assert found.objective == refined.objective and found.steps == refined.steps
-    for (points, reverse), (swapped, swapped_reverse) in zip(refined.control_points, found.control_points, strict=True):
+    result = optimise([(reverse, points) for points, reverse in start], **exchanged(pair), steps=8)
+    assert torch.equal(result.disp, optimised.disp_inv) and torch.equal(result.disp_inv, optimised.disp)
+    assert result.objective == optimised.objective and result.steps == optimised.steps
+    for (points, reverse), (swapped, swapped_reverse) in zip(
+        optimised.control_points, result.control_points, strict=True
+    ):
         assert torch.equal(points, swapped_reverse) and torch.equal(reverse, swapped)
 
 
@@ -132,16 +134,18 @@ def test_exchanging_images_with_lesions_exchanges_the_results(pair: dict[str, Te
     lesion = torch.zeros_like(pair["fixed_mask"])
     lesion[..., 8:12, 8:12, 8:12] = True
     start = draw_points(seed=2, share=0.2)
-    one = refine(start, **pair, steps=3, fixed_lesion=lesion)
-    other = refine([update[::-1] for update in start], **exchanged(pair), steps=3, moving_lesion=lesion)
-    assert torch.equal(one.disp, other.disp_inv) and torch.equal(one.disp_inv, other.disp)
+    plain = optimise(start, **pair, steps=3, fixed_lesion=lesion)
+    swapped = optimise([update[::-1] for update in start], **exchanged(pair), steps=3, moving_lesion=lesion)
+    assert torch.equal(plain.disp, swapped.disp_inv) and torch.equal(plain.disp_inv, swapped.disp)
 
 
 @pytest.mark.parametrize("learning_rate", [0.02, 3.0])
 def test_updates_stay_within_their_bounds(pair: dict[str, Tensor], learning_rate: float) -> None:
     """However far a step goes: the bound keeps each update invertible."""
-    found = refine(draw_points(seed=2, share=1.0), **pair, steps=4, learning_rate=learning_rate, diffusion_weight=0.0)
-    for level, update in zip(reversed(range(LEVELS)), found.control_points, strict=True):
+    result = optimise(
+        draw_points(seed=2, share=1.0), **pair, steps=4, learning_rate=learning_rate, diffusion_weight=0.0
+    )
+    for level, update in zip(reversed(range(LEVELS)), result.control_points, strict=True):
         bound = control_point_bound((2**level,) * 3)
         for points in update:
             assert float(points.abs().max()) < bound
@@ -149,26 +153,28 @@ def test_updates_stay_within_their_bounds(pair: dict[str, Tensor], learning_rate
             assert float(compose(field, invert(field, tolerance=1e-4)).abs().max()) < 1e-3
 
 
-def test_coarser_levels_stay_as_predicted(pair: dict[str, Tensor], refined: Refined) -> None:
+def test_coarser_levels_stay_as_predicted(pair: dict[str, Tensor], optimised: Optimised) -> None:
     """Only the finest ones change, two or as many as asked for, and the fields are what all compose to."""
     start = draw_points(seed=2, share=0.2)
-    found = refine(start, **pair, steps=4, levels=1)
-    assert found.improved and len(found.control_points) == LEVELS
+    result = optimise(start, **pair, steps=4, levels=1)
+    assert result.improved and len(result.control_points) == LEVELS
 
-    def same(one: Any, other: Any) -> list[bool]:
+    def same(first: Any, second: Any) -> list[bool]:
         return [
-            torch.equal(a, b) for update, old in zip(one, other, strict=True) for a, b in zip(update, old, strict=True)
+            torch.equal(a, b)
+            for update, old in zip(first, second, strict=True)
+            for a, b in zip(update, old, strict=True)
         ]
 
-    assert same(found.control_points, start) == [True, True, True, True, False, False]
-    assert same(refined.control_points, start) == [True, True, False, False, False, False]
-    assert torch.equal(found.disp, fields(found.control_points)[0])
+    assert same(result.control_points, start) == [True, True, True, True, False, False]
+    assert same(optimised.control_points, start) == [True, True, False, False, False, False]
+    assert torch.equal(result.disp, fields(result.control_points)[0])
 
 
-def test_refinement_does_not_fold(pair: dict[str, Tensor], refined: Refined) -> None:
+def test_refinement_does_not_fold(pair: dict[str, Tensor], optimised: Optimised) -> None:
     predicted, _ = fields(draw_points(seed=2, share=0.2))
     assert ndv(predicted[0]) == 0
-    assert ndv(refined.disp[0]) == ndv(refined.disp_inv[0]) == 0
+    assert ndv(optimised.disp[0]) == ndv(optimised.disp_inv[0]) == 0
 
 
 def test_a_folded_prediction_is_unfolded(pair: dict[str, Tensor]) -> None:
@@ -176,8 +182,8 @@ def test_a_folded_prediction_is_unfolded(pair: dict[str, Tensor]) -> None:
     start = draw_points(seed=7, share=1.0)
     before = sum(float(ndv_sum(field)) for field in fields(start))
     assert before > 0.01
-    found = refine(start, **pair, steps=8, ndv_weight=1e-2)
-    assert sum(float(ndv_sum(field)) for field in (found.disp, found.disp_inv)) < 0.5 * before
+    result = optimise(start, **pair, steps=8, ndv_weight=1e-2)
+    assert sum(float(ndv_sum(field)) for field in (result.disp, result.disp_inv)) < 0.5 * before
 
 
 @pytest.mark.parametrize("similarity", ["mind", "lncc"])
@@ -191,52 +197,52 @@ def test_what_a_lesion_shows_does_not_matter(pair: dict[str, Tensor], similarity
         changed[role] = torch.where(lesions[f"{role}_lesion"], torch.rand(1, 1, *SHAPE), pair[role])
     start = draw_points(seed=2, share=0.2)
     options: dict[str, Any] = {"steps": 3, "similarity": similarity, "window": 5}
-    assert_equal(refine(start, **changed, **lesions, **options), refine(start, **pair, **lesions, **options))
-    without = refine(start, **changed, **options)
-    assert not torch.equal(without.disp, refine(start, **pair, **options).disp)  # but would without the lesion masks
+    assert_equal(optimise(start, **changed, **lesions, **options), optimise(start, **pair, **lesions, **options))
+    without = optimise(start, **changed, **options)
+    assert not torch.equal(without.disp, optimise(start, **pair, **options).disp)  # but would without the lesion masks
 
 
 def test_a_lesion_moves_with_its_surroundings(pair: dict[str, Tensor]) -> None:
     """Nothing inside is compared, yet the regularisers and its neighbours move it."""
     lesion = torch.zeros_like(pair["fixed_mask"])
     lesion[..., 9:14, 9:14, 9:14] = True
-    start = [(torch.zeros_like(one), torch.zeros_like(other)) for one, other in draw_points(seed=2, share=0.0)]
-    found = refine(start, **pair, steps=8, fixed_lesion=lesion)
-    assert float(found.disp[0, :, 11, 11, 11].norm()) > 1e-3
+    start = [(torch.zeros_like(first), torch.zeros_like(second)) for first, second in draw_points(seed=2, share=0.0)]
+    result = optimise(start, **pair, steps=8, fixed_lesion=lesion)
+    assert float(result.disp[0, :, 11, 11, 11].norm()) > 1e-3
 
 
 def test_no_step_gives_the_prediction(pair: dict[str, Tensor]) -> None:
     start = draw_points(seed=2, share=0.2)
-    found = refine(start, **pair, steps=0)
+    result = optimise(start, **pair, steps=0)
     disp, disp_inv = fields(start)
-    assert torch.equal(found.disp, disp) and torch.equal(found.disp_inv, disp_inv)
-    assert found.steps == 0 and not found.improved and found.objective[0] == found.objective[1]
+    assert torch.equal(result.disp, disp) and torch.equal(result.disp_inv, disp_inv)
+    assert result.steps == 0 and not result.improved and result.objective[0] == result.objective[1]
 
 
 def test_what_cannot_be_improved_is_kept(pair: dict[str, Tensor]) -> None:
-    """An image and itself from the identity: each step could but spoil it."""
-    start = [(torch.zeros_like(one), torch.zeros_like(other)) for one, other in draw_points(seed=2, share=0.0)]
+    """An image and itself from the identity: each step could only make it worse."""
+    start = [(torch.zeros_like(first), torch.zeros_like(second)) for first, second in draw_points(seed=2, share=0.0)]
     same = {"fixed": pair["fixed"], "moving": pair["fixed"]}
     masks = {"fixed_mask": pair["fixed_mask"], "moving_mask": pair["fixed_mask"]}
-    found = refine(start, **same, **masks, steps=3)
-    assert not found.improved and float(found.disp.abs().max()) == 0
+    result = optimise(start, **same, **masks, steps=3)
+    assert not result.improved and float(result.disp.abs().max()) == 0
 
 
 def test_a_step_that_overshoots_is_not_kept(pair: dict[str, Tensor]) -> None:
     start = draw_points(seed=2, share=0.1)
-    found = refine(start, **pair, steps=2, learning_rate=50.0)
-    assert not found.improved and found.objective[1] == found.objective[0]
-    assert torch.equal(found.disp, fields(start)[0])
+    result = optimise(start, **pair, steps=2, learning_rate=50.0)
+    assert not result.improved and result.objective[1] == result.objective[0]
+    assert torch.equal(result.disp, fields(start)[0])
 
 
-def test_it_is_deterministic(pair: dict[str, Tensor], refined: Refined) -> None:
+def test_it_is_deterministic(pair: dict[str, Tensor], optimised: Optimised) -> None:
     """Whatever the number of threads, and called in inference mode, too."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
             alike = {name: value.clone() for name, value in pair.items()}
-            assert_equal(refine(draw_points(seed=2, share=0.2), **alike, steps=8), refined)
+            assert_equal(optimise(draw_points(seed=2, share=0.2), **alike, steps=8), optimised)
     finally:
         torch.set_num_threads(threads)
 
@@ -253,9 +259,9 @@ def test_it_starts_from_what_a_network_predicts(pair: dict[str, Tensor]) -> None
         )
     start = control_points_of(stages, LEVELS)
     copies = [(points.clone(), reverse.clone()) for points, reverse in start]
-    kept = refine(start, **pair, steps=0)
+    kept = optimise(start, **pair, steps=0)
     torch.testing.assert_close(kept.disp, stages[-1].disp, rtol=0, atol=1e-5)
-    assert refine(start, **pair, steps=3).improved
+    assert optimise(start, **pair, steps=3).improved
     for update, copy in zip(start, copies, strict=True):
         assert torch.equal(update[0], copy[0]) and torch.equal(update[1], copy[1])
     with pytest.raises(ValueError, match=r"stages of all 3 levels .* got \[0\]"):
@@ -264,19 +270,19 @@ def test_it_starts_from_what_a_network_predicts(pair: dict[str, Tensor]) -> None
 
 def test_descriptors_are_compared_channel_by_channel(pair: dict[str, Tensor]) -> None:
     """Alike up to a gain and an offset of each channel is all alike; one other channel costs its share."""
-    here = Mind()(pair["fixed"])
+    features = Mind()(pair["fixed"])
     everywhere = torch.ones_like(pair["fixed_mask"])
-    there = here * torch.tensor([1.0, 2.0, -1.0, 0.5, 3.0, -2.0])[:, None, None, None] + 0.3
-    alike = float(channel_lncc(here, here, everywhere, 5))
-    assert float(channel_lncc(here, there, everywhere, 5)) == pytest.approx(alike, abs=0.01) and alike < -0.8
-    there[:, 2] = torch.rand(1, *SHAPE)
-    assert float(channel_lncc(here, there, everywhere, 5)) == pytest.approx(alike * 5 / 6, abs=0.05)
+    changed = features * torch.tensor([1.0, 2.0, -1.0, 0.5, 3.0, -2.0])[:, None, None, None] + 0.3
+    alike = float(channel_lncc(features, features, everywhere, 5))
+    assert float(channel_lncc(features, changed, everywhere, 5)) == pytest.approx(alike, abs=0.01) and alike < -0.8
+    changed[:, 2] = torch.rand(1, *SHAPE)
+    assert float(channel_lncc(features, changed, everywhere, 5)) == pytest.approx(alike * 5 / 6, abs=0.05)
 
 
 def test_nothing_to_compare_leaves_the_prediction_to_the_regularisers(pair: dict[str, Tensor]) -> None:
     """All of the brain is lesion: the field may only grow smoother."""
-    found = refine(draw_points(seed=2, share=0.2), **pair, steps=2, fixed_lesion=torch.ones_like(pair["fixed_mask"]))
-    assert found.dissimilarity == (0.0, 0.0) and found.objective[1] < found.objective[0]
+    result = optimise(draw_points(seed=2, share=0.2), **pair, steps=2, fixed_lesion=torch.ones_like(pair["fixed_mask"]))
+    assert result.dissimilarity == (0.0, 0.0) and result.objective[1] < result.objective[0]
 
 
 @pytest.mark.parametrize(
@@ -295,14 +301,14 @@ def test_nothing_to_compare_leaves_the_prediction_to_the_regularisers(pair: dict
 )
 def test_what_does_not_fit_is_refused(pair: dict[str, Tensor], change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        refine(draw_points(seed=2, share=0.2), **{**pair, "steps": 1, **change})
+        optimise(draw_points(seed=2, share=0.2), **{**pair, "steps": 1, **change})
 
 
 def test_control_points_that_do_not_fit_are_refused(pair: dict[str, Tensor]) -> None:
     start = draw_points(seed=2, share=0.2)
-    with pytest.raises(ValueError, match="no control points"):
-        refine([], **pair, steps=1)
+    with pytest.raises(ValueError, match="control_points must not be empty"):
+        optimise([], **pair, steps=1)
     with pytest.raises(ValueError, match=r"level 1 must be \(1, 3, 12, 11, 10\)"):
-        refine([start[0], start[2], start[1]], **pair, steps=1)
+        optimise([start[0], start[2], start[1]], **pair, steps=1)
     with pytest.raises(ValueError, match=r"level 2 .* bound"):
-        refine(draw_points(seed=2, share=2.0), **pair, steps=1)
+        optimise(draw_points(seed=2, share=2.0), **pair, steps=1)

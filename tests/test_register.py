@@ -1,6 +1,8 @@
-"""`register`: both ways at once, whatever the headers, and one clear line for what cannot be registered."""
+"""`register`: both ways at once, whatever the headers, and one clear line for what cannot be result."""
 
 import csv
+import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -16,23 +18,26 @@ from scipy.spatial.transform import Rotation
 from transform_samples import bumps
 
 import sitreg_lumir
-from sitreg_lumir.cli import main
-from sitreg_lumir.data.demo import make_demo_data
+from sitreg_lumir.cli import command_line, main
+from sitreg_lumir.cli.parsing import with_flags
 from sitreg_lumir.deform.ops import compose, invert
+from sitreg_lumir.demo.data import make_demo_data
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files import transforms
-from sitreg_lumir.files.chain import map_points
-from sitreg_lumir.files.transforms import load_affine, load_itk_field, save_affine_tfm
-from sitreg_lumir.measures.losses import ndv_sum
+from sitreg_lumir.geometry.transforms import map_points
+from sitreg_lumir.io import itk as transforms
+from sitreg_lumir.io.itk import load_affine, load_itk_field, save_affine_tfm
+from sitreg_lumir.losses import ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.shipped import VARIABLE
 from sitreg_lumir.network.sitreg import SITReg
 from sitreg_lumir.network.weights import ModelCard, save_member
-from sitreg_lumir.registration.numbers import brain_points
+from sitreg_lumir.registration.inverses import improve_inverses
+from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import FILES
-from sitreg_lumir.registration.register import closer_inverses, register
-from sitreg_lumir.registration.sides import meet_half_way
-from sitreg_lumir.registration.summary import judge
+from sitreg_lumir.registration.pair import meet_half_way
+from sitreg_lumir.registration.quality import brain_points
+from sitreg_lumir.registration.register import register
+from sitreg_lumir.registration.verdict import judge
 
 Array = NDArray[Any]
 SHAPE = (40, 56, 48)
@@ -76,13 +81,13 @@ def t2(data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(t1: Path, t2: Path, members: Path) -> sitreg_lumir.Registration:
+def result(t1: Path, t2: Path, members: Path) -> sitreg_lumir.Registration:
     return register(t1, t2, model=members, align="none")
 
 
 @pytest.fixture(scope="module")
-def folder(found: sitreg_lumir.Registration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return found.save(tmp_path_factory.mktemp("out") / "registration")
+def folder(result: sitreg_lumir.Registration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return result.save(tmp_path_factory.mktemp("out") / "registration")
 
 
 @pytest.fixture
@@ -110,59 +115,59 @@ def changed(path: Path, out: Path, axes: tuple[int, ...] = (0, 1, 2), flips: tup
     return out
 
 
-def in_brain(found: sitreg_lumir.Registration) -> Array:
-    return brain_points(found.fixed.brain, found.fixed.affine)
+def in_brain(result: sitreg_lumir.Registration) -> Array:
+    return brain_points(result.fixed.brain, result.fixed.affine)
 
 
 def apart(first: Array, second: Array) -> Array:
     return np.linalg.norm(first - second, axis=1)
 
 
-def test_the_maps_move_the_brain_and_are_inverse(found: sitreg_lumir.Registration) -> None:
-    points = in_brain(found)
-    there = found.transform_points(points, to="moving")
-    assert 0.5 < np.median(apart(there, points)) < 20  # mm: something happened, and nothing wild
-    back = apart(found.transform_points(there, to="fixed"), points)
+def test_the_maps_move_the_brain_and_are_inverse(result: sitreg_lumir.Registration) -> None:
+    points = in_brain(result)
+    mapped = result.transform_points(points, to="moving")
+    assert 0.5 < np.median(apart(mapped, points)) < 20  # mm: something happened, and nothing wild
+    back = apart(result.transform_points(mapped, to="fixed"), points)
     assert np.median(back) < 0.2  # of 4 mm voxels
-    assert found.summary["inverse_error_mm"]["median"] == pytest.approx(np.median(back), rel=1e-3, abs=1e-5)
-    assert found.summary["ndv_percent"] < 0.1
+    assert result.summary["inverse_error_mm"]["median"] == pytest.approx(np.median(back), rel=1e-3, abs=1e-5)
+    assert result.summary["ndv_percent"] < 0.1
 
 
 def test_exchanging_the_scans_exchanges_the_maps(
-    found: sitreg_lumir.Registration, t1: Path, t2: Path, members: Path
+    result: sitreg_lumir.Registration, t1: Path, t2: Path, members: Path
 ) -> None:
-    other = register(t2, t1, model=members, align="none")
-    points = in_brain(found)
-    assert apart(map_points(found.forward, points), map_points(other.backward, points)).max() < 0.05
-    points = in_brain(other)
-    assert apart(map_points(found.backward, points), map_points(other.forward, points)).max() < 0.05
+    exchanged = register(t2, t1, model=members, align="none")
+    points = in_brain(result)
+    assert apart(map_points(result.forward, points), map_points(exchanged.backward, points)).max() < 0.05
+    points = in_brain(exchanged)
+    assert apart(map_points(result.backward, points), map_points(exchanged.forward, points)).max() < 0.05
 
 
 @pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (0, 1)), ((2, 0, 1), (2,)), ((1, 0, 2), ())])
 def test_the_order_of_the_voxels_does_not_matter(
-    found: sitreg_lumir.Registration, t1: Path, t2: Path, members: Path, tmp_path: Path,
+    result: sitreg_lumir.Registration, t1: Path, t2: Path, members: Path, tmp_path: Path,
     axes: tuple[int, ...], flips: tuple[int, ...],
 ) -> None:  # fmt: skip
-    other = register(
+    reordered = register(
         changed(t1, tmp_path / "f.nii.gz", axes, flips), changed(t2, tmp_path / "m.nii.gz", (1, 2, 0), (0,)),
         model=members, align="none",
     )  # fmt: skip
-    points = in_brain(found)
-    assert apart(map_points(found.forward, points), map_points(other.forward, points)).max() < 0.05
+    points = in_brain(result)
+    assert apart(map_points(result.forward, points), map_points(reordered.forward, points)).max() < 0.05
 
 
-def test_the_folder_holds_what_the_help_says(folder: Path, found: sitreg_lumir.Registration) -> None:
+def test_the_folder_holds_what_the_help_says(folder: Path, result: sitreg_lumir.Registration) -> None:
     assert {path.name for path in folder.iterdir()} == set(FILES)
     assert not list(folder.parent.glob(".*"))  # no temporary folder stays
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary == json.loads(json.dumps(found.summary))
+    assert summary == json.loads(json.dumps(result.summary))
     assert summary["fixed"]["name"] == "LUMIRMRI_0100_0000.nii.gz" and len(summary["fixed"]["sha256"]) == 64
     assert str(folder.parents[1]) not in (folder / "summary.json").read_text()  # base names only
     assert summary["verdict"] in ("ok", "check", "failed")
     assert summary["disagreement_mm"]["median"] > 0
     for name in ("warped_moving", "jac_det", "jac_det_deformation", "disagreement"):
         values, affine = load(folder / f"{name}.nii.gz")
-        assert values.shape == SHAPE and np.allclose(affine, found.fixed.affine)
+        assert values.shape == SHAPE and np.allclose(affine, result.fixed.affine)
     values, _ = load(folder / "warped_moving.nii.gz")
     assert values.dtype == np.uint8  # the type of the original
     report = (folder / "report.html").read_text()
@@ -170,11 +175,11 @@ def test_the_folder_holds_what_the_help_says(folder: Path, found: sitreg_lumir.R
 
 
 def test_itk_moves_images_as_the_registration_does(
-    folder: Path, found: sitreg_lumir.Registration, t1: Path, t2: Path
+    folder: Path, result: sitreg_lumir.Registration, t1: Path, t2: Path
 ) -> None:
     for name, fixed, moving, ours in (
-        ("from-moving_to-fixed_xfm.nii.gz", t1, t2, found.warped),
-        ("from-fixed_to-moving_xfm.nii.gz", t2, t1, found.warped_fixed),
+        ("from-moving_to-fixed_xfm.nii.gz", t1, t2, result.warped),
+        ("from-fixed_to-moving_xfm.nii.gz", t2, t1, result.warped_fixed),
     ):
         vectors = sitk.ReadImage(str(folder / name), sitk.sitkVectorFloat64)
         transform = sitk.DisplacementFieldTransform(vectors)
@@ -185,29 +190,29 @@ def test_itk_moves_images_as_the_registration_does(
         assert ours.max() > 100
 
 
-def test_the_field_on_disk_is_the_chain(folder: Path, found: sitreg_lumir.Registration) -> None:
+def test_the_field_on_disk_is_the_chain(folder: Path, result: sitreg_lumir.Registration) -> None:
     field = load_itk_field(folder / "from-moving_to-fixed_xfm.nii.gz")
-    samples = in_brain(found)
-    error = apart(map_points(field, samples), map_points(found.forward, samples))
+    samples = in_brain(result)
+    error = apart(map_points(field, samples), map_points(result.forward, samples))
     assert np.percentile(error, 99) < 0.3  # mm, between the samples; the chain bends at its own, 4 mm apart
     at_samples = map_points(np.eye(4), field.affine[:3, 3] + np.argwhere(np.ones((4, 4, 4))) @ field.affine[:3, :3].T)
-    np.testing.assert_allclose(map_points(field, at_samples), map_points(found.forward, at_samples), atol=0.01)
+    np.testing.assert_allclose(map_points(field, at_samples), map_points(result.forward, at_samples), atol=0.01)
     aligned = load_affine(folder / "fixed_to-MNI152.tfm"), load_affine(folder / "moving_to-MNI152.tfm")
     deformation = load_itk_field(folder / "deformation_xfm.nii.gz")
     parts = map_points([aligned[0], deformation, np.linalg.inv(aligned[1])], samples)
-    assert np.percentile(apart(parts, map_points(found.forward, samples)), 99) < 0.05
+    assert np.percentile(apart(parts, map_points(result.forward, samples)), 99) < 0.05
 
 
-def test_the_jacobian_is_that_of_the_map(found: sitreg_lumir.Registration) -> None:
+def test_the_jacobian_is_that_of_the_map(result: sitreg_lumir.Registration) -> None:
     step = 2.0
-    points = in_brain(found)[::7]
+    points = in_brain(result)[::7]
     columns = [
-        (map_points(found.forward, points + step * axis) - map_points(found.forward, points - step * axis)) / 2 / step
+        (map_points(result.forward, points + step * axis) - map_points(result.forward, points - step * axis)) / 2 / step
         for axis in np.eye(3)
     ]
     numeric = np.linalg.det(np.stack(columns, axis=-1))
-    voxels = np.rint((points - found.fixed.affine[:3, 3]) @ np.linalg.inv(found.fixed.affine[:3, :3]).T).astype(int)
-    stored = found.jacobian()[tuple(voxels.T)]
+    voxels = np.rint((points - result.fixed.affine[:3, 3]) @ np.linalg.inv(result.fixed.affine[:3, :3]).T).astype(int)
+    stored = result.jacobian()[tuple(voxels.T)]
     assert np.corrcoef(numeric, stored)[0, 1] > 0.95
     assert np.median(np.abs(numeric - stored)) < 0.05
 
@@ -215,8 +220,8 @@ def test_the_jacobian_is_that_of_the_map(found: sitreg_lumir.Registration) -> No
 def test_the_volume_change_of_the_alignment_counts(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:
     larger = np.diag([1.1, 1.1, 1.1, 1])
     save_affine_tfm(tmp_path / "larger.tfm", larger)
-    found = register(t1, t2, model=members, align="none", moving_to_template=tmp_path / "larger.tfm")
-    whole, alone = found.jacobian(), found.jacobian(with_alignment=False)
+    result = register(t1, t2, model=members, align="none", moving_to_template=tmp_path / "larger.tfm")
+    whole, alone = result.jacobian(), result.jacobian(with_alignment=False)
     known = np.isfinite(alone)
     np.testing.assert_allclose(whole[known], alone[known] / 1.1**3, rtol=1e-5)
 
@@ -227,23 +232,23 @@ def test_a_given_affine_is_met_half_way() -> None:
     moving[:3, 3] = (3, -8, 5)
     initial[:3, :3] = Rotation.from_euler("xyz", (12, 2, -3), degrees=True).as_matrix() * 1.05
     initial[:3, 3] = (1, 9, -4)
-    one = meet_half_way(fixed, moving, initial)
-    np.testing.assert_allclose(np.linalg.inv(one[1]) @ one[0], initial, atol=1e-9)
-    other = meet_half_way(moving, fixed, np.linalg.inv(initial))
-    np.testing.assert_allclose(other, one[::-1], atol=1e-9)
-    with pytest.raises(InputError, match="--initial-transform"):
+    met = meet_half_way(fixed, moving, initial)
+    np.testing.assert_allclose(np.linalg.inv(met[1]) @ met[0], initial, atol=1e-9)
+    exchanged = meet_half_way(moving, fixed, np.linalg.inv(initial))
+    np.testing.assert_allclose(exchanged, met[::-1], atol=1e-9)
+    with pytest.raises(InputError, match="`initial_transform`"):
         meet_half_way(np.eye(4), np.eye(4), np.diag([-1.0, 1, 1, 1]))
 
 
 def test_inverses_come_closer() -> None:
     disp = torch.from_numpy(bumps(SHAPE, 6, 4, 3))[None]
     rough = disp, invert(disp, 1e-4) * 1.1
-    better = closer_inverses(*rough)
-    exchanged = closer_inverses(rough[1], rough[0])
+    better = improve_inverses(*rough)
+    exchanged = improve_inverses(rough[1], rough[0])
     torch.testing.assert_close(exchanged, better[::-1])
 
-    def error(one: torch.Tensor, other: torch.Tensor) -> float:
-        return float(compose(one, other).norm(dim=1).median())  # voxels
+    def error(disp: torch.Tensor, disp_inv: torch.Tensor) -> float:
+        return float(compose(disp, disp_inv).norm(dim=1).median())  # voxels
 
     assert error(*better) < 0.2 * error(*rough), (error(*better), error(*rough))
 
@@ -256,23 +261,23 @@ def test_fields_do_not_fold_to_come_closer() -> None:
     rough = disp, invert(disp, 1e-2) * 1.1
     folded = (rough[0] + invert(rough[1], 1e-4)) / 2
     assert float(ndv_sum(folded)) > 10  # what a mean with the inverse would be
-    assert all(float(ndv_sum(field)) == 0 for field in closer_inverses(*rough))
+    assert all(float(ndv_sum(field)) == 0 for field in improve_inverses(*rough))
 
 
-def test_refining_is_told_symmetric_and_spares_lesions(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:
+def test_refinement_is_recorded_symmetric_and_spares_lesions(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:
     values, affine = load(t2)
     lesion = np.zeros(values.shape, np.uint8)
     lesion[15:22, 25:32, 20:27] = 1
     nib.Nifti1Image(lesion, affine).to_filename(tmp_path / "lesion.nii.gz")
-    given = {"model": members, "align": "none", "refine": 2}
-    found = register(t1, t2, moving_lesion=tmp_path / "lesion.nii.gz", **given)  # type: ignore[arg-type]
-    told = found.summary["refined"]
-    assert told["steps"] == 2 and told["best_step"] > 0 and told["carried_over"] is (told["of"] == "lncc")
-    assert told["similarity_after"] > told["similarity_before"]
-    other = register(t2, t1, fixed_lesion=tmp_path / "lesion.nii.gz", **given)  # type: ignore[arg-type]
-    points = in_brain(found)
-    assert apart(map_points(found.forward, points), map_points(other.backward, points)).max() < 0.05
-    with pytest.raises(InputError, match="--refine N"):
+    options = {"model": members, "align": "none", "refine": 2}
+    result = register(t1, t2, moving_lesion=tmp_path / "lesion.nii.gz", **options)  # type: ignore[arg-type]
+    refined = result.summary["refined"]
+    assert refined["steps"] == 2 and refined["best_step"] > 0 and refined["carried_over"] is (refined["of"] == "lncc")
+    assert refined["similarity_after"] > refined["similarity_before"]
+    exchanged = register(t2, t1, fixed_lesion=tmp_path / "lesion.nii.gz", **options)  # type: ignore[arg-type]
+    points = in_brain(result)
+    assert apart(map_points(result.forward, points), map_points(exchanged.backward, points)).max() < 0.05
+    with pytest.raises(InputError, match="`refine=N`"):
         register(t1, t2, model=members, align="none", moving_lesion=tmp_path / "lesion.nii.gz")
 
 
@@ -282,20 +287,20 @@ def test_refining_is_as_smooth_as_the_members_training(t1: Path, t2: Path, membe
         card.write_text(json.dumps(json.loads(card.read_text()) | {"training": {"diffusion_weight": 300.0}}))
 
     def roughness(folder: Path) -> float:
-        found = register(t1, t2, model=folder, align="none", refine=6)
-        return float(sum(np.square(np.diff(found.forward.disp, axis=axis)).mean() for axis in (1, 2, 3)))
+        result = register(t1, t2, model=folder, align="none", refine=6)
+        return float(sum(np.square(np.diff(result.forward.disp, axis=axis)).mean() for axis in (1, 2, 3)))
 
     assert roughness(tmp_path / "smooth") < 0.9 * roughness(members)
 
 
-def test_pictures_in_jupyter(found: sitreg_lumir.Registration) -> None:
-    html = found._repr_html_()
+def test_pictures_in_jupyter(result: sitreg_lumir.Registration) -> None:
+    html = result._repr_html_()
     assert "data:image/png;base64," in html and "LUMIRMRI_0101_0001.nii.gz onto LUMIRMRI_0100_0000.nii.gz" in html
 
 
 def test_the_api_is_the_packages() -> None:
     assert sitreg_lumir.register is register
-    assert sitreg_lumir.apply.__module__ == "sitreg_lumir.files.apply"
+    assert sitreg_lumir.apply.__module__ == "sitreg_lumir.registration.apply"
     with pytest.raises(AttributeError):
         _ = sitreg_lumir.nothing
 
@@ -334,8 +339,8 @@ def test_the_verdict_and_its_reasons(place: str, value: float | None, verdict: s
     for parent in parents:
         inner = inner[parent]
     inner[key] = value
-    told, reasons = judge(summary)
-    assert told == verdict
+    judged, reasons = judge(summary)
+    assert judged == verdict
     assert reason in "; ".join(reasons)
 
 
@@ -363,7 +368,7 @@ def test_pairs_go_on_after_a_bad_one(t1: Path, t2: Path, members: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("", "no columns fixed and moving"),
         ("fixed,moving\n", "holds no pair"),
@@ -374,18 +379,18 @@ def test_pairs_go_on_after_a_bad_one(t1: Path, t2: Path, members: Path, tmp_path
         ("fixed,moving\na.nii.gz,a.nii.gz\na.nii.gz,a.nii.gz\n", "a second pair called a_a"),
     ],
 )
-def test_tables_that_are_none(text: str, told: str, t1: Path, tmp_path: Path,
+def test_tables_that_are_none(text: str, expected: str, t1: Path, tmp_path: Path,
                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     shutil.copy(t1, tmp_path / "a.nii.gz")
     (tmp_path / "pairs.csv").write_text(text)
     assert main(["register", "--pairs", str(tmp_path / "pairs.csv"), "-o", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
-    assert told in message and message.count("\n") == 1
+    assert expected in message and message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def spoil(kind: str, t1: Path, folder: Path) -> Path:
-    """A file that cannot be registered."""
+def degrade(kind: str, t1: Path, folder: Path) -> Path:
+    """A file that cannot be result."""
     path = folder / f"{kind}.nii.gz"
     values, affine = load(t1)
     values = values.astype(np.float32)
@@ -433,7 +438,7 @@ def spoil(kind: str, t1: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "expected"),
     [
         ("missing", "no such file"),
         ("text", "no NIfTI"),
@@ -450,26 +455,29 @@ def spoil(kind: str, t1: Path, folder: Path) -> Path:
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(
-    kind: str, told: str, t1: Path, t2: Path, members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, expected: str, t1: Path, t2: Path, members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = spoil(kind, t1, tmp_path)
+    wrong = degrade(kind, t1, tmp_path)
     out = tmp_path / "out"
     command = ["register", "--fixed", str(t2), "--moving", str(wrong), "-o", str(out), "--members", str(members)]
     assert main([*command, "--align", "none"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("sitreg-lumir: error: ") and message.count("\n") == 1
-    assert told in message and wrong.name in message
+    assert expected in message and wrong.name in message
     assert not out.exists() and not list(tmp_path.glob(".out*"))
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (["--moving", "T2"], "name --fixed and --moving"),
         (["--fixed", "MNI152", "--moving", "T2", "--fixed-mask", "T1"], "leave the options for it out"),
-        (["--fixed", "T1", "--moving", "T2", "--refine", "-1"], "--refine -1"),
+        (["--fixed", "T1", "--moving", "T2", "--refine", "-1"], "--refine must be 0 or more steps, got -1"),
         (["--fixed", "T1", "--moving", "T2", "--fixed-lesion", "T1"], "--refine N"),
-        (["--fixed", "T1", "--moving", "T2", "--padding", "-3"], "--padding -3"),
+        (
+            ["--fixed", "T1", "--moving", "T2", "--padding", "-3"],
+            "--padding must be 0 or more and below 1000 mm, got -3",
+        ),
         (["--fixed", "T1", "--moving", "T2", "--initial-transform", "T1"], "not a readable ITK transform"),
         (["--fixed", "T1", "--moving", "T2", "--members", "gone"], "gone: no such file"),
         (["--fixed", "T1", "--moving", "T2", "--device", "tpu"], "no such device"),
@@ -477,7 +485,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     ],
 )
 def test_options_that_do_not_fit(
-    options: list[str], told: str, t1: Path, t2: Path, members: Path, tmp_path: Path,
+    options: list[str], expected: str, t1: Path, t2: Path, members: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv(VARIABLE, str(members))
@@ -486,31 +494,33 @@ def test_options_that_do_not_fit(
     image = nib.Nifti1Image(values, affine)
     image.header.set_qform(None, code=0)
     image.to_filename(only_sform)
-    given = [{"T1": str(only_sform), "T2": str(t2)}.get(option, option) for option in options]
-    assert main(["register", *given, "-o", str(tmp_path / "out"), "--align", "none"]) == 2
+    arguments = [{"T1": str(only_sform), "T2": str(t2)}.get(option, option) for option in options]
+    assert main(["register", *arguments, "-o", str(tmp_path / "out"), "--align", "none"]) == 2
     message = capsys.readouterr().err
-    assert told in message and message.count("\n") == 1
+    assert expected in message and message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("coarse_fields")
-def test_an_earlier_result_is_kept_unless_asked(folder: Path, found: sitreg_lumir.Registration, tmp_path: Path) -> None:
+def test_an_earlier_result_is_kept_unless_asked(
+    folder: Path, result: sitreg_lumir.Registration, tmp_path: Path
+) -> None:
     kept = tmp_path / "kept"
     shutil.copytree(folder, kept)
-    with pytest.raises(InputError, match="--overwrite"):
-        found.save(kept)
-    found.save(kept, report=False, overwrite=True)
+    with pytest.raises(InputError, match="`overwrite=True`"):
+        result.save(kept)
+    result.save(kept, report=False, overwrite=True)
     assert not (kept / "report.html").exists()  # it spoke of the earlier one
     (kept / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"other files \(notes.txt\)"):
-        found.save(kept, overwrite=True)
+        result.save(kept, overwrite=True)
     with pytest.raises(InputError, match="is a file"):
-        found.save(kept / "notes.txt")
+        result.save(kept / "notes.txt")
 
 
 @pytest.mark.usefixtures("coarse_fields")
 def test_a_full_disk_leaves_nothing(
-    found: sitreg_lumir.Registration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    result: sitreg_lumir.Registration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sitreg_lumir.registration import outputs
 
@@ -519,10 +529,35 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(outputs, "save_disp", full)
     with pytest.raises(InputError, match="No space left on device"):
-        found.save(tmp_path / "out")
+        result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(t1: Path, t2: Path, members: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be written"):
         register(t1, t2, "/proc/registration", model=members, align="none")
+
+
+def test_the_command_line_says_options_where_the_library_says_arguments(t1: Path) -> None:
+    options = command_line().parse_args(["register", "--fixed", str(t1), "--moving", str(t1), "-o", "out"])
+    message = "add `overwrite=True` or `align=none`, `padding_mm` or `out`; see `sitreg-lumir register` and `name`"
+    assert with_flags(message, options) == (
+        "add --overwrite or --align none, --padding or -o; see `sitreg-lumir register` and `name`"
+    )
+
+
+def test_the_options_are_those_of_register() -> None:
+    """And checked when they are made, before a model is loaded."""
+    arguments = inspect.signature(register).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(RegisterOptions)}
+    assert [*arguments] == ["fixed", "moving", "out", "model", *fields]
+    assert {name: arguments[name].default for name in fields} == fields
+    for wrong, message in (
+        ({"align": "both"}, "`align` must be auto, each or none, got both"),
+        ({"refine_similarity": "ssd"}, "`refine_similarity` must be lncc or mind"),
+        ({"padding_mm": float("nan")}, "`padding_mm` must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            RegisterOptions(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`moving` is MNI152"):
+        RegisterOptions(moving_mask="mask.nii.gz").scan_files("moving", "MNI152")

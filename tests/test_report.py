@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sitreg_lumir.challenge.provenance import make_provenance, save_field
 from sitreg_lumir.cli import main
 from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.provenance import make_provenance, save_field
 from sitreg_lumir.report.pictures import GRID_MM, Volumes, render
 from sitreg_lumir.report.report import write_pair_report, write_run_report
 from sitreg_lumir.report.scores import DASH, StoredScores, worst_pairs
@@ -98,11 +98,11 @@ def volumes(**changes: Any) -> Volumes:
 
 def write_pair(file: Path, text: str = "plain", **changes: Any) -> Page:
     """A report with ``text`` in every place that takes one."""
-    given = {
+    contents = {
         "numbers": {text: 1.5, "missing": NAN, "none": None, "part": {text: text, "deep": {text: [1, 2.0]}}},
         "verdict": "check", "reasons": [text], "title": text, "names": (text, text), "slices": 3,
     }  # fmt: skip
-    write_pair_report(file, **(vars(volumes()) | given | changes))
+    write_pair_report(file, **(vars(volumes()) | contents | changes))
     return Page(file)
 
 
@@ -118,10 +118,10 @@ def scored(text: str = "plain") -> StoredScores:
         | {"dsc/1": first, "dsc/2": second}
         for pair, group, dsc, hd95, first, second in rows
     ]
-    one = {"pairs": 3, "dsc": {"mean": 0.7, "sd": 0.28, "pairs": 2, "infinite": 0}}
+    scores = {"pairs": 3, "dsc": {"mean": 0.7, "sd": 0.28, "pairs": 2, "infinite": 0}}
     summary = {
         "groups": {
-            "T1-T1": one | {"hd95": {"mean": math.inf, "sd": NAN, "pairs": 2, "infinite": 1}},
+            "T1-T1": scores | {"hd95": {"mean": math.inf, "sd": NAN, "pairs": 2, "infinite": 1}},
             "T1-T2": {"pairs": 1, "dsc": {"mean": 0.75, "sd": NAN, "pairs": 2, "infinite": 0}},
         },
         "gap": -0.05, "fields": text, "labels": {"1": {"name": "easy"}, "2": {"name": text}}, "notes": [text],
@@ -157,8 +157,10 @@ def test_nothing_is_loaded_and_nothing_else_may_run(pages: dict[str, Page], name
     assert "url(" not in style and "@import" not in style
     for block in page.data:
         pictures = [picture for layer in block["layers"].values() for picture in layer]
-        assert pictures and all(re.fullmatch(r"data:image/(png|jpeg);base64,[\w+/=]+", each) for each in pictures)
-    (policy,) = [each["content"] for each in page.all("meta") if each.get("http-equiv") == "Content-Security-Policy"]
+        assert pictures and all(re.fullmatch(r"data:image/(png|jpeg);base64,[\w+/=]+", picture) for picture in pictures)
+    (policy,) = [
+        element["content"] for element in page.all("meta") if element.get("http-equiv") == "Content-Security-Policy"
+    ]
     rules = dict(rule.split(" ", 1) for rule in str(policy).split("; "))
     assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
     for rule, content in (("style-src", style), ("script-src", script)):
@@ -170,7 +172,9 @@ def test_nothing_is_loaded_and_nothing_else_may_run(pages: dict[str, Page], name
 def test_hostile_text_stays_text(pages: dict[str, Page], name: str) -> None:
     plain, hostile = pages[name], pages[f"hostile {name}"]
     assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in plain.elements]
-    assert [list(attributes) for _, attributes in hostile.elements] == [list(given) for _, given in plain.elements]
+    assert [list(attributes) for _, attributes in hostile.elements] == [
+        list(attributes) for _, attributes in plain.elements
+    ]
     assert "".join(hostile.text).replace(HOSTILE, "plain") == "".join(plain.text)
     assert "".join(hostile.text).count(HOSTILE) >= 6
 
@@ -193,13 +197,13 @@ def test_pictures_are_described_and_sliders_labelled(pages: dict[str, Page], nam
     assert sum(alt.startswith("fixed image, ") for alt in described) == planes
     assert sum(alt.startswith("grid ") for alt in described) == planes
     assert all(alt.endswith("slice") for alt in described)
-    sliders = [each for each in page.all("input") if each["type"] == "range"]
-    labels = {each["for"] for each in page.all("label") if "for" in each}
-    assert len(sliders) == planes and {each["id"] for each in sliders} == labels
-    assert all(each["aria-valuetext"] for each in sliders)
-    assert len({each["name"] for each in page.all("input") if each["type"] == "radio"}) == planes // 3
+    sliders = [element for element in page.all("input") if element["type"] == "range"]
+    labels = {element["for"] for element in page.all("label") if "for" in element}
+    assert len(sliders) == planes and {element["id"] for element in sliders} == labels
+    assert all(element["aria-valuetext"] for element in sliders)
+    assert len({element["name"] for element in page.all("input") if element["type"] == "radio"}) == planes // 3
     hidden = [attributes for _, attributes in page.elements if "hidden" in attributes]
-    assert [each["class"] for each in hidden] == ["slider"] * planes, "only what needs scripts waits for them"
+    assert [element["class"] for element in hidden] == ["slider"] * planes, "only what needs scripts waits for them"
     assert all(str(chart["aria-label"]) for chart in page.all("svg"))
 
 
@@ -230,7 +234,7 @@ def test_missing_numbers_are_dashes(pages: dict[str, Page]) -> None:
     assert run.row("T1-T2") == ["T1-T2", "1", "0.750", DASH]
     text = pages["pair"].text
     assert text[text.index("missing") + 1] == text[text.index("none") + 1] == DASH
-    assert not {"nan", "NaN", "None", "inf"} & {each.strip() for page in pages.values() for each in page.text}
+    assert not {"nan", "NaN", "None", "inf"} & {text.strip() for page in pages.values() for text in page.text}
 
 
 def test_a_run_reads_the_same_from_disk(tmp_path: Path) -> None:
@@ -308,7 +312,7 @@ def decode(uri: str) -> np.ndarray:
 def layers(**changes: Any) -> dict[str, Mapping[str, np.ndarray]]:
     """The start slice of each plane by layer."""
     planes, _ = render(volumes(**changes), 3)
-    return {plane.name: {key: decode(each[plane.start]) for key, each in plane.layers.items()} for plane in planes}
+    return {plane.name: {key: decode(slices[plane.start]) for key, slices in plane.layers.items()} for plane in planes}
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -319,7 +323,7 @@ def test_right_front_and_head_are_right_or_up(axis: int) -> None:
     for name, normal in (("sagittal", 0), ("coronal", 1), ("axial", 2)):
         grey = shown[name]["fixed"][..., 0]
         if axis != normal:
-            across = min(other for other in range(3) if other != normal)
+            across = min(axis for axis in range(3) if axis != normal)
             bright, dark = (grey[:, -2], grey[:, 2]) if axis == across else (grey[1], grey[-2])
             assert bright.min() > 150 > 100 > dark.max(), name
 
@@ -344,15 +348,15 @@ def test_maps_are_shown_within_the_fixed_image_only() -> None:
 def test_the_grid_is_the_moving_image_s_where_it_came_to_lie() -> None:
     still, moved = np.zeros((3, *SHAPE), dtype=np.float32), np.zeros((3, *SHAPE), dtype=np.float32)
     moved[0], moved[2] = 1.0, 3.0  # voxel x shows voxel x + 1: the grid comes to lie one voxel to the left
-    found = []
+    positions = []
     for disp in (still, moved):
         line = layers(disp=disp)["axial"]["grid"][..., 3]
         scale = line.shape[1] / SHAPE[0]
         columns = np.flatnonzero((line > 100).mean(axis=0) > 0.9)
-        found.append((columns + 0.5) / scale - 0.5)  # voxels
+        positions.append((columns + 0.5) / scale - 0.5)  # voxels
         assert ((line > 100).mean(axis=1) > 0.9).sum() > 3, "lines of the other direction stay"
     spacing = GRID_MM / 2
-    for places, shift in zip(found, (0, 1), strict=True):
+    for places, shift in zip(positions, (0, 1), strict=True):
         assert len(places) >= 4
         offset = (places + shift) / spacing
         assert np.abs(offset - np.rint(offset)).max() * spacing < 0.3
@@ -470,7 +474,7 @@ def test_the_sliders_work_and_the_policy_holds_in_a_browser(tmp_path: Path) -> N
       const changed = sources().filter((source, place) => source !== before[place]).length;
       document.body.dataset.changed = `${changed} of ${before.length}`;
       document.body.dataset.sliders = document.querySelectorAll(".slider:not([hidden])").length;
-      document.body.dataset.told = slider.getAttribute("aria-valuetext") === plane.querySelector("output").textContent;
+      document.body.dataset.read = slider.getAttribute("aria-valuetext") === plane.querySelector("output").textContent;
       new Image().src = "http://127.0.0.1:9/picture.png";
       const evil = document.createElement("script");
       evil.textContent = "document.body.dataset.evil = 'ran'";
@@ -484,6 +488,6 @@ def test_the_sliders_work_and_the_policy_holds_in_a_browser(tmp_path: Path) -> N
     assert 'data-sliders="6"' in body
     count, total = map(int, re.search(r'data-changed="(\d+) of (\d+)"', body).groups())  # type: ignore[union-attr]
     assert count == total > 8
-    assert 'data-told="true"' in body
+    assert 'data-read="true"' in body
     assert "img-src" in body and "script-src" in body, "the net and foreign scripts are blocked"
     assert "data-evil" not in body

@@ -12,9 +12,9 @@ from nitransforms.resampling import apply
 from scipy.ndimage import gaussian_filter
 from transform_samples import CASES, Array, case, grid_points, matrix, saved, sitk_field, truth
 
-from sitreg_lumir.files import chain as chain_module
-from sitreg_lumir.files.nifti import save_volume
-from sitreg_lumir.files.resample import resample, resample_labels
+from sitreg_lumir.geometry import transforms as chain_module
+from sitreg_lumir.geometry.resampling import resample, resample_labels
+from sitreg_lumir.io.write import save_volume
 
 TOLERANCE = 0.01  # mm
 MODES: tuple[Any, Any] = ("linear", "nearest")

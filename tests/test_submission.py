@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from sitreg_lumir.challenge import submission
+from sitreg_lumir.challenge.provenance import make_provenance, provenance_path, save_field
+from sitreg_lumir.challenge.submission import submission_name
 from sitreg_lumir.cli import main
 from sitreg_lumir.data.lumir import Image, Pair, read_dataset
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files import submission
-from sitreg_lumir.files.nifti import save_disp
-from sitreg_lumir.files.provenance import make_provenance, provenance_path, save_field, sha256_file
-from sitreg_lumir.files.submission import submission_name
+from sitreg_lumir.io.checksum import sha256_file
+from sitreg_lumir.io.write import save_disp
 from sitreg_lumir.network.sitreg import SITReg
 from sitreg_lumir.network.weights import ModelCard, save_member
 

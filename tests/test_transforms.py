@@ -29,8 +29,8 @@ from transform_samples import (
 )
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import map_points
-from sitreg_lumir.files.transforms import (
+from sitreg_lumir.geometry.transforms import map_points
+from sitreg_lumir.io.itk import (
     field_grid,
     load_affine,
     load_itk_field,

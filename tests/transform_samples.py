@@ -9,8 +9,8 @@ import SimpleITK as sitk  # noqa: N813 (its usual name)
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from sitreg_lumir.files.chain import Chain, composite_field
-from sitreg_lumir.files.transforms import field_grid, save_itk_field
+from sitreg_lumir.geometry.transforms import CompositeTransform, composite_field
+from sitreg_lumir.io.itk import field_grid, save_itk_field
 
 Array = NDArray[Any]
 
@@ -46,7 +46,7 @@ class Case:
     fixed: Array
     moving_shape: tuple[int, int, int]
     moving: Array
-    chain: Chain
+    chain: CompositeTransform
 
 
 def bumps(shape: tuple[int, ...], sigma: float, amplitude: float, seed: int) -> Array:
@@ -79,7 +79,7 @@ def case(name: str) -> Case:
         matrix(*fixed, fixed_shape, tuple(home[0])),
         moving_shape,
         matrix(*moving, moving_shape, tuple(home[1])),
-        Chain(affines[0], affines[1], model, bumps(model_shape, 3, 3, 7)),
+        CompositeTransform(affines[0], affines[1], model, bumps(model_shape, 3, 3, 7)),
     )
 
 
@@ -97,7 +97,7 @@ def random_points(shape: tuple[int, ...], affine: Array, count: int, border: flo
     return place @ affine[:3, :3].T + affine[:3, 3]
 
 
-def truth(chain: Chain, points: Array) -> Array:
+def truth(chain: CompositeTransform, points: Array) -> Array:
     """T(w) = A_m^-1 M phi(M^-1 A_f w), written out once more, with scipy's interpolation."""
     world = np.c_[points, np.ones(len(points))].T
     at = (np.linalg.inv(chain.model_affine) @ chain.fixed_to_model @ world)[:3]

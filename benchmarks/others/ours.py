@@ -18,12 +18,12 @@ from torch import Tensor
 
 from sitreg_lumir import __version__
 from sitreg_lumir.data.views import clean_view
-from sitreg_lumir.data.volumes import read_volume
-from sitreg_lumir.files.nifti import save_disp
+from sitreg_lumir.io.read import read_volume
+from sitreg_lumir.io.write import save_disp
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.registration.model import Model, load_model
-from sitreg_lumir.registration.numbers import ModelPair
-from sitreg_lumir.registration.register import refine_pair
+from sitreg_lumir.registration.pair import ModelPair
+from sitreg_lumir.registration.register import optimise_pair
 from sitreg_lumir.train.settings import prepare_process
 
 CONTRASTS = ("same", "other")
@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     fixed, moving, field = options.files
     (first, affine), (second, _) = read_volume(fixed), read_volume(moving)
-    images = [torch.from_numpy(each)[None, None] for each in (first, second)]
+    images = [torch.from_numpy(values)[None, None] for values in (first, second)]
     start = time.process_time()
     disp = register(model, images[0], images[1], options.refine)
     seconds = time.process_time() - start
@@ -69,8 +69,8 @@ def register(model: Model, fixed: Tensor, moving: Tensor, steps: int) -> Tensor:
     (fixed, fixed_mask), (moving, moving_mask) = clean_view(fixed), clean_view(moving)
     if steps:
         stages = model.run(fixed=fixed, moving=moving, levels=range(model.networks[0].levels))
-        pair = ModelPair(fixed, fixed_mask, moving, moving_mask, None, None, None)
-        return refine_pair(model, pair, stages, steps, "lncc").disp
+        pair = ModelPair(fixed, fixed_mask, moving, moving_mask)
+        return optimise_pair(model, pair, stages, steps, "lncc").disp
     with torch.inference_mode():
         inputs = {"fixed": model.inputs(fixed), "moving": model.inputs(moving)}
         return run_stages(model.networks, **inputs, inverse=False)[-1].disp

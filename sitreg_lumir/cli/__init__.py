@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sitreg_lumir import __version__
-from sitreg_lumir.cli.challenge import add_container, add_demo, add_evaluate, add_predict, add_submit
-from sitreg_lumir.cli.doctor import add_doctor
-from sitreg_lumir.cli.preprocess import add_preprocess
-from sitreg_lumir.cli.register import add_register
+from sitreg_lumir.cli.diagnose import add_doctor
+from sitreg_lumir.cli.lumir import add_container, add_demo, add_evaluate, add_predict, add_submit
+from sitreg_lumir.cli.parsing import with_flags
+from sitreg_lumir.cli.register import add_preprocess, add_register
 from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
-from sitreg_lumir.cli.transforms import add_apply, add_carry
+from sitreg_lumir.cli.transforms import add_apply, add_resample_field
 from sitreg_lumir.errors import InputError, RunStoppedError
 
 DESCRIPTION = """\
@@ -24,8 +24,9 @@ verbs, each with an example:
              sitreg-lumir preprocess head.nii.gz -o brain.nii.gz
   apply      move images, label maps and points by transforms, composed and sampled once
              sitreg-lumir apply -t registration --to fixed --labels moving_labels.nii.gz -o labels_on_fixed.nii.gz
-  carry      carry a field to another grid of the same world, most of all a finer one
-             sitreg-lumir carry disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz -o fine/disp_0100_0101.nii.gz
+  resample-field
+             a field on another grid of the same world, most of all a finer one (formerly: carry)
+             sitreg-lumir resample-field disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz -o fine/disp_0100_0101.nii.gz
   fit        train a network
              sitreg-lumir fit --config ens_seed3 --data.root LUMIR
   validate   score a checkpoint on the validation pairs
@@ -62,8 +63,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sitreg-lumir {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="sitreg-lumir")
     for add in (
-        add_register, add_preprocess, add_apply, add_carry, add_fit, add_validate, add_test, add_predict, add_evaluate,
-        add_submit, add_container, add_export, add_demo, add_doctor,
+        add_register, add_preprocess, add_apply, add_resample_field, add_fit, add_validate, add_test, add_predict,
+        add_evaluate, add_submit, add_container, add_export, add_demo, add_doctor,
     ):  # fmt: skip
         add(verbs)
     return parser
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(options, rest)
     except InputError as error:
-        print(f"sitreg-lumir: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"sitreg-lumir: error: {' '.join(with_flags(str(error), options).split())}", file=sys.stderr)
         return 2
     except RunStoppedError as stop:
         if str(stop):

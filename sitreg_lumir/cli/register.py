@@ -1,4 +1,4 @@
-"""The verb for anyone with two brain scans: register."""
+"""The verbs for anyone with brain scans: register two of them, preprocess a raw one."""
 
 import argparse
 from pathlib import Path
@@ -82,10 +82,10 @@ def add_register(verbs: Verbs) -> None:
     )
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier registration in OUT")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_register)
 
 
-def _run(options: argparse.Namespace, rest: list[str]) -> None:
+def _register(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "register")
     single = (
         "fixed", "moving", "fixed_mask", "moving_mask", "initial_transform", "fixed_to_template", "moving_to_template",
@@ -99,28 +99,79 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
     elif files["fixed"] is None or files["moving"] is None:
         raise InputError("name --fixed and --moving, or a table with --pairs")
     from sitreg_lumir.cli.progress import show_progress
+    from sitreg_lumir.registration.batch import TABLE, read_pairs, register_pairs
     from sitreg_lumir.registration.model import load_model
-    from sitreg_lumir.registration.pairs import TABLE, read_pairs, register_pairs
-    from sitreg_lumir.registration.register import register
+    from sitreg_lumir.registration.options import RegisterOptions
+    from sitreg_lumir.registration.register import register_scans
 
     show_progress()
-    common = {"align": options.align, "refine": options.refine,
-              "refine_similarity": options.refine_similarity, "header": options.header,
-              "assume_orientation": options.assume_orientation, "padding_mm": options.padding,
-              "report": not options.no_report, "overwrite": options.overwrite}  # fmt: skip
+    chosen = RegisterOptions(
+        align=options.align,
+        refine=options.refine,
+        refine_similarity=options.refine_similarity,
+        header=options.header,
+        assume_orientation=options.assume_orientation,
+        padding_mm=options.padding,
+        report=not options.no_report,
+        overwrite=options.overwrite,
+        **{name: value for name, value in files.items() if name not in ("fixed", "moving")},
+    )
     pairs = None if options.pairs is None else read_pairs(options.pairs)
     model = load_model(
         options.members, device=options.device, precision=options.precision, flip=options.flip,
         allow_imports=options.allow_imports,
     )  # fmt: skip
     if pairs is None:
-        found = register(out=options.output, model=model, **files, **common)
-        print(f"verdict: {found.verdict}" + "".join(f"\n  {reason}" for reason in found.summary["reasons"]))
+        registration = register_scans(files["fixed"], files["moving"], options.output, model, chosen)
+        reasons = "".join(f"\n  {reason}" for reason in registration.summary["reasons"])
+        print(f"verdict: {registration.verdict}{reasons}")
         print(f"written: {options.output}" + ("" if options.no_report else f"; look at {options.output}/report.html"))
         return
-    rows = register_pairs(pairs, options.output, model, **common)
+    rows = register_pairs(pairs, options.output, model, chosen)
     print(f"written: {options.output / TABLE}")
     failed = [row for row in rows if row["verdict"] == "error"]
     if failed:
         raise InputError(f"{failed[0]['name']}: {failed[0]['reasons']} ({len(failed)} of {len(rows)} pairs failed; the "
                          "others are done)")  # fmt: skip
+
+
+def add_preprocess(verbs: Verbs) -> None:
+    """Adds the verb `preprocess`."""
+    more = (
+        "OUT is as LUMIR's volumes are: the brain alone, without bias field (N4), aligned to the MNI152 template by\n"
+        "an affine, RAS, 160 x 224 x 192 voxels of 1 mm, 1..255 in the brain and 0 outside. Beside OUT.nii.gz:\n"
+        "  OUT_mask.nii.gz                  the brain, on the same grid\n"
+        "  OUT_points-raw-to-template.tfm   an ITK affine; it maps points of the raw scan's world to MNI152\n"
+        "As `apply -t FILE` it brings images of the template's world onto the raw scan; its inverse, -t '[FILE,1]',\n"
+        "brings other images and labels of the raw scan's world into the template's.\n\n"
+        "Which voxels are brain is said by one of\n"
+        "  --strip deepbet    (default) a network for T1 scans of adults; pip install 'sitreg-lumir[strip]'\n"
+        "  --mask MASK        for all other contrasts: the mask of a T1 scan that lies on this one, or any other; it\n"
+        "                     may have another grid of the same world\n"
+        "  --strip template   the template's brain, carried over by the affine; some millimetres off\n"
+        "  --strip none       the scan shows the brain alone already\n\n"
+        "example: sitreg-lumir preprocess head_t1.nii.gz -o prepared/t1.nii.gz\n"
+        "         sitreg-lumir preprocess head_t2.nii.gz --mask brain_of_t1.nii.gz -o prepared/t2.nii.gz\n"
+        "         sitreg-lumir apply -t '[prepared/t1_points-raw-to-template.tfm,1]' --labels lesions_of_t1.nii.gz \\\n"
+        "             --reference prepared/t1.nii.gz -o prepared/t1_lesions.nii.gz"
+    )
+    summary = "Make a LUMIR-like volume of a raw head scan: stripped, without bias field, aligned to MNI152, 1 mm."
+    parser = verb(verbs, "preprocess", summary, more)
+    parser.add_argument("raw", type=Path, metavar="RAW", help="NIfTI, any orientation and voxel size")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=".nii.gz or .nii")
+    parser.add_argument("--mask", type=Path, metavar="MASK", help="NIfTI, above 0 in the brain")
+    parser.add_argument("--strip", choices=("deepbet", "template", "none"), help="see below (default: deepbet)")
+    parser.add_argument("--no-bias-correction", action="store_true", help="leave the bias field as it is")
+    add_header_options(parser)
+    parser.set_defaults(run=_preprocess)
+
+
+def _preprocess(options: argparse.Namespace, rest: list[str]) -> None:
+    refuse(rest, "preprocess")
+    from sitreg_lumir.preprocessing.preprocess import preprocess
+
+    preprocess(
+        options.raw, options.output, mask=options.mask, strip=options.strip,
+        bias_correction=not options.no_bias_correction, header=options.header,
+        assume_orientation=options.assume_orientation,
+    )  # fmt: skip

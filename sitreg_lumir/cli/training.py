@@ -150,7 +150,7 @@ def add_export(verbs: Verbs) -> None:
 
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "export")
-    from sitreg_lumir.train.predict import export
+    from sitreg_lumir.train.export import export
 
     if options.official != (options.dataset is not None):
         raise InputError("--official and --dataset belong together: the file does not say its grid, the data set does")

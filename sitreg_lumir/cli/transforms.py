@@ -1,4 +1,4 @@
-"""The verbs that use transforms: carry, apply."""
+"""The verbs that use transforms: apply, resample-field."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from sitreg_lumir.cli.parsing import Verbs, add_header_options, refuse, verb
 
 
-def add_carry(verbs: Verbs) -> None:
+def add_resample_field(verbs: Verbs) -> None:
     more = (
         "FIELD is a field as `predict` writes it: (X, Y, Z, 3), in voxels of its own grid, whose place in the world\n"
         "its header gives. OUT is the same map of the world in voxels of GRID, so it warps images that lie on GRID\n"
@@ -15,15 +15,15 @@ def add_carry(verbs: Verbs) -> None:
         "Where GRID reaches beyond FIELD's grid, the displacement of FIELD's border holds: the map stays continuous,\n"
         "but nothing was registered there.\n"
         "Between FIELD's voxels the displacement is linear: a finer grid samples the map, it adds no detail.\n"
-        "A provenance (FIELD's .json) is carried on beside OUT.\n"
+        "A provenance (FIELD's .json) is continued beside OUT.\n"
         "Memory: that of FIELD and MOVING and some 0.5 GB, whatever the size of GRID (under 1 GB in all from 1 mm to\n"
         "50 million voxels). Disk: until a .nii.gz is whole, its uncompressed size, too, in the same folder\n"
         "(12 bytes a voxel, and 4 more with --warped).\n\n"
-        "example: sitreg-lumir carry disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz -o fine/disp_0100_0101.nii.gz "
-        "\\\n             --image moving_half_mm.nii.gz --warped fine/warped_0100_0101.nii.gz"
+        "example: sitreg-lumir resample-field disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz \\\n"
+        "             -o fine/disp_0100_0101.nii.gz --image moving_half_mm.nii.gz --warped fine/warped_0100_0101.nii.gz"
     )
-    summary = "Carry a field to another grid of the same world, most of all a finer one, in bounded memory."
-    parser = verb(verbs, "carry", summary, more)
+    summary = "Resample a field on another grid of the same world, most of all a finer one, in bounded memory."
+    parser = verb(verbs, "resample-field", summary, more, former="carry")
     parser.add_argument("field", type=Path, metavar="FIELD", help="disp_<fixed>_<moving>.nii.gz")
     parser.add_argument(
         "--to", type=Path, required=True, metavar="GRID", help="NIfTI image with the new grid, e.g. the fixed image"
@@ -40,14 +40,14 @@ def add_carry(verbs: Verbs) -> None:
         help="MOVING is a label map: do not interpolate (default: only if its header says LABEL)",
     )
     add_header_options(parser)
-    parser.set_defaults(run=_carry)
+    parser.set_defaults(run=_resample_field)
 
 
-def _carry(options: argparse.Namespace, rest: list[str]) -> None:
-    refuse(rest, "carry")
-    from sitreg_lumir.files.carry import carry
+def _resample_field(options: argparse.Namespace, rest: list[str]) -> None:
+    refuse(rest, "resample-field")
+    from sitreg_lumir.challenge.resample_field import resample_field
 
-    carry(
+    resample_field(
         options.field, options.to, options.output, itk=options.itk, image=options.image, warped=options.warped,
         nearest=options.nearest, header=options.header, assume_orientation=options.assume_orientation,
     )  # fmt: skip
@@ -114,7 +114,7 @@ def add_apply(verbs: Verbs) -> None:
 
 def _apply(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "apply")
-    from sitreg_lumir.files.apply import apply
+    from sitreg_lumir.registration.apply import apply
 
     apply(
         options.transform, options.output, image=options.image, labels=options.labels, points=options.points,

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sitreg_lumir.data.lumir import raise_problems
-from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.read import read_volume
 
 _VERSION = 1
 _SHOW_PROGRESS_FROM = 20
@@ -159,9 +160,8 @@ class VolumeCache:
                     progress.update()
                 raw.flush()
                 os.fsync(raw.fileno())
-                part = self.index.with_suffix(".json.part")
-                part.write_text(json.dumps({"raw": self.raw.name, "volumes": volumes}))
-                os.replace(part, self.index)
+                with writing(self.index, remedy="choose a folder with --data.cache") as index:
+                    index.write_text(json.dumps({"raw": self.raw.name, "volumes": volumes}))
         raise_problems(os.path.commonpath(self.paths), problems)
 
     def _try(self, path: Path) -> tuple[NDArray[Any], NDArray[np.float64], list[int]] | str:

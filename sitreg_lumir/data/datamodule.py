@@ -24,8 +24,8 @@ from sitreg_lumir.data.sampler import (
     draw_groups,
     split_batch,
 )
-from sitreg_lumir.data.volumes import read_affine, read_labels
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.read import read_affine, read_labels
 from sitreg_lumir.network.mirrored import left_right_axis
 
 _PAIR, _TRIPLET = 2, 3

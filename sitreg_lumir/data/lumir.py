@@ -19,8 +19,8 @@ from sitreg_lumir.data.groups import (
     name_problem,
     pair_key,
 )
-from sitreg_lumir.data.volumes import read_shape
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.read import read_shape
 
 _PREFERRED = ("LUMIR_dataset.json", "LUMIR25_dataset.json")
 _SHOWN = 20

@@ -5,7 +5,6 @@ architecture and where it comes from. Loading refuses a file without one.
 """
 
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.network.card import CARD_KEY as CARD_KEY
 from sitreg_lumir.network.card import ModelCard as ModelCard
 from sitreg_lumir.network.input_transform import STATE_PREFIX, channels_of, make
@@ -236,20 +236,11 @@ def save_member(
     tensors = {name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in network.state_dict().items()}
     for name, tensor in ({} if input_transform is None else input_transform.state_dict()).items():
         tensors[STATE_PREFIX + name] = tensor.detach().clone().contiguous().cpu()
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial)
-        text = json.dumps({"format": 1, **card.to_dict(), "sha256": sha256(partial.read_bytes()).hexdigest()}, indent=1)
-        card_partial = partial.with_suffix(".json")
-        card_partial.write_text(text + "\n")
-        partial.chmod(card_partial.stat().st_mode & 0o777)  # safetensors lets nobody else read it
-        os.replace(partial, path)
-        os.replace(card_partial, path.with_suffix(".json"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path.with_suffix(".json")) as card_file, writing(path) as file:  # the weights take their name first
+        save_file(tensors, file)
+        text = json.dumps({"format": 1, **card.to_dict(), "sha256": sha256(file.read_bytes()).hexdigest()}, indent=1)
+        card_file.write_text(text + "\n")
+        file.chmod(card_file.stat().st_mode & 0o777)  # safetensors lets nobody else read it
 
 
 def _read_safetensors(path: Path) -> StoredMember:

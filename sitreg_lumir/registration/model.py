@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.headers import spacing_of
-from sitreg_lumir.files.provenance import file_entry
+from sitreg_lumir.geometry.orientation import spacing_of
+from sitreg_lumir.io.checksum import file_entry
 from sitreg_lumir.network.mirrored import with_mirrored
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
@@ -29,9 +29,9 @@ class Model:
 
     Attributes:
         members: of one architecture and geometry, on ``device``.
-        files: where they came from.
+        files: that the members were loaded from.
         checksums: name and SHA-256 of each file.
-        device: where they run.
+        device: that the members run on.
         precision: of the convolutions, ``float32`` or ``bfloat16``.
         flip: whether the members also run on mirrored images, and all are averaged.
 
@@ -50,7 +50,7 @@ class Model:
 
     @property
     def card(self) -> ModelCard:
-        """Of the first member; what matters here is the same for all."""
+        """The card of the first member; grid, input and architecture are equal for all."""
         return self.members[0].card
 
     @property
@@ -61,7 +61,7 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """``(X, Y, Z)`` of the grid that the members know."""
+        """``(X, Y, Z)`` of the members' grid."""
         x, y, z = self.card.shape
         return x, y, z
 
@@ -92,8 +92,8 @@ class Model:
 
         Args:
             fixed: ``(B, 1, X, Y, Z)``, intensity in [0, 1], on the model's grid.
-            moving: the same.
-            levels: after which stages fields are wanted.
+            moving: ``(B, 1, X, Y, Z)``, intensity in [0, 1], on the model's grid.
+            levels: of the stages whose fields are returned.
         """
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.inference_mode(), half:
@@ -118,7 +118,7 @@ def load_model(
 
     Args:
         paths: ``.safetensors`` or ``.ckpt`` files, or folders of them; several are an ensemble. By default what
-            ``SITREG_LUMIR_WEIGHTS`` names, else what comes with the package.
+            ``SITREG_LUMIR_WEIGHTS`` names, else those that come with the package.
         device: ``auto``, ``cpu``, or ``gpu`` (also ``cuda``, ``cuda:1``).
         precision: of the convolutions: ``float32`` or ``bfloat16``.
         flip: also run the members on mirrored images, and average: exactly left-right symmetric, twice the time.
@@ -132,15 +132,15 @@ def load_model(
         Model(4 members, 80 x 112 x 96 at 2 mm, cpu, float32)
     """
     if precision not in PRECISIONS:
-        raise InputError(f"--precision {precision}: must be float32 or bfloat16")
+        raise InputError(f"`precision` must be float32 or bfloat16, got {precision}")
     if paths is None:
         files = default_members()
     else:
         files = member_files([paths] if isinstance(paths, str | os.PathLike) else paths)
     turn_tf32_off()
-    where = _device(device)
-    members = tuple(member.to(where) for member in load_members(files, allow_imports))
-    model = Model(members, tuple(files), tuple(map(file_entry, files)), where, precision, flip)
+    target = _device(device)
+    members = tuple(member.to(target) for member in load_members(files, allow_imports))
+    model = Model(members, tuple(files), tuple(map(file_entry, files)), target, precision, flip)
     _ = model.networks  # refuses what cannot be mirrored
     return model
 
@@ -151,11 +151,11 @@ def _device(name: str) -> torch.device:
         name = "cuda" if available else "cpu"
     wanted = "cuda" if name == "gpu" else name
     if wanted != "cpu" and not (wanted.startswith("cuda") and available):
-        raise InputError(f"--device {name}: there is no such device; use cpu")
+        raise InputError(f"`device` {name}: there is no such device; use cpu")
     try:
         return torch.device(wanted)
     except RuntimeError:
-        raise InputError(f"--device {name}: must be auto, cpu or gpu") from None
+        raise InputError(f"`device` must be auto, cpu or gpu, got {name}") from None
 
 
 def as_tensor(volume: NDArray[Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of a registered pair: the volumes of its report, and what a notebook shows."""
+"""Pictures of a registered pair: the volumes of its report, and the picture for notebooks."""
 
 import base64
 import io
@@ -8,44 +8,44 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from sitreg_lumir.files.chain import Chain, Matrix, composite_field, transform_by
-from sitreg_lumir.files.resample import resample
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, composite_field, transform_by
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.report.pictures import Volumes
 
 _SPACING_MM = 1.0
 
 
-def picture_volumes(found: Registration) -> Volumes:
+def picture_volumes(registration: Registration) -> Volumes:
     """Fixed, aligned moving and warped image, deformation, Jacobian and disagreement on one 1 mm grid.
 
     The grid runs along the fixed scan's axes, in the order and direction closest to RAS, around its brain.
     """
-    fixed, moving, forward = found.fixed, found.moving, found.forward
-    shape, affine = picture_grid(found)
+    fixed, moving, forward = registration.fixed, registration.moving, registration.forward
+    shape, affine = picture_grid(registration)
     aligned = np.linalg.inv(forward.moving_to_model) @ forward.fixed_to_model
-    deformation = Chain(forward.fixed_to_model, forward.fixed_to_model, forward.model_affine, forward.disp)
+    deformation = CompositeTransform(forward.fixed_to_model, forward.fixed_to_model, forward.model_affine, forward.disp)
     disp = composite_field(deformation, shape, affine)
     to_voxels = np.linalg.inv(affine[:3, :3]).astype(np.float32)
 
     def on_grid(volume: NDArray[np.float32], outside: float = 0.0) -> NDArray[np.float32]:
         return resample(volume, fixed.affine, np.eye(4), shape, affine, outside=outside)
 
-    disagreement = found.disagreement()
+    disagreement = registration.disagreement()
     return Volumes(
         fixed=on_grid(np.where(fixed.brain, fixed.data, 0)),
         moving=resample(np.where(moving.brain, moving.data, 0), moving.affine, aligned, shape, affine),
         warped=resample(np.where(moving.brain, moving.data, 0), moving.affine, forward, shape, affine),
         disp=np.einsum("ij,jxyz->ixyz", to_voxels, disp),
-        jac_det=on_grid(found.jacobian(with_alignment=False), np.nan),
+        jac_det=on_grid(registration.jacobian(with_alignment=False), np.nan),
         disagreement=None if disagreement is None else on_grid(disagreement),
         voxel_size=(_SPACING_MM,) * 3,
     )
 
 
-def picture_grid(found: Registration) -> tuple[tuple[int, int, int], Matrix]:
+def picture_grid(registration: Registration) -> tuple[tuple[int, int, int], Matrix]:
     """Shape and ``(4, 4)`` voxel-to-world matrix, RAS, mm, of the grid that pictures lie on."""
-    fixed = found.fixed
+    fixed = registration.fixed
     where = np.argwhere(fixed.brain)
     margin = np.ceil(8 / fixed.spacing)
     low = np.maximum(where.min(axis=0) - margin, 0)
@@ -64,9 +64,9 @@ def picture_grid(found: Registration) -> tuple[tuple[int, int, int], Matrix]:
     return (size[0], size[1], size[2]), affine
 
 
-def as_html(found: Registration) -> str:
+def as_html(registration: Registration) -> str:
     """A picture and the most telling numbers, for Jupyter."""
-    summary = found.summary
+    summary = registration.summary
     rows = []
     similarity = summary.get("similarity", {})
     for key, name in (("mind", "MIND difference"), ("lncc", "local correlation"), ("brain_overlap", "brain overlap")):
@@ -75,27 +75,27 @@ def as_html(found: Registration) -> str:
     rows.append(("folded (NDV)", f"{summary.get('ndv_percent', 0):.4f} %"))
     error = summary.get("inverse_error_mm", {})
     rows.append(("inverse error, median / p99", f"{error.get('median', 0):.3f} / {error.get('p99', 0):.3f} mm"))
-    rows.append(("verdict", "; ".join([found.verdict, *summary.get("reasons", [])])))
+    rows.append(("verdict", "; ".join([registration.verdict, *summary.get("reasons", [])])))
     table = "".join(f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows)
-    picture = base64.b64encode(picture_png(found)).decode()
-    title = f"{escape(found.moving.name)} onto {escape(found.fixed.name)}"
+    picture = base64.b64encode(picture_png(registration)).decode()
+    title = f"{escape(registration.moving.name)} onto {escape(registration.fixed.name)}"
     return f"<b>{title}</b><br><img src='data:image/png;base64,{picture}' style='max-width:100%'><table>{table}</table>"
 
 
-def picture_png(found: Registration, volumes: Volumes | None = None) -> bytes:
+def picture_png(registration: Registration, volumes: Volumes | None = None) -> bytes:
     """Fixed, aligned and warped moving image and the deformed grid in three planes, as a PNG.
 
     Args:
-        found: the pair.
-        volumes: of :func:`picture_volumes`, if they are at hand.
+        registration: the registered pair.
+        volumes: of :func:`picture_volumes`, if they were made already.
     """
     from sitreg_lumir.report.plots import plot_pair
 
-    volumes = volumes or picture_volumes(found)
+    volumes = volumes or picture_volumes(registration)
     stream = io.BytesIO()
     plot_pair(
         np.asarray(volumes.fixed), np.asarray(volumes.moving), np.asarray(volumes.warped), np.asarray(volumes.disp),
-        stream, f"{found.moving.name} onto {found.fixed.name}", spacing=6,
+        stream, f"{registration.moving.name} onto {registration.fixed.name}", spacing=6,
         moving_name="moving, aligned",
     )  # fmt: skip
     return stream.getvalue()

@@ -2,31 +2,31 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sitreg_lumir.deform.ops import invert
-from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.chain import Chain, Matrix, swap
-from sitreg_lumir.files.transforms import load_affine
-from sitreg_lumir.measures.losses import ndv_sum
+from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, swap
+from sitreg_lumir.io.itk import load_affine
 from sitreg_lumir.network.sitreg import Stage
-from sitreg_lumir.prepare.conform import conform, mask_on_grid
-from sitreg_lumir.prepare.frame import check_frame, load_frame
-from sitreg_lumir.registration.model import Model, as_tensor, load_model
-from sitreg_lumir.registration.numbers import ModelPair, plain
-from sitreg_lumir.registration.refine import SIMILARITIES, Refined, control_points_of
-from sitreg_lumir.registration.refine import refine as refine_control_points
+from sitreg_lumir.preprocessing.template import check_model_world, load_template
+from sitreg_lumir.registration.inverses import improve_inverses
+from sitreg_lumir.registration.model import Model, load_model
+from sitreg_lumir.registration.optimise import Optimised, control_points_of, optimise
+from sitreg_lumir.registration.options import RegisterOptions
+from sitreg_lumir.registration.pair import ModelPair, meet_half_way, pair_on_grid
+from sitreg_lumir.registration.quality import json_values
 from sitreg_lumir.registration.result import Registration
-from sitreg_lumir.registration.sides import ALIGN, MNI152, Align, Given, Side, meet_half_way, read_side
+from sitreg_lumir.registration.scan import Align, PlacedScan, place_scan
 from sitreg_lumir.registration.summary import summarise
 
-_INVERSION_VOXELS = 1e-4
-_FOLDED = 1e-4  # share of the volume that may fold for the sake of a smaller inverse error
+Scans: TypeAlias = tuple[PlacedScan, PlacedScan]
+Prealigns: TypeAlias = tuple[Matrix, Matrix]
 _log = logging.getLogger(__name__)
 
 
@@ -52,29 +52,30 @@ def register(
     report: bool = True,
     overwrite: bool = False,
 ) -> Registration:
-    """Registers the moving scan onto the fixed scan; symmetric, so both directions come at once.
+    """Registers the moving scan onto the fixed scan, and at once the fixed scan onto the moving scan.
 
     Args:
         fixed: NIfTI file, any orientation, voxel size, field of view and contrast; or ``MNI152``, the
             template; or ``EXAMPLE-T1``, ``EXAMPLE-T2``, which come with the package.
-        moving: the same.
+        moving: NIfTI file, any orientation, voxel size, field of view and contrast; or one of these names.
         out: folder for all results (see :meth:`Registration.save`); None writes nothing.
         model: of :func:`load_model`, or files of members; by default those that come with the package.
         fixed_mask: mask of the fixed scan's brain, NIfTI; without one the scan must be skull-stripped.
-        moving_mask: of the moving scan's.
-        align: how each scan gets to the model's frame, by itself: ``auto`` aligns where it is needed, ``each`` always,
-            ``none`` never (the headers place both in the MNI152 frame).
-        initial_transform: ITK affine from the fixed to the moving world: the alignments are made to agree with it.
+        moving_mask: mask of the moving scan's brain, NIfTI; without one the scan must be skull-stripped.
+        align: how each scan is aligned to MNI152, independently: ``auto`` aligns it where that is needed, ``each``
+            always, ``none`` never (the headers place both scans in MNI152's world).
+        initial_transform: ITK affine from the fixed to the moving world: the alignments are changed to agree with it.
         fixed_to_template: ITK affine that takes the fixed scan's points to MNI152, instead of aligning it.
-        moving_to_template: the same for the moving scan.
-        refine: steps of optimisation for this very pair after the prediction; 40 is a good start.
-        refine_similarity: what ``refine`` raises, for any contrasts: ``lncc``, the local correlation of intensities,
-            carried over to the other scan's contrast, or ``mind``, which gains less and stays nearer the prediction.
+        moving_to_template: ITK affine that takes the moving scan's points to MNI152, instead of aligning it.
+        refine: steps of instance optimisation for this pair after the prediction; 40 is a good start.
+        refine_similarity: what ``refine`` increases, for any contrasts: ``lncc``, the local correlation of intensities
+            (after contrast transfer where contrasts differ), or ``mind``, which gains less and stays nearer the
+            prediction.
         fixed_lesion: mask of what has no counterpart in the moving scan, left out of the similarity that ``refine``
-            raises.
-        moving_lesion: the same for the moving scan.
+            increases.
+        moving_lesion: mask of what has no counterpart in the fixed scan, likewise left out.
         header: ``sform`` or ``qform``: the one to use, in every file, if they differ.
-        assume_orientation: letters such as ``RAS``, of files whose header does not say where the axes point to.
+        assume_orientation: letters such as ``RAS``, for files whose header does not say where the axes point to.
         padding_mm: border of the transforms beyond their image, mm.
         report: also write ``report.html``.
         overwrite: replace an earlier registration in ``out``.
@@ -90,103 +91,103 @@ def register(
         >>> registration.verdict
         'ok'
     """
-    if align not in ALIGN:
-        raise InputError(f"--align {align}: must be auto, each or none")
-    if refine < 0:
-        raise InputError(f"--refine {refine}: must be 0 or more steps")
-    if refine_similarity not in SIMILARITIES:
-        raise InputError(f"--refine-similarity {refine_similarity}: must be lncc or mind")
-    if refine == 0 and (fixed_lesion or moving_lesion):
-        raise InputError("--fixed-lesion, --moving-lesion: leave a lesion out of --refine N; add it")
-    if not 0 <= padding_mm < 1000:
-        raise InputError(f"--padding {padding_mm:g}: must be 0 or more mm")
+    options = RegisterOptions(
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+        align=align,
+        initial_transform=initial_transform,
+        fixed_to_template=fixed_to_template,
+        moving_to_template=moving_to_template,
+        refine=refine,
+        refine_similarity=refine_similarity,
+        fixed_lesion=fixed_lesion,
+        moving_lesion=moving_lesion,
+        header=header,
+        assume_orientation=assume_orientation,
+        padding_mm=padding_mm,
+        report=report,
+        overwrite=overwrite,
+    )
+    return register_scans(fixed, moving, out, model, options)
+
+
+def register_scans(
+    fixed: str | Path,
+    moving: str | Path,
+    out: str | Path | None,
+    model: Model | str | Path | None,
+    options: RegisterOptions,
+) -> Registration:
+    """Does what :func:`register` does, with its options in one object.
+
+    Raises:
+        InputError: a file cannot be used, the scans do not fit the model, or the folder cannot be written.
+    """
     if out is not None:
         from sitreg_lumir.registration.outputs import check_folder
 
-        check_folder(Path(out), overwrite)  # before the work, not after it
-    network = model if isinstance(model, Model) else load_model(model)
-    check_frame(load_frame(), network.shape, network.affine, str(network.files[0]))
+        check_folder(Path(out), options.overwrite)  # before the work, not after it
+    model = model if isinstance(model, Model) else load_model(model)
+    check_model_world(load_template(), model.shape, model.affine, str(model.files[0]))
     seconds: dict[str, float] = {}
-    start = time.perf_counter()
-    given = (
-        Given(fixed, "fixed", _path(fixed_mask), _path(fixed_lesion), _path(fixed_to_template)),
-        Given(moving, "moving", _path(moving_mask), _path(moving_lesion), _path(moving_to_template)),
-    )
-    for one in given:
-        if str(one.image) == MNI152 and (one.mask or one.lesion or one.to_template):
-            raise InputError(f"--{one.role} MNI152: the template has its mask and place; leave the options for it out")
-    sides = [read_side(one, align, header, assume_orientation) for one in given]
-    for one, side in zip(given, sides, strict=True):
-        _log.info("%s %s: %s", one.role, side.name, side.how)
-    prealigns = sides[0].prealign, sides[1].prealign
-    if initial_transform is not None:
-        prealigns = meet_half_way(*prealigns, load_affine(Path(initial_transform)))
-        _log.info("both alignments changed to agree with %s", Path(initial_transform).name)
-    pair = _on_model_grid(network, sides[0], sides[1], *prealigns)
-    seconds["read and align"] = time.perf_counter() - start
-    start = time.perf_counter()
-    stages = network.run(fixed=pair.fixed, moving=pair.moving, levels=_levels(network) if refine else (0,))
-    seconds["predict"] = time.perf_counter() - start
-    _log.info("fields by %s in %.1f s", network, seconds["predict"])
+    with _timed(seconds, "read and align"):
+        scans, prealigns = _read(fixed, moving, options)
+        pair = pair_on_grid(model, *scans, *prealigns)
+    with _timed(seconds, "predict"):
+        stages = _predict(model, pair, options)
+    _log.info("fields by %s in %.1f s", model, seconds["predict"])
     disp, disp_inv, refined = stages[-1].disp, stages[-1].disp_inv, None
-    if refine:
-        start = time.perf_counter()
-        improved = refine_pair(network, pair, stages, refine, refine_similarity)
-        disp, disp_inv, refined = improved.disp, improved.disp_inv, _told(improved, refine, refine_similarity)
-        seconds["refine"] = time.perf_counter() - start
-        _log.info("refined in %.1f s, %d of %d steps of use", seconds["refine"], improved.steps, refine)
-    start = time.perf_counter()
-    disp, disp_inv = closer_inverses(disp.float().cpu(), disp_inv.float().cpu())
-    forward = Chain(*prealigns, network.affine, disp[0].numpy())
-    disagreement = stages[-1].disagreement
-    spread = None if disagreement is None else disagreement[0, 0].float().cpu().numpy()
-    found = Registration(sides[0], sides[1], network, forward, swap(forward, disp_inv[0].numpy()), spread)
-    found.summary.update(summarise(found, pair, align=align, refined=refined))
-    seconds["measure"] = time.perf_counter() - start
-    found.summary["seconds"] = plain(seconds)
+    if options.refine:
+        with _timed(seconds, "refine"):
+            optimised = optimise_pair(model, pair, stages, options.refine, options.refine_similarity)
+            disp, disp_inv, refined = optimised.disp, optimised.disp_inv, _describe(optimised, options)
+        _log.info("refined in %.1f s, %d of %d steps of use", seconds["refine"], optimised.steps, options.refine)
+    with _timed(seconds, "measure"):
+        disp, disp_inv = improve_inverses(disp.float().cpu(), disp_inv.float().cpu())
+        forward = CompositeTransform(*prealigns, model.affine, disp[0].numpy())
+        backward = swap(forward, disp_inv[0].numpy())
+        registration = Registration(*scans, model, forward, backward, _disagreement(stages))
+        registration.summary.update(summarise(registration, pair, align=options.align, refined=refined))
+    registration.summary["seconds"] = json_values(seconds)
     if out is not None:
-        found.save(out, padding_mm=padding_mm, report=report, overwrite=overwrite)
-    return found
+        registration.save(out, padding_mm=options.padding_mm, report=options.report, overwrite=options.overwrite)
+    return registration
 
 
-def _on_model_grid(
-    model: Model, fixed: Side, moving: Side, fixed_to_model: Matrix, moving_to_model: Matrix
-) -> ModelPair:
-    """Both scans as the network knows them, and the moving one where the headers alone would put it."""
-
-    def on_grid(side: Side, prealign: Matrix) -> tuple[Tensor, Tensor]:
-        values, brain = conform(side.data, side.affine, side.brain, prealign, model.shape, model.affine, side.name)
-        return as_tensor(values), torch.from_numpy(brain)[None, None]
-
-    def lesion(side: Side, prealign: Matrix) -> Tensor | None:
-        if side.lesion is None:
-            return None
-        name = f"the lesion mask of {side.name}"
-        return torch.from_numpy(mask_on_grid(side.lesion, prealign @ side.affine, model.shape, model.affine, name))[
-            None, None
-        ]
-
-    try:
-        as_placed = on_grid(moving, fixed_to_model)
-    except InputError:  # the headers place them apart
-        as_placed = None
-    return ModelPair(
-        *on_grid(fixed, fixed_to_model),
-        *on_grid(moving, moving_to_model),
-        as_placed,
-        lesion(fixed, fixed_to_model),
-        lesion(moving, moving_to_model),
-    )
+def _read(fixed: str | Path, moving: str | Path, options: RegisterOptions) -> tuple[Scans, Prealigns]:
+    """Both scans, each placed independently, and the alignments to use: each scan's world -> the model's world."""
+    files = options.scan_files("fixed", fixed), options.scan_files("moving", moving)
+    placed = {scan.role: place_scan(scan, options.align, options.header, options.assume_orientation) for scan in files}
+    for role, scan in placed.items():
+        _log.info("%s %s: %s", role, scan.name, scan.how)
+    scans = placed["fixed"], placed["moving"]
+    prealigns = scans[0].prealign, scans[1].prealign
+    if options.initial_transform is not None:
+        path = Path(options.initial_transform)
+        prealigns = meet_half_way(*prealigns, load_affine(path))
+        _log.info("both alignments changed to agree with %s", path.name)
+    return scans, prealigns
 
 
-def _levels(model: Model) -> tuple[int, ...]:
-    return tuple(range(model.networks[0].levels))
+def _predict(model: Model, pair: ModelPair, options: RegisterOptions) -> list[Stage]:
+    """The stages whose fields are needed: of the finest level, or of all levels for instance optimisation."""
+    levels = range(model.networks[0].levels) if options.refine else (0,)
+    return model.run(fixed=pair.fixed, moving=pair.moving, levels=levels)
 
 
-def refine_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int, similarity: str) -> Refined:
-    """The pair's control points, optimised for this pair.
+def _disagreement(stages: Sequence[Stage]) -> NDArray[np.float32] | None:
+    """``(X, Y, Z)`` float32, voxels; None for a single network."""
+    disagreement = stages[-1].disagreement
+    if disagreement is None:
+        return None
+    values: NDArray[np.float32] = disagreement[0, 0].float().cpu().numpy()
+    return values
 
-    With ``lncc``, smoothness weighs what it did in the model's training, with ``mind``, whose scale is its own, 1.
+
+def optimise_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int, similarity: str) -> Optimised:
+    """Optimises the predicted control points for one pair.
+
+    With ``lncc``, smoothness has the weight of the model's training; with ``mind``, whose scale differs, it has 1.
 
     Args:
         model: that predicted them.
@@ -197,18 +198,18 @@ def refine_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: i
     """
     member = model.members[0]
 
-    def there(tensor: Tensor | None) -> Tensor | None:
+    def on_device(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(model.device)
 
-    points = control_points_of(stages, len(_levels(model)))
-    return refine_control_points(
+    points = control_points_of(stages, model.networks[0].levels)
+    return optimise(
         [(first.float().clone(), second.float().clone()) for first, second in points],
         fixed=pair.fixed.to(model.device),
         moving=pair.moving.to(model.device),
         fixed_mask=pair.fixed_brain.to(model.device),
         moving_mask=pair.moving_brain.to(model.device),
-        fixed_lesion=there(pair.fixed_lesion),
-        moving_lesion=there(pair.moving_lesion),
+        fixed_lesion=on_device(pair.fixed_lesion),
+        moving_lesion=on_device(pair.moving_lesion),
         steps=steps,
         similarity=similarity,
         mind=member.mind,
@@ -217,43 +218,22 @@ def refine_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: i
     )
 
 
-def _told(improved: Refined, steps: int, similarity: str) -> dict[str, Any]:
-    """For the summary; the similarity is the local correlation of what was compared: higher is better."""
-    before, after = (-value for value in improved.dissimilarity)
+def _describe(optimised: Optimised, options: RegisterOptions) -> dict[str, Any]:
+    """The summary's entry on instance optimisation; its similarities are local correlations, higher is better."""
+    before, after = (-value for value in optimised.dissimilarity)
     return {
-        "steps": steps,
-        "best_step": improved.steps,
-        "of": similarity,
-        "carried_over": improved.carried_over,
+        "steps": options.refine,
+        "best_step": optimised.steps,
+        "of": options.refine_similarity,
+        "carried_over": optimised.contrasts_transferred,
         "similarity_before": before,
         "similarity_after": after,
     }
 
 
-def closer_inverses(disp: Tensor, disp_inv: Tensor) -> tuple[Tensor, Tensor]:
-    """Each field's mean with the inverse of the other, three times: halves what resampling left of the error.
-
-    Exchanging the fields exchanges the results. Where space is squeezed to nearly nothing, no inverse is found: a mean
-    that folds for that reason is not taken.
-
-    Args:
-        disp: ``(B, 3, X, Y, Z)``, voxels.
-        disp_inv: its inverse, but for a fraction of a voxel.
-    """
-    allowed = max(_FOLDED * disp[:, 0].numel(), _folded(disp, disp_inv))
-    for _ in range(3):
-        first, second = invert(disp, _INVERSION_VOXELS), invert(disp_inv, _INVERSION_VOXELS)
-        closer = (disp + second) / 2, (disp_inv + first) / 2
-        if _folded(*closer) > allowed:
-            break
-        disp, disp_inv = closer
-    return disp, disp_inv
-
-
-def _folded(*fields: Tensor) -> float:
-    """The larger of the folded volumes, voxels^3."""
-    return max(float(ndv_sum(field)) for field in fields)
-
-
-def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given)
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Records the duration of a block."""
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start

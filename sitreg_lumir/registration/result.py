@@ -1,4 +1,4 @@
-"""A registered pair: the maps both ways, images moved by them, and what was measured."""
+"""A registered pair: the maps both ways, images warped by them, and the measures."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from sitreg_lumir.deform.jacobian import jacobian_determinant
-from sitreg_lumir.files.chain import Chain, Matrix, map_points
-from sitreg_lumir.files.resample import resample, resample_labels
+from sitreg_lumir.geometry.resampling import resample, resample_labels
+from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, map_points
 from sitreg_lumir.registration.model import Model
-from sitreg_lumir.registration.sides import Side
+from sitreg_lumir.registration.scan import PlacedScan
 
 if TYPE_CHECKING:
     from sitreg_lumir.report.pictures import Volumes
@@ -23,16 +23,16 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """Two registered scans. In Jupyter it shows a picture and the numbers by itself.
+    """Two registered scans. In Jupyter it is shown as a picture with its numbers.
 
     Attributes:
         fixed: the fixed scan and its place in the model's world.
-        moving: the moving scan and its place.
-        model: what registered them.
+        moving: the moving scan and its place in the model's world.
+        model: the members that registered them.
         forward: fixed world -> moving world; brings the moving image onto the fixed grid.
         backward: moving world -> fixed world.
         disagreement_voxels: ``(X, Y, Z)``, voxels, model grid, on which the fixed image lies; None for one network.
-        summary: what was measured, plain values; see ``summary.json``.
+        summary: the measures and the verdict, plain values; see ``summary.json``.
 
     Examples:
         >>> registration = sitreg_lumir.register("EXAMPLE-T1", "EXAMPLE-T2")
@@ -44,11 +44,11 @@ class Registration:
         True
     """
 
-    fixed: Side
-    moving: Side
+    fixed: PlacedScan
+    moving: PlacedScan
     model: Model
-    forward: Chain
-    backward: Chain
+    forward: CompositeTransform
+    backward: CompositeTransform
     disagreement_voxels: Floats | None = None
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -64,32 +64,32 @@ class Registration:
 
     @property
     def disp_inv(self) -> Floats:
-        """The same with the roles swapped."""
+        """``(3, X, Y, Z)``, voxels, model grid: the inverse of ``disp``."""
         return self.backward.disp
 
     @cached_property
     def warped(self) -> Floats:
-        """The moving image on the fixed grid, sampled once from the original; 0 where it does not reach."""
+        """The moving image on the fixed grid, sampled once from the original; 0 outside its field of view."""
         return resample(self.moving.data, self.moving.affine, self.forward, self.fixed.shape, self.fixed.affine)
 
     @cached_property
     def warped_fixed(self) -> Floats:
-        """The fixed image on the moving grid, sampled once from the original; 0 where it does not reach."""
+        """The fixed image on the moving grid, sampled once from the original; 0 outside its field of view."""
         return resample(self.fixed.data, self.fixed.affine, self.backward, self.moving.shape, self.moving.affine)
 
     def warp(self, image: NDArray[Any], affine: Matrix, *, to: str = "fixed", labels: bool = False) -> NDArray[Any]:
-        """Another image or label map of the same scans on the grid of the fixed or the moving scan.
+        """Warps another image or label map of one scan onto the grid of the other scan.
 
         Args:
-            image: ``(X, Y, Z)`` or ``(X, Y, Z, T)``, in the world of the scan that it goes with.
+            image: ``(X, Y, Z)`` or ``(X, Y, Z, T)``, in the world of the scan that it belongs to.
             affine: ``(4, 4)`` its voxel-to-world matrix, RAS, mm.
-            to: ``fixed`` for what belongs to the moving scan, ``moving`` for what belongs to the fixed one.
+            to: ``fixed`` for images of the moving scan, ``moving`` for images of the fixed scan.
             labels: take the nearest voxel instead of interpolating.
         """
-        chain, side = (self.forward, self.fixed) if self._is_fixed(to) else (self.backward, self.moving)
+        chain, scan = (self.forward, self.fixed) if self._is_fixed(to) else (self.backward, self.moving)
         if labels:
-            return resample_labels(image, affine, chain, side.shape, side.affine)
-        return resample(image, affine, chain, side.shape, side.affine)
+            return resample_labels(image, affine, chain, scan.shape, scan.affine)
+        return resample(image, affine, chain, scan.shape, scan.affine)
 
     def transform_points(self, points: NDArray[Any], *, to: str = "fixed") -> NDArray[np.float64]:
         """Points ``(N, 3)``, RAS, mm, of the one scan in the world of the other, ``to``."""
@@ -105,20 +105,20 @@ class Registration:
         """Local volume change of the map from the fixed to the moving world, mm^3 per mm^3, on the fixed grid.
 
         Args:
-            with_alignment: of the whole map; else of the deformation alone.
+            with_alignment: whether alignments count; else the determinant of the deformation alone.
 
         Returns:
             ``(X, Y, Z)`` float32; NaN outside the model's grid.
         """
         inner = jacobian_determinant(torch.from_numpy(self.disp)[None])[0].numpy()
         whole = np.pad(inner, 1, mode="edge")
-        found = self._from_model_grid(whole, outside=np.nan)
+        determinant = self._from_model_grid(whole, outside=np.nan)
         if with_alignment:
-            found *= np.linalg.det(self.forward.fixed_to_model) / np.linalg.det(self.forward.moving_to_model)
-        return found
+            determinant *= np.linalg.det(self.forward.fixed_to_model) / np.linalg.det(self.forward.moving_to_model)
+        return determinant
 
     def disagreement(self) -> Floats | None:
-        """How far the members' updates differ, mm, on the fixed grid ``(X, Y, Z)``; 0 outside the model's grid."""
+        """Distance between the members' updates, mm, on the fixed grid ``(X, Y, Z)``; 0 outside the model's grid."""
         if self.disagreement_voxels is None:
             return None
         return self._from_model_grid(self.disagreement_voxels) * np.float32(self.model.spacing)
@@ -136,7 +136,7 @@ class Registration:
         """Writes all results, as the verb `register` does.
 
         Args:
-            folder: made if it is not there.
+            folder: made if it does not exist.
             padding_mm: border of the transforms beyond their image, mm.
             report: also write ``report.html``.
             overwrite: replace an earlier registration in the folder.
@@ -145,14 +145,14 @@ class Registration:
             the folder.
 
         Raises:
-            InputError: the folder holds other things, or cannot be written.
+            InputError: the folder holds other files, or cannot be written.
         """
         from sitreg_lumir.registration.outputs import save_registration
 
         return save_registration(self, Path(folder), padding_mm=padding_mm, report=report, overwrite=overwrite)
 
     def volumes(self) -> "Volumes":
-        """What a report shows, on a 1 mm grid along the fixed scan's axes."""
+        """The volumes that a report shows, on a 1 mm grid along the fixed scan's axes."""
         from sitreg_lumir.registration.pictures import picture_volumes
 
         return picture_volumes(self)

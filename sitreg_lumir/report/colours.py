@@ -17,21 +17,21 @@ Mask = NDArray[np.bool_]
 _JACOBIAN_LIMITS = (0.5, 1.0, 2.0, 3.0)  # of the colours, in powers of two
 _MM_LIMITS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 _LEVELS = 31  # colours from the middle of a scale to its end
-_CLEAR, _FOLD = 0, 2 * _LEVELS + 2  # places in a palette: nothing to show, determinant <= 0
+_CLEAR, _FOLD = 0, 2 * _LEVELS + 2  # indices in a palette: nothing to show, determinant <= 0
 
 
 @dataclass(frozen=True, eq=False)
 class Coloured:
-    """A volume of places in a palette, and what its reader needs.
+    """A volume as indices into a palette, with its legend.
 
     Attributes:
-        places: ``(X, Y, Z)``.
+        indices: ``(X, Y, Z)``.
         palette: ``(N, 4)``, RGBA.
         bar: all colours in a row, a data URI.
         ticks: numbers under the bar, evenly spread from end to end.
     """
 
-    places: Bytes
+    indices: Bytes
     palette: Bytes
     bar: str
     ticks: tuple[str, ...]
@@ -47,10 +47,10 @@ def colour_jacobian(jac_det: Array, mask: Mask) -> Coloured:
     determinant = np.asarray(jac_det, dtype=np.float32)
     power = np.log2(determinant, out=np.full_like(determinant, np.nan), where=determinant > 0)
     limit = _limit(np.abs(power[mask]), _JACOBIAN_LIMITS)
-    places = _places(power, mask, limit)
-    places[mask & (determinant <= 0)] = _FOLD
+    indices = _indices(power, mask, limit)
+    indices[mask & (determinant <= 0)] = _FOLD
     ticks = tuple(f"{2**exponent:.2g}" for exponent in (-limit, -limit / 2, 0, limit / 2, limit))
-    return Coloured(places, _diverging(), png(np.arange(1, _FOLD)[None], _diverging()), ticks)
+    return Coloured(indices, _diverging(), png(np.arange(1, _FOLD)[None], _diverging()), ticks)
 
 
 def colour_mm(distance: Array, mask: Mask) -> Coloured:
@@ -64,7 +64,7 @@ def colour_mm(distance: Array, mask: Mask) -> Coloured:
     limit = _limit(values[mask], _MM_LIMITS)
     bar = png(np.arange(_LEVELS + 1, _FOLD)[None], _sequential())
     return Coloured(
-        _places(values, mask, limit), _sequential(), bar, tuple(f"{part * limit:g}" for part in (0, 0.5, 1))
+        _indices(values, mask, limit), _sequential(), bar, tuple(f"{part * limit:g}" for part in (0, 0.5, 1))
     )
 
 
@@ -75,15 +75,15 @@ def _limit(values: Array, choices: tuple[float, ...]) -> float:
     return next((choice for choice in choices if choice >= needed), choices[-1])
 
 
-def _places(values: NDArray[np.float32], mask: Mask, limit: float) -> Bytes:
-    """Places in a palette: 1 for ``-limit`` to ``2 * _LEVELS + 1`` for ``limit``, 0 outside the mask."""
+def _indices(values: NDArray[np.float32], mask: Mask, limit: float) -> Bytes:
+    """Indices into a palette: 1 for ``-limit`` to ``2 * _LEVELS + 1`` for ``limit``, 0 outside the mask."""
     known = mask & ~np.isnan(values)
     level = np.rint(np.clip(np.where(known, values, 0) / limit, -1, 1) * _LEVELS)
     return np.where(known, level + _LEVELS + 1, _CLEAR).astype(np.uint8)
 
 
 def _palette(colour: Callable[[float], tuple[Array, float]]) -> Bytes:
-    """``(places, 4)`` RGBA of ``colour(t)``, t from -1 to 1, between the clear place and that of folds."""
+    """``(indices, 4)`` RGBA of ``colour(t)``, t from -1 to 1, between the clear place and that of folds."""
     palette = np.zeros((_FOLD + 1, 4))
     for level in range(-_LEVELS, _LEVELS + 1):
         rgb, alpha = colour(level / _LEVELS)
@@ -93,8 +93,8 @@ def _palette(colour: Callable[[float], tuple[Array, float]]) -> Bytes:
 
 
 def _between(amount: float, *anchors: tuple[int, int, int]) -> Array:
-    places = np.linspace(0, 1, len(anchors))
-    return np.array([np.interp(amount, places, channel) for channel in zip(*anchors, strict=True)])
+    indices = np.linspace(0, 1, len(anchors))
+    return np.array([np.interp(amount, indices, channel) for channel in zip(*anchors, strict=True)])
 
 
 def _diverging() -> Bytes:
@@ -119,14 +119,14 @@ def _sequential() -> Bytes:
 
 def lines(covered: Array, rgb: tuple[int, int, int]) -> str:
     """A picture of lines in one colour, clear elsewhere."""
-    steps = 3  # with the clear one 4 colours, two bits a pixel
+    steps = 3  # four colours with the clear one, so two bits a pixel
     palette = np.array([(*rgb, 255 * step / steps) for step in range(steps + 1)])
     return png(np.rint(covered * steps).astype(np.uint8), np.rint(palette).astype(np.uint8))
 
 
-def png(places: Array, palette: Bytes) -> str:
-    """A picture of places ``(rows, columns)`` in an RGBA palette, losslessly."""
-    picture = Image.fromarray(np.ascontiguousarray(places, dtype=np.uint8))
+def png(indices: Array, palette: Bytes) -> str:
+    """A picture of indices ``(rows, columns)`` in an RGBA palette, losslessly."""
+    picture = Image.fromarray(np.ascontiguousarray(indices, dtype=np.uint8))
     picture.putpalette(palette[:, :3].tobytes())
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True, transparency=palette[:, 3].tobytes())

@@ -1,4 +1,4 @@
-"""HTML by parts: text is escaped unless it was made here, and a page may load and run nothing but what it holds."""
+"""HTML by parts: text is escaped unless it was made here, and a page may load and run nothing but its own content."""
 
 import base64
 import hashlib
@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from sitreg_lumir import __version__
-from sitreg_lumir.writing import writing
+from sitreg_lumir.io.atomic import writing
 
 _VOID = frozenset({"img", "input", "link", "meta"})
 _CONTROLS = (*range(0x09), 0x0B, *range(0x0E, 0x20), *range(0x7F, 0xA0))
@@ -54,7 +54,7 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
 
 
 def write_page(file: Path, title: str, *body: object) -> None:
-    """Writes a page that needs no other file; ``file`` keeps what it held if that fails.
+    """Writes a page that needs no other file; ``file`` keeps its old content if that fails.
 
     Its policy forbids the net, and any style or script but the package's own, known by their hashes: markup that
     slipped through would stay without effect.
@@ -79,7 +79,7 @@ def write_page(file: Path, title: str, *body: object) -> None:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
         tag("title", title),
-        tag("link", rel="icon", href="data:,"),  # else a browser asks the server for one
+        tag("link", rel="icon", href="data:,"),  # without it a browser asks the server for an icon
         tag("style", Html(style)),
     )
     made = tag("footer", f"Made by sitreg-lumir {__version__}. This file holds all it shows and loads nothing.")

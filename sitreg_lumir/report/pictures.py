@@ -15,18 +15,18 @@ _LONGEST = 256  # pixels of a picture's longest side at most
 _FINE = 448  # about as many for lines, which would look ragged at the images' size
 _SAMPLE = 2_000_000  # voxels that decide on a window, about
 _EDGE_MM = 1.2  # standard deviation of the smoothing before edges are looked for
-_EDGE_SLOPE = (0.045, 0.09)  # from where an edge starts to show to where it is drawn in full, window per mm
+_EDGE_GRADIENT = (0.045, 0.09)  # from where an edge starts to show to where it is drawn in full, window per mm
 _START = {0: 0.38, 1: 0.5, 2: 0.5}  # of the chosen slices, by axis; the mid-sagittal one shows the gap between halves
 
 
 @dataclass(frozen=True, eq=False)
 class Volumes:
-    """What there is to see of one pair, all on the fixed grid, axes in RAS order and direction.
+    """The images and fields of one pair that are shown, all on the fixed grid, axes in RAS order and direction.
 
     Args:
         fixed: ``(X, Y, Z)``, background 0.
-        moving: the same shape, as it was before registration.
-        warped: the moving image after it.
+        moving: ``(X, Y, Z)``, as it was before registration, on the fixed grid.
+        warped: ``(X, Y, Z)``, the moving image after registration.
         disp: ``(3, X, Y, Z)``, voxels, fixed grid.
         jac_det: ``(X, Y, Z)``, no unit; NaN where it is not known.
         disagreement: ``(X, Y, Z)``, mm.
@@ -76,22 +76,22 @@ def render(volumes: Volumes, slices: int) -> tuple[list[Plane], dict[str, Colour
     """All pictures of a pair.
 
     Args:
-        volumes: what is to be shown.
+        volumes: the images and fields of the pair.
         slices: of each plane, spread over the fixed image's foreground.
 
     Returns:
         the planes with layers ``fixed``, ``moving``, ``warped``, ``edges`` (the fixed image's), ``grid`` (a regular
-        grid of the moving image, carried along with it) and, if given, ``jacobian`` and ``disagreement``; and the
+        grid of the moving image, moved with it) and, where known, ``jacobian`` and ``disagreement``; and the
         colours of the last two.
     """
     mask = np.asarray(volumes.fixed) != 0
     if not mask.any():
         mask = np.ones_like(mask)
-    seen = _window(volumes.moving)
+    window_of_moving = _window(volumes.moving)
     images = {
         "fixed": (volumes.fixed, _window(volumes.fixed)),
-        "moving": (volumes.moving, seen),
-        "warped": (volumes.warped, seen),
+        "moving": (volumes.moving, window_of_moving),
+        "warped": (volumes.warped, window_of_moving),
     }
     coloured: dict[str, Coloured] = {}
     if volumes.jac_det is not None:
@@ -111,19 +111,25 @@ def render(volumes: Volumes, slices: int) -> tuple[list[Plane], dict[str, Colour
                 layers["edges"] = [lines(edge, (255, 194, 61)) for edge in edges]
         layers["grid"] = [lines(_grid(volumes, axis, index, fine), (106, 236, 210)) for index in indices]
         for key, colours in coloured.items():
-            shown = (_resize(_slice(colours.places, axis, index), size, Image.Resampling.NEAREST) for index in indices)
-            layers[key] = [png(places, colours.palette) for places in shown]
+            shown = (_resize(_slice(colours.indices, axis, index), size, Image.Resampling.NEAREST) for index in indices)
+            layers[key] = [png(slice_, colours.palette) for slice_ in shown]
         start = round(_START[axis] * (len(indices) - 1))
         planes.append(Plane(name, indices, start, size, layers))
     return planes, coloured
 
 
+def _in_plane(axis: int) -> tuple[int, int]:
+    """The two axes that a slice across ``axis`` shows."""
+    across, along = (shown for shown in range(3) if shown != axis)
+    return across, along
+
+
 def _choose(mask: Mask, axis: int, slices: int) -> list[int]:
-    """Places of evenly spread slices through the foreground, without its rims, where little is to be seen."""
-    filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+    """Indices of evenly spread slices through the foreground, without its rims, which show little."""
+    filled = np.flatnonzero(mask.any(axis=_in_plane(axis)))
     low, high = int(filled[0]), int(filled[-1])
     rim = 0.08 * (high - low)
-    return [int(place) for place in np.unique(np.rint(np.linspace(low + rim, high - rim, slices)))]
+    return [int(index) for index in np.unique(np.rint(np.linspace(low + rim, high - rim, slices)))]
 
 
 def _sizes(
@@ -133,7 +139,7 @@ def _sizes(
     extent = [size * step for size, step in zip(shape, voxel_size, strict=True)]
     pixel = max(min(voxel_size), max(extent) / _LONGEST)
     factor = min(max(1, round(_FINE * pixel / max(extent))), 4)
-    width, height = (max(1, round(extent[other] / pixel)) for other in range(3) if other != axis)
+    width, height = (max(1, round(extent[shown] / pixel)) for shown in _in_plane(axis))
     return (width, height), (width * factor, height * factor)
 
 
@@ -161,7 +167,7 @@ def _window(image: Array) -> tuple[float, float]:
 
 
 def _scaled(picture: Array, window: tuple[float, float]) -> NDArray[np.float32]:
-    """``picture`` with the window as 0..1; what is not known is as dark as can be."""
+    """``picture`` with the window as 0..1; unknown values are as dark as the window's lower end."""
     low, high = window
     scaled = (np.nan_to_num(picture.astype(np.float32), nan=low) - low) / max(high - low, 1e-12)
     clipped: NDArray[np.float32] = np.clip(scaled, 0, 1, dtype=np.float32)
@@ -169,16 +175,16 @@ def _scaled(picture: Array, window: tuple[float, float]) -> NDArray[np.float32]:
 
 
 def _edges(picture: Array, size: tuple[int, int], voxel_size: tuple[float, float, float], axis: int) -> Array:
-    """How much of each pixel an edge covers, 0..1: where the slope along itself is largest, and large enough.
+    """How much of each pixel an edge covers, 0..1: where the gradient has a maximum along its direction, and is large.
 
     Source: Marr & Hildreth, Theory of edge detection, Proc. R. Soc. B 1980.
     """
-    across = next(other for other in range(3) if other != axis)
+    across, _ = _in_plane(axis)
     pixel = picture.shape[1] * voxel_size[across] / size[0]  # mm
     smooth = _resize(picture, size).astype(np.float32)
     sigma = _EDGE_MM / pixel
-    slope = ndimage.gaussian_gradient_magnitude(smooth, sigma) / pixel
-    strength = np.clip((slope - _EDGE_SLOPE[0]) / (_EDGE_SLOPE[1] - _EDGE_SLOPE[0]), 0, 1)
+    gradient = ndimage.gaussian_gradient_magnitude(smooth, sigma) / pixel
+    strength = np.clip((gradient - _EDGE_GRADIENT[0]) / (_EDGE_GRADIENT[1] - _EDGE_GRADIENT[0]), 0, 1)
     curvature = ndimage.gaussian_laplace(smooth, sigma)
     covered: Array = _cover(curvature, curvature, 1.6) * strength
     return covered
@@ -191,14 +197,14 @@ def _grid(volumes: Volumes, axis: int, index: int, size: tuple[int, int]) -> Arr
     plane, since planes of the moving image are cut, not lines projected.
     """
     covered = np.zeros(size[::-1], dtype=np.float32)
-    across, along = (other for other in range(3) if other != axis)
-    for other, length in ((across, size[0]), (along, size[1])):
-        voxels = volumes.fixed.shape[other]
-        here = (np.arange(length, dtype=np.float32) + 0.5) * voxels / length - 0.5
-        here = here[None, :] if other == across else here[::-1, None]
-        moved = _resize(_slice(volumes.disp[other], axis, index).astype(np.float32), size)
-        place = (here + moved) * (volumes.voxel_size[other] / GRID_MM)
-        covered = np.maximum(covered, _cover(place - np.rint(place), place, 1.5))
+    across, along = _in_plane(axis)
+    for direction, length in ((across, size[0]), (along, size[1])):
+        voxels = volumes.fixed.shape[direction]
+        position = (np.arange(length, dtype=np.float32) + 0.5) * voxels / length - 0.5
+        position = position[None, :] if direction == across else position[::-1, None]
+        shift = _resize(_slice(volumes.disp[direction], axis, index).astype(np.float32), size)
+        line = (position + shift) * (volumes.voxel_size[direction] / GRID_MM)
+        covered = np.maximum(covered, _cover(line - np.rint(line), line, 1.5))
     return covered
 
 
@@ -207,7 +213,7 @@ def _cover(value: Array, smooth: Array, width: float) -> Array:
 
     Args:
         value: ``(rows, columns)``, perhaps with jumps far from 0.
-        smooth: the same but for a constant, without jumps, for the slope.
+        smooth: ``(rows, columns)``, ``value`` up to a constant but without jumps, for the gradient.
         width: pixels.
     """
     down, right = np.gradient(smooth)

@@ -24,13 +24,13 @@ def plot_pair(
 
     Args:
         fixed: ``(X, Y, Z)``, RAS.
-        moving: the same shape.
-        warped: the moving image on the fixed grid.
+        moving: ``(X, Y, Z)``, on the fixed grid.
+        warped: ``(X, Y, Z)``, the moving image after registration, on the fixed grid.
         disp: ``(3, X, Y, Z)``, voxels, fixed grid.
         file: where the PNG goes; a file or a stream.
         title: above the picture.
         spacing: voxels between two lines of the grid.
-        moving_name: what the moving image is called.
+        moving_name: name of the moving image in the picture.
 
     Examples:
         >>> fixed, moving, warped = np.random.default_rng(0).random((3, 8, 10, 6))
@@ -60,7 +60,7 @@ def plot_pair(
 
 def _draw_grid(panel: Any, background: Array, disp: Array, axis: int, spacing: int) -> None:
     """Lines of the fixed grid at their places in the moving image, within the slice's plane."""
-    across, along = (other for other in range(3) if other != axis)
+    across, along = (shown for shown in range(3) if shown != axis)
     x, y = np.meshgrid(*(np.arange(size) for size in background.shape), indexing="ij")
     moved_x, moved_y = x + disp[across], y + disp[along]
     panel.imshow(background.T, origin="lower", cmap="gray", alpha=0.35, interpolation="nearest")

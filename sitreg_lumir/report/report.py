@@ -42,7 +42,7 @@ def write_pair_report(
     names: tuple[str, str] = ("fixed", "moving"),
     slices: int = 16,
 ) -> None:
-    """Writes a page about one pair that holds all it shows: pictures of three planes, and the numbers.
+    """Writes a page about one pair that needs no other file: pictures of three planes, and the numbers.
 
     All volumes lie on the fixed grid, axes in RAS order and direction. Texts may come from anywhere, they are
     escaped. Equal input gives equal bytes.
@@ -50,8 +50,8 @@ def write_pair_report(
     Args:
         file: where the page goes; replaced if it exists.
         fixed: ``(X, Y, Z)``, background 0.
-        moving: the same shape, before registration.
-        warped: the moving image after registration.
+        moving: ``(X, Y, Z)``, before registration.
+        warped: ``(X, Y, Z)``, the moving image after registration.
         disp: ``(3, X, Y, Z)``, voxels, fixed grid.
         jac_det: ``(X, Y, Z)``, no unit; NaN where it is not known.
         disagreement: ``(X, Y, Z)``, mm.
@@ -64,7 +64,7 @@ def write_pair_report(
         slices: of each plane.
 
     Raises:
-        ValueError: shapes differ, or the verdict is another.
+        ValueError: shapes differ, or ``verdict`` is none of the three.
         InputError: the file cannot be written.
     """
     if verdict is not None and verdict not in VERDICTS:
@@ -101,8 +101,8 @@ def write_run_report(
     Args:
         file: where the page goes; replaced if it exists.
         evaluation: what ``evaluate`` returned, or the folder of ``evaluation.csv`` and ``.json``.
-        pictures: names of pairs as in the evaluation, and what there is to see of each; taken one by one, so that
-            a generator needs the memory of one pair.
+        pictures: names of pairs as in the evaluation, and the volumes of each; taken one by one, so that a generator
+            needs the memory of one pair.
         title: of the page; by default the folder of the fields.
         slices: of each plane of a pair.
 
@@ -112,15 +112,15 @@ def write_run_report(
     """
     _check_slices(slices)
     scored = read_scores(Path(evaluation)) if isinstance(evaluation, (str, Path)) else evaluation
-    order = {str(case["pair"]): (place, case) for place, case in enumerate(ranked(scored.cases))}
-    found = structures(scored)
-    labels = {structure.label: structure.name for structure in found}
+    order = {str(case["pair"]): (index, case) for index, case in enumerate(ranked(scored.cases))}
+    scored_structures = structures(scored)
+    labels = {structure.label: structure.name for structure in scored_structures}
     shown: list[tuple[int, Case, Html]] = []
-    for place, (pair, volumes) in enumerate(pictures):
+    for index, (pair, volumes) in enumerate(pictures):
         if pair not in order:
             raise ValueError(f"no scores of pair {pair!r}; there are {', '.join(order)}")
-        shown.append((*order[pair], viewer(*render(volumes, slices), f"p{place}")))
-    shown.sort(key=lambda each: each[0])
+        shown.append((*order[pair], viewer(*render(volumes, slices), f"p{index}")))
+    shown.sort(key=lambda pair: pair[0])
     groups = groups_of(scored)
     title = title or f"Evaluation of {scored.summary.get('fields', 'a run')}"
     parts = [
@@ -140,16 +140,16 @@ def write_run_report(
     if shown:
         parts.append(tag("h2", "Worst pairs"))
         parts += [
-            _case(case, pictured, labels, place=place, rank=rank, count=len(order))
-            for place, (rank, case, pictured) in enumerate(shown)
+            _case(case, pictured, labels, index=index, rank=rank, count=len(order))
+            for index, (rank, case, pictured) in enumerate(shown)
         ]
-    if found:
-        parts += [tag("h2", "Dice of each structure, worst first"), structure_table(found, groups)]
+    if scored_structures:
+        parts += [tag("h2", "Dice of each structure, worst first"), structure_table(scored_structures, groups)]
     parts += [tag("h2", "All pairs, worst first"), case_table(scored.cases)]
     write_page(Path(file), title, *parts)
 
 
-def _case(case: Case, pictured: Html, labels: Mapping[int, str], *, place: int, rank: int, count: int) -> Html:
+def _case(case: Case, pictured: Html, labels: Mapping[int, str], *, index: int, rank: int, count: int) -> Html:
     """One pair of a run, open if it is the first."""
     scores = [
         tag("span", f"{heading} {number(case[key], digits)}")
@@ -160,7 +160,7 @@ def _case(case: Case, pictured: Html, labels: Mapping[int, str], *, place: int, 
     lowest = ", ".join(f"{name} {value:.3f}" for value, name in sorted(values)[:_LOWEST])
     summary = tag("summary", tag("b", case["pair"]), tag("span", case["group"]), *scores)
     text = f"Place {rank + 1} of {count}, the worst first. Lowest Dice: {lowest or DASH}."
-    return tag("details", summary, tag("p", text, class_="hint"), pictured, class_="card case", open=place == 0)
+    return tag("details", summary, tag("p", text, class_="hint"), pictured, class_="card case", open=index == 0)
 
 
 def _verdict(verdict: str | None, reasons: Sequence[str]) -> Html:

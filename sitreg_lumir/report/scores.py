@@ -38,7 +38,7 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class StoredScores:
-    """The same from ``evaluation.csv`` and ``evaluation.json``."""
+    """The scores of each pair and their summary, read from ``evaluation.csv`` and ``evaluation.json``."""
 
     cases: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -55,7 +55,7 @@ class Structure:
 
 
 def read_scores(path: str | Path) -> StoredScores:
-    """What ``evaluate`` wrote.
+    """Reads the scores that ``evaluate`` wrote.
 
     Args:
         path: the folder of ``evaluation.csv`` and ``evaluation.json``, or one of the two.
@@ -100,7 +100,7 @@ def is_known(value: object) -> bool:
 
 
 def ranked(cases: Iterable[Case]) -> list[Case]:
-    """The worst first: by Dice, then HD95; without Dice by LNCC; then what has only TRE; what has none comes last."""
+    """The worst first: by Dice, then HD95; without Dice by LNCC; then those with TRE only, then those without."""
 
     def badness(case: Case) -> tuple[bool, float, float]:
         value = case.get("dsc") if is_known(case.get("dsc")) else case.get("lncc")
@@ -145,16 +145,16 @@ def structures(scored: Scored) -> list[Structure]:
     """Dice by label, the lowest mean first; a label without any value comes last."""
     labels = sorted({int(key.removeprefix("dsc/")) for case in scored.cases for key in case if key.startswith("dsc/")})
     names = scored.summary.get("labels", {})
-    found = []
+    listed = []
     for label in labels:
         known = [(float(case[key]), case) for case in scored.cases if is_known(case.get(key := f"dsc/{label}"))]
         values: dict[str, list[float]] = {}
         for value, case in known:
             values.setdefault(str(case["group"]), []).append(value)
-        lowest = min(known, key=lambda each: each[0])[1]["pair"] if known else DASH
+        lowest = min(known, key=lambda entry: entry[0])[1]["pair"] if known else DASH
         name = names.get(str(label), {}).get("name") or f"label {label}"
-        found.append(Structure(label, str(name), values, str(lowest)))
-    return sorted(found, key=_mean)
+        listed.append(Structure(label, str(name), values, str(lowest)))
+    return sorted(listed, key=_mean)
 
 
 def _mean(structure: Structure) -> float:

@@ -26,7 +26,7 @@ def number(value: Any, digits: int | None = None) -> str:
             return f"{plain:.{digits}f}"
         return f"{plain:.0f}" if abs(plain) >= 1e4 else f"{plain:.4g}"
     if isinstance(value, (list, tuple, np.ndarray)):
-        return ", ".join(number(each, digits) for each in value) or DASH
+        return ", ".join(number(item, digits) for item in value) or DASH
     return str(value) or DASH
 
 
@@ -56,9 +56,9 @@ def _flat(part: object, name: str = "") -> Iterable[tuple[str, object]]:
     if isinstance(part, Mapping):
         for key, value in part.items():
             yield from _flat(value, f"{name} · {_words(key)}" if name else _words(key))
-    elif isinstance(part, (list, tuple)) and any(isinstance(each, Mapping) for each in part):
-        for place, value in enumerate(part, start=1):
-            yield from _flat(value, f"{name} {place}".strip())
+    elif isinstance(part, (list, tuple)) and any(isinstance(item, Mapping) for item in part):
+        for index, value in enumerate(part, start=1):
+            yield from _flat(value, f"{name} {index}".strip())
     else:
         yield name, part
 
@@ -69,8 +69,8 @@ def _words(key: object) -> str:
 
 def groups_of(scored: Scored) -> list[str]:
     """Names of the groups that cases are in, in the order of the summary."""
-    found = {str(case["group"]) for case in scored.cases}
-    return [name for name in scored.summary.get("groups", {}) if name in found] or sorted(found)
+    present = {str(case["group"]) for case in scored.cases}
+    return [name for name in scored.summary.get("groups", {}) if name in present] or sorted(present)
 
 
 def group_table(scored: Scored) -> Html:
@@ -122,11 +122,11 @@ def case_table(cases: Sequence[Case]) -> Html:
     return _table("All pairs, worst first", head, rows)
 
 
-def structure_table(found: Sequence[Structure], groups: Sequence[str]) -> Html:
+def structure_table(structures: Sequence[Structure], groups: Sequence[str]) -> Html:
     """Dice of each structure, the worst first: mean of each group, the lowest, and a picture of the range."""
-    low = floor_of(value for structure in found for values in structure.values.values() for value in values)
+    low = floor_of(value for structure in structures for values in structure.values.values() for value in values)
     rows = []
-    for structure in found:
+    for structure in structures:
         known = [structure.values.get(group, []) for group in groups]
         every = [value for values in known for value in values]
         rows.append(
@@ -141,7 +141,7 @@ def structure_table(found: Sequence[Structure], groups: Sequence[str]) -> Html:
         )
     head = [
         tag("th", "Structure", scope="col"),
-        *(tag("th", _key(place), group, scope="col") for place, group in enumerate(groups)),
+        *(tag("th", _key(index), group, scope="col") for index, group in enumerate(groups)),
         tag("th", "Lowest", scope="col"),
         tag("th", "in pair", scope="col", class_="text"),
         tag("th", f"Lowest to highest, mean; {low:g} to 1", scope="col", class_="text"),
@@ -160,15 +160,15 @@ def strips(scored: Scored, groups: Sequence[str], score: str = "dsc") -> Html:
         return Html("")
     low = floor_of(every)
     parts: list[Html] = []
-    for place, (group, values) in enumerate(known.items()):
+    for index, (group, values) in enumerate(known.items()):
         if not values:
             continue
         mean = float(np.mean(values))
-        marks = [_bar(value, 0.35, low, 4, 16, f"g{place % _COLOURS} tick") for value in values]
-        marks.append(_bar(mean, 0.7, low, 0, 24, f"g{place % _COLOURS}"))
+        marks = [_bar(value, 0.35, low, 4, 16, f"g{index % _COLOURS} tick") for value in values]
+        marks.append(_bar(mean, 0.7, low, 0, 24, f"g{index % _COLOURS}"))
         text = f"Dice of {len(values)} pairs, {group}: {min(values):.3f} to {max(values):.3f}, mean {mean:.3f}"
         track = tag("rect", x=0, y=11, width=100, height=2, class_="track")
-        parts += [tag("span", _key(place), group), _chart(24, text, "strip", track, *marks)]
+        parts += [tag("span", _key(index), group), _chart(24, text, "strip", track, *marks)]
     ends = tag("div", tag("span", f"Dice {low:g}"), tag("span", "1"), class_="ends")
     return tag("div", *parts, ends, class_="strips")
 
@@ -181,10 +181,10 @@ def floor_of(values: Iterable[float]) -> float:
 def _ranges(groups: Sequence[Sequence[float]], low: float) -> Html:
     height = 18 / max(len(groups), 1)
     marks, texts = [], []
-    for place, values in enumerate(groups):
+    for index, values in enumerate(groups):
         if not values:
             continue
-        class_, top, mean = f"g{place % _COLOURS}", place * height, float(np.mean(values))
+        class_, top, mean = f"g{index % _COLOURS}", index * height, float(np.mean(values))
         left, right = (100 * (end - low) / (1 - low) for end in (min(values), max(values)))
         middle = top + height / 2 - 1
         marks.append(
@@ -204,8 +204,8 @@ def _ranges(groups: Sequence[Sequence[float]], low: float) -> Html:
 
 def _bar(value: float, width: float, low: float, top: float, height: float, class_: str) -> Html:
     """An upright mark at a Dice value, on an axis of 100 from ``low`` to 1."""
-    place = 100 * (value - low) / (1 - low) - width / 2
-    return tag("rect", x=f"{place:.2f}", y=f"{top:.1f}", width=width, height=f"{height:.1f}", class_=class_)
+    left = 100 * (value - low) / (1 - low) - width / 2
+    return tag("rect", x=f"{left:.2f}", y=f"{top:.1f}", width=width, height=f"{height:.1f}", class_=class_)
 
 
 def _chart(height: int, text: str, class_: str | None, *marks: Html) -> Html:
@@ -213,8 +213,8 @@ def _chart(height: int, text: str, class_: str | None, *marks: Html) -> Html:
     return tag("svg", *marks, viewBox=box, preserveAspectRatio="none", role="img", aria_label=text, class_=class_)
 
 
-def _key(place: int) -> Html:
-    return tag("i", class_=f"key g{place % _COLOURS}")
+def _key(index: int) -> Html:
+    return tag("i", class_=f"key g{index % _COLOURS}")
 
 
 def _headings(keys: Sequence[str]) -> list[Html]:
@@ -222,6 +222,6 @@ def _headings(keys: Sequence[str]) -> list[Html]:
 
 
 def _table(name: str, head: Sequence[Html], rows: Sequence[Html]) -> Html:
-    """A table that scrolls sideways by itself, by keyboard, too."""
+    """A table that scrolls sideways within the page, also by keyboard."""
     table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows))
     return tag("div", join(table), class_="card scroll", role="region", aria_label=name, tabindex=0)

@@ -6,9 +6,9 @@ from sitreg_lumir.report.colours import Coloured
 from sitreg_lumir.report.page import Html, tag
 from sitreg_lumir.report.pictures import GRID_MM, Plane
 
-_SIDES = {"axial": "LRAP", "coronal": "LRSI", "sagittal": "PASI"}  # left, right, top, bottom of a picture
+_DIRECTIONS = {"axial": "LRAP", "coronal": "LRSI", "sagittal": "PASI"}  # left, right, top, bottom of a picture
 _MODES = (("plain", "Images"), ("edges", "Edges of fixed"), ("checker", "Checkerboard with fixed"), ("blend", "Blend"))
-_PANELS = (  # layer, what is under it, heading, description
+_PANELS = (  # layer, layer under it, heading, description
     ("fixed", None, "Fixed", "fixed image"),
     ("moving", None, "Moving, before", "moving image before registration"),
     ("warped", None, "Moving, after", "moving image after registration"),
@@ -21,7 +21,7 @@ _PANELS = (  # layer, what is under it, heading, description
 def viewer(planes: list[Plane], coloured: dict[str, Coloured], key: str) -> Html:
     """The pictures of one pair.
 
-    Without scripts one slice of each plane is shown; the ways to compare work, since they are style.
+    Without scripts one slice of each plane is shown; the ways to compare work, since they are done by the style sheet.
 
     Args:
         planes: as :func:`~sitreg_lumir.report.pictures.render` gives them.
@@ -85,8 +85,8 @@ def _panel(plane: Plane, layer: str, under: str | None, heading: str, descriptio
         pictures += [_image(plane, "edges", "", "over edges")]
     if layer == "fixed":
         places = ("left", "right", "top", "bottom")
-        for side, place in zip(_SIDES[plane.name], places, strict=True):
-            pictures.append(tag("span", side, class_=f"side {place}", aria_hidden="true"))
+        for letter, place in zip(_DIRECTIONS[plane.name], places, strict=True):
+            pictures.append(tag("span", letter, class_=f"side {place}", aria_hidden="true"))
     return tag("figure", tag("figcaption", heading), tag("div", *pictures, class_="stage"))
 
 
@@ -101,7 +101,7 @@ def _legend(coloured: dict[str, Coloured]) -> Html:
         tag(
             "p",
             tag("b", "Deformed grid: "),
-            f"lines every {GRID_MM:g} mm on the moving image, carried along with it onto the fixed image.",
+            f"lines every {GRID_MM:g} mm on the moving image, moved with it onto the fixed image.",
         )
     ]
     texts = {

@@ -1,20 +1,18 @@
-"""What Lightning needs to write: metrics that survive a resume, atomic checkpoints, predicted fields."""
+"""What a training writes by Lightning: metrics that survive a resume, and whole checkpoints."""
 
 import csv
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.predictions import PairPlan, write_prediction
+from sitreg_lumir.io.atomic import reason_of, writing
 
 
 class _AppendingWriter(ExperimentWriter):
@@ -54,41 +52,28 @@ def drop_rows_from(file: Path, step: int) -> None:
         reader = csv.DictReader(stream)
         names = list(reader.fieldnames or [])
         rows = [row for row in reader if int(float(row.get("step") or 0)) < step]
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    with partial.open("w", newline="") as stream:
+    with writing(file) as partial, partial.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, names)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, file)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints appear whole or not at all: written beside their name, flushed, then renamed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            super().save_checkpoint(checkpoint, partial, storage_options)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except (OSError, RuntimeError) as error:  # PyTorch's writer says with a RuntimeError that a disk is full
-            raise InputError(
-                f"{path}: cannot be written ({_reason(error)}); the checkpoint before it is kept; make room, then go "
-                "on with --resume"
-            ) from None
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        remedy = "the checkpoint before it is kept; make room, then go on with --resume"
+        with writing(Path(path), remedy=remedy) as partial:
+            try:
+                super().save_checkpoint(checkpoint, partial, storage_options)
+            except RuntimeError as error:  # PyTorch's writer says with a RuntimeError that a disk is full
+                raise OSError(_reason(error)) from error
 
 
-def _reason(error: Exception) -> str:
-    """Why a file could not be written; the system's reason where PyTorch hides it."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
+def _reason(error: BaseException) -> str:
+    """Why PyTorch could not write a file: the system's reason, which it hides in the error's context."""
     cause = error.__context__
-    return _reason(cause) if isinstance(cause, OSError) else " ".join(str(error).split())[:160]
+    return reason_of(cause) if isinstance(cause, OSError) else " ".join(str(error).split())[:160]
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -127,19 +112,3 @@ def checkpoint_callbacks(folder: Path, every_n_steps: int, keep_every_n_epochs: 
             **common,
         ),
     ]
-
-
-class FieldWriter(BasePredictionWriter):
-    """Writes each predicted field as soon as it exists, so that memory stays flat."""
-
-    def __init__(self, plans: dict[str, PairPlan]) -> None:
-        super().__init__(write_interval="batch")
-        self.plans = plans
-
-    def write_on_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any,
-        batch_idx: int, dataloader_idx: int,
-    ) -> None:  # fmt: skip
-        for index, pair in enumerate(batch["pair"]):
-            arrays = {name: tensor[index].cpu().numpy() for name, tensor in prediction.items()}
-            write_prediction(self.plans[pair.long_name], arrays)

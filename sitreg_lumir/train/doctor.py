@@ -217,7 +217,7 @@ def _member(file: Path, reasons: list[str]) -> Report:
     import numpy as np
     from nibabel.affines import voxel_sizes
 
-    from sitreg_lumir.files.provenance import sha256_file
+    from sitreg_lumir.io.checksum import sha256_file
     from sitreg_lumir.network.weights import load_member
 
     found: Report = {"file": str(file)}

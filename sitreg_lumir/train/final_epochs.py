@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.measures.losses import group_consistency, ndv_sum
+from sitreg_lumir.losses import group_consistency, ndv_sum
 from sitreg_lumir.train.registration import RegistrationModule
 from sitreg_lumir.train.terms import LossTerm, PairOutputs
 
@@ -107,7 +107,7 @@ class GroupConsistency(Callback):
 
     @staticmethod
     def value(disps: list[Tensor], disps_inv: list[Tensor], masks: list[Tensor]) -> Tensor:
-        """:func:`~sitreg_lumir.measures.losses.group_consistency` of the three pairs' last fields."""
+        """:func:`~sitreg_lumir.losses.group_consistency` of the three pairs' last fields."""
         return group_consistency(disps, disps_inv, masks)
 
 

@@ -17,12 +17,12 @@ from PIL import Image, ImageDraw
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.groups import ordered
 from sitreg_lumir.data.lumir import Pair
-from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.read import read_volume
 from sitreg_lumir.report.pictures import Plane, Volumes, render
 from sitreg_lumir.train.registration import RegistrationModule
-from sitreg_lumir.writing import writing
 
 COLUMNS = ("fixed", "moving", "warped", "checkerboard", "grid")
 MAX_BYTES = 1_000_000  # of one picture

@@ -19,8 +19,8 @@ from sitreg_lumir.data.groups import other_labelling
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.data.views import Augmentation, clean_view, halved
 from sitreg_lumir.errors import CollectiveError, InputError
-from sitreg_lumir.measures.losses import similarity
-from sitreg_lumir.measures.metrics import RegistrationScores, values_outside
+from sitreg_lumir.losses import warped_lncc
+from sitreg_lumir.metrics import PairTable, score_pair, values_outside
 from sitreg_lumir.network.card import CARD_KEY, ModelCard
 from sitreg_lumir.network.input_transform import channels_of, named, same_transform
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
@@ -114,7 +114,7 @@ class RegistrationModule(LightningModule):
         self.terms: list[LossTerm] = pair_terms(diffusion_weight, stage_weight, stage_every, one_direction)
         self.values: dict[str, list[Tensor]] = {}  # of the loss terms in this step, by micro batch
         self._names: list[tuple[str, ...]] = []  # of the images in this step
-        self.scores, self.lncc = RegistrationScores(), MeanMetric()
+        self.scores, self.lncc = PairTable(), MeanMetric()
         self.told_of_labels = False
         self._group: Any = None
         self._on_trial = False
@@ -314,29 +314,23 @@ class RegistrationModule(LightningModule):
         batches = max(int(self.trainer.num_training_batches), 1)
         return self.current_epoch + self.trainer.fit_loop.epoch_loop.batch_idx / batches
 
-    def on_validation_start(self) -> None:
-        """Makes room for the groups of this data's pairs, the same on all processes."""
-        if self.scores.groups != self.lumir.groups:
-            self.scores = RegistrationScores(groups=self.lumir.groups).to(self.device)
-
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         fixed, fixed_mask = self.clean(batch["fixed"])
         moving, moving_mask = self.clean(batch["moving"])
         disp = self.disp(fixed=fixed, moving=moving)
-        self.lncc.update(similarity(disp, fixed, moving, fixed_mask, moving_mask, self.window))
+        self.lncc.update(warped_lncc(disp, fixed, moving, fixed_mask, moving_mask, self.window))
         pair: Pair = batch["pair"][0]
         labels = pair.labels_to_score(self.lumir.evaluation_labels)
         maps = {key: batch[key][0, 0].cpu() for key in _LABEL_KEYS if key in batch}
-        self.scores.update(
+        scores = score_pair(
             disp[0].float().cpu(),
-            group=pair.group,
-            contrasts=pair.contrasts,
             metrics=pair.metrics,
             fixed_mask=fixed_mask[0, 0].cpu(),
             labels=labels,
             voxel_size=voxel_sizes(self.lumir.affine).tolist(),
             **maps,
         )
+        self.scores.add(scores, contrasts=pair.contrasts, group=pair.named_group)
         if labels is not None and self.lumir.evaluation_labels is None and not self.told_of_labels:
             outside = values_outside(labels, *(maps[key] for key in _LABEL_KEYS[:2] if key in maps))
             if outside:
@@ -345,11 +339,10 @@ class RegistrationModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.log("val/lncc", self.lncc.compute())
-        self.log_dict({f"val/{name}": value for name, value in self.scores.compute().items()})
+        self.log_dict({f"val/{name}": value for name, value in self.scores.means().items()})
         self.lncc.reset()
-        self.scores.reset()
+        self.scores.clear()
 
-    on_test_start = on_validation_start
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 

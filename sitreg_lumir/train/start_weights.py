@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.files.provenance import sha256_file
+from sitreg_lumir.io.checksum import sha256_file
 from sitreg_lumir.network.card import ModelCard
 from sitreg_lumir.network.input_transform import named, same_transform
 from sitreg_lumir.network.official import read_official

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sitreg_lumir.measures.losses import diffusion, similarity
+from sitreg_lumir.losses import diffusion, warped_lncc
 from sitreg_lumir.network.sitreg import Stage
 
 
@@ -79,10 +79,10 @@ def pair_terms(
 
     def stage_similarity(outputs: PairOutputs, stage: Stage) -> Tensor:
         fixed, moving = (outputs.fixed, outputs.fixed_mask), (outputs.moving, outputs.moving_mask)
-        there = similarity(stage.disp, fixed[0], moving[0], fixed[1], moving[1], outputs.window)
+        there = warped_lncc(stage.disp, fixed[0], moving[0], fixed[1], moving[1], outputs.window)
         if one_direction:
             return there
-        back = similarity(stage.disp_inv, moving[0], fixed[0], moving[1], fixed[1], outputs.window)
+        back = warped_lncc(stage.disp_inv, moving[0], fixed[0], moving[1], fixed[1], outputs.window)
         return (there + back) / 2
 
     def stage_diffusion(stage: Stage) -> Tensor:

@@ -1,0 +1,247 @@
+"""`predict`: one network or an ensemble over the pairs of a data set, each field on disk as soon as it exists."""
+
+import math
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor, nn
+from torch.multiprocessing import ProcessRaisedException  # type: ignore[attr-defined]
+
+from sitreg_lumir.challenge.predictions import ALSO, PairPlan, plan_predictions, voxel_size, write_prediction
+from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.views import clean_view
+from sitreg_lumir.deform.ops import warp
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import check_folder_is_writable
+from sitreg_lumir.network.mirrored import with_mirrored
+from sitreg_lumir.network.precision import turn_tf32_off
+from sitreg_lumir.network.shipped import default_members
+from sitreg_lumir.network.sitreg import StageNetwork, run_stages
+from sitreg_lumir.network.weights import (
+    Member,
+    ModelCard,
+    load_members,
+    member_files,
+)
+from sitreg_lumir.train.configs import nearest
+from sitreg_lumir.train.settings import keep_freed_memory_of_small_grids, prepare_process
+
+_SMALL_VOXEL = 1.5  # mm; below, the configs of the challenge's 1 mm fit, above, those of 2 mm
+
+
+class FieldWriter(BasePredictionWriter):
+    """Writes each predicted field as soon as it exists, so that memory stays flat."""
+
+    def __init__(self, plans: dict[str, PairPlan]) -> None:
+        super().__init__(write_interval="batch")
+        self.plans = plans
+
+    def write_on_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any,
+        batch_idx: int, dataloader_idx: int,
+    ) -> None:  # fmt: skip
+        for index, pair in enumerate(batch["pair"]):
+            arrays = {name: tensor[index].cpu().numpy() for name, tensor in prediction.items()}
+            write_prediction(self.plans[pair.long_name], arrays)
+
+
+class Predictor(LightningModule):
+    """Registers the pairs of a data set by the members' averaged control points."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        inverse: bool = False,
+        warped: bool = False,
+        disagreement: bool = False,
+        flip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.inverse = inverse
+        self.warped = warped
+        self.disagreement = disagreement
+        self.flip = flip
+
+    def setup(self, stage: str) -> None:
+        turn_tf32_off()  # processes that share the pairs begin with PyTorch's defaults
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """``disp`` (fixed grid) and, when asked for, ``inverse`` (moving grid), ``warped`` (0..255), ``disagreement``.
+
+        The fields and the disagreement are in voxels, the latter on the fixed grid.
+        """
+        fixed, moving = clean_view(batch["fixed"])[0], clean_view(batch["moving"])[0]
+        members = [member for member in self.members if isinstance(member, Member)]
+        member = members[0]  # one input transform and one grid for all
+        networks: Sequence[StageNetwork] = [member.network for member in members]
+        if self.flip:
+            networks = with_mirrored([member.network for member in members], member.card.affine, member.card.shape)
+        (stage,) = run_stages(
+            networks,
+            fixed=member.inputs(fixed),
+            moving=member.inputs(moving),
+            inverse=self.inverse,
+            disagreement=self.disagreement,
+        )
+        found = {"disp": stage.disp}
+        if self.inverse:
+            found["inverse"] = stage.disp_inv
+        if stage.disagreement is not None:
+            found["disagreement"] = stage.disagreement[:, 0]
+        if self.warped:
+            stored = batch["moving"]
+            moved = warp(stored.float(), stage.disp)[:, 0]
+            found["warped"] = moved.round().to(stored.dtype) if stored.dtype == torch.uint8 else moved
+        return found
+
+
+def predict(
+    member_paths: Sequence[str] | None,
+    folder: str | Path,
+    data_args: Sequence[str],
+    *,
+    inverse: bool = False,
+    warped: bool = False,
+    disagreement: bool = False,
+    flip: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    devices: int = 1,
+    precision: str = "float32",
+    allow_imports: bool | str | Sequence[str] = (),
+) -> None:
+    """Writes ``disp_<fixed>_<moving>.nii.gz`` for each pair that is not there already.
+
+    Args:
+        member_paths: checkpoints, safetensors files or folders of them; None for those that come with the package.
+        folder: where the fields go.
+        data_args: ``--data.*`` arguments of :class:`LumirDataModule`.
+        inverse: also write the inverse fields.
+        warped: also write the moved images.
+        disagreement: also write how far the members' updates differ, mm, fixed grid (see
+            :func:`~sitreg_lumir.network.sitreg.run_stages`: a lower bound, no uncertainty).
+        flip: also run the members on mirrored images, and average: exactly left-right symmetric, twice the time.
+        overwrite: replace fields that were made otherwise.
+        device: ``auto``, ``cpu`` or ``gpu``.
+        devices: processes that share the pairs, each on a device of its own.
+        precision: of the convolutions, ``float32`` or ``bfloat16``; all else is in float32 anyway.
+        allow_imports: see :func:`~sitreg_lumir.network.weights.load_member`.
+
+    Raises:
+        InputError: members or data are wrong, or a field in the folder has another provenance; or a single member
+            or voxels that are no cubes, and the disagreement is asked for.
+
+    Examples:
+        >>> data = ["--data.root", "LUMIR", "--data.cache", "cache", "--data.num_workers", "0"]
+        >>> sitreg_lumir.predict(["member.ckpt"], "predictions", data, device="cpu")
+        predictions: 0 fields are there already, 3 to predict
+        ...next: sitreg-lumir evaluate predictions --dataset ...LUMIR_dataset.json
+    """
+    folder = Path(folder)
+    prepare_process()
+    files = default_members() if member_paths is None else member_files(member_paths)
+    if disagreement and len(files) < 2 and not flip:
+        raise InputError(f"{files[0]}: --disagreement needs two members or more; name them all with --members")
+    members = load_members(files, allow_imports)
+    if flip:  # refuses what cannot be mirrored
+        with_mirrored([member.network for member in members], members[0].card.affine, members[0].card.shape)
+    data = data_module(data_args)
+    trainer = Trainer(
+        accelerator=device,
+        devices=devices,
+        strategy="auto" if devices == 1 else "ddp_spawn",  # one plan, made here, for all processes
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=devices > 1,  # in prediction it repeats no pair
+        inference_mode=True,
+        precision="bf16-mixed" if precision == "bfloat16" else "32-true",
+    )
+    data.trainer = trainer
+    trainer.state.fn = "predict"  # type: ignore[assignment]
+    data.check()  # all that may be refused is refused before volumes are read, which takes long
+    check_geometry(members[0].card, data)
+    if disagreement:
+        voxel_size(data.affine, data.dataset.path)
+    asked = {"inverse": inverse, "warped": warped, "disagreement": disagreement}
+    changes = {"precision": precision} | ({"flip": True} if flip else {})
+    plans = plan_predictions(
+        folder,
+        data.pairs,
+        members=files,
+        options=changes,
+        also=[kind for kind in ALSO if asked[kind]],
+        overwrite=overwrite,
+    )
+    todo = {plan.pair.long_name: plan for plan in plans if not plan.skip}
+    print(f"{folder}: {len(plans) - len(todo)} fields are there already, {len(todo)} to predict")
+    if todo:
+        check_folder_is_writable(folder)
+        data.prepare_data()
+        data.setup("predict")
+        keep_freed_memory_of_small_grids(math.prod(data.shape))
+        data.pairs = tuple(plan.pair for plan in todo.values())
+        trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
+        data.trainer = None  # given the data module itself, Lightning would set up all its pairs again
+        loader = data.predict_dataloader()  # of all pairs to do; with several processes Lightning shares them out
+        try:
+            trainer.predict(Predictor(members, **asked, flip=flip), dataloaders=loader, return_predictions=False)
+        except ProcessRaisedException as error:  # what one of several processes raises arrives as its whole traceback
+            message = str(error).strip().splitlines()[-1]
+            if f"{InputError.__name__}: " not in message:
+                raise
+            raise InputError(message.partition(f"{InputError.__name__}: ")[2]) from None
+    print(f"next: sitreg-lumir evaluate {folder} --dataset {data.dataset.path}")
+
+
+def data_module(args: Sequence[str]) -> LumirDataModule:
+    """The data module that ``--data.*`` arguments describe.
+
+    Raises:
+        InputError: an unknown or invalid argument.
+    """
+    parser = ArgumentParser(prog="sitreg-lumir predict", exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(LumirDataModule, "data")
+    known = [action.dest for action in parser._actions]
+    for argument in args:
+        if argument.startswith("-") and argument.lstrip("-").split("=")[0] not in known:
+            wrong = argument.lstrip("-").split("=")[0]
+            raise InputError(f"unknown argument {argument.split('=')[0]!r}{nearest(wrong, known)}")
+    try:
+        data = parser.instantiate_classes(parser.parse_args(list(args))).data
+    except (ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(" ".join(str(error).split())[:300]) from None
+    if not isinstance(data, LumirDataModule):
+        raise InputError("--data.root is missing: name the folder of the data set, or its JSON")
+    return data
+
+
+def check_geometry(card: ModelCard, data: LumirDataModule) -> None:
+    """The data must lie on the grid that the members know.
+
+    Raises:
+        InputError: shape or voxel size differ; the error names the ways out.
+    """
+    size = [float(np.linalg.norm(np.asarray(matrix)[:3, :3], axis=0).mean()) for matrix in (card.affine, data.affine)]
+    if list(data.shape) != card.shape or abs(size[0] - size[1]) > 0.01 * size[0]:
+        raise InputError(
+            f"{data.dataset.path}: its grid is {tuple(data.shape)} at {size[1]:g} mm, but the members know "
+            f"{tuple(card.shape)} at {size[0]:g} mm; name members trained on this grid (--members; `fit` with "
+            f"--config {_config_for(size[1])} trains some), or give data on the members' grid (--data.root), or use "
+            "`register --pairs`, which brings scans of any grid to the members'"
+        )
+
+
+def _config_for(voxel_size: float) -> str:
+    """A shipped config to train on data of that voxel size, mm."""
+    return "ens_seed1" if voxel_size < _SMALL_VOXEL else "minilumir/mind_full"

@@ -1,1 +1,0 @@
-"""Volumes and fields on disk, what they were made from, and their scores."""

@@ -1,0 +1,10 @@
+"""The volume that a field folds, as a loss."""
+
+from torch import Tensor
+
+from sitreg_lumir.deform.fused import folded_volume
+
+
+def ndv_sum(disp: Tensor) -> Tensor:
+    """Volume that a field folds, summed over all inner voxels and the batch, voxels^3."""
+    return folded_volume(disp)

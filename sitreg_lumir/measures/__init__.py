@@ -1,1 +1,0 @@
-"""What training minimises (losses) and what the challenge counts (metrics)."""

@@ -1,0 +1,1 @@
+"""Scans before registration: alignment to the template, intensity normalisation, skull check, raw heads."""

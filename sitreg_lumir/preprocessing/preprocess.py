@@ -1,0 +1,221 @@
+"""A raw head scan as a LUMIR-like volume: stripped, without bias field, aligned to MNI152, on LUMIR's grid, 0..255.
+
+The brain mask and the applied affine are written beside the volume, so that results on such volumes can be brought back
+to the raw scans.
+"""
+
+import tempfile
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import nibabel
+import numpy as np
+import SimpleITK
+from numpy.typing import NDArray
+
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.geometry.resampling import resample
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.itk import save_affine_tfm
+from sitreg_lumir.io.nifti_stream import writing_planes
+from sitreg_lumir.io.read import Scan, read_image
+from sitreg_lumir.io.write import plain_header
+from sitreg_lumir.preprocessing.align import Alignment, align_to_template
+from sitreg_lumir.preprocessing.intensity import Mask, conform, support_mask
+from sitreg_lumir.preprocessing.place import align_brain, read_mask
+from sitreg_lumir.preprocessing.skull_check import check_brain
+from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, TEMPLATE, load_template, lumir_affine
+
+Strip: TypeAlias = Literal["deepbet", "template", "none"]
+
+TRANSFORM = "_points-raw-to-template.tfm"
+"""End of the affine's name: it maps the points of the raw scan's world to the template's world."""
+MASK = "_mask.nii.gz"
+
+_N4_MM = 4.0  # voxels on which the bias field is fitted; its control points are some 30 mm apart in the end
+_N4_ITERATIONS = (50, 50, 50, 50)
+_LEAST_OVERLAP = 0.85  # Dice coefficient of an aligned brain and the template's; miniLUMIR's have 0.95 and more
+_INSTALL = "pip install 'sitreg-lumir[strip]'"
+itk: Any = SimpleITK  # has no type information
+
+
+@dataclass(frozen=True)
+class _Files:
+    volume: Path
+    mask: Path
+    transform: Path
+
+
+def preprocess(
+    raw: str | Path,
+    out: str | Path,
+    *,
+    mask: str | Path | None = None,
+    strip: Strip | None = None,
+    bias_correction: bool = True,
+    header: str | None = None,
+    assume_orientation: str | None = None,
+) -> None:
+    """Makes a LUMIR-like volume of a head scan, and prints what was done and written.
+
+    Written are ``out`` (uint8, 160 x 224 x 192, 1 mm, RAS, exactly 0 outside the brain and 1..255 inside), the brain on
+    the same grid (``<out>_mask.nii.gz``) and the affine (``<out>_points-raw-to-template.tfm``); none of them unless
+    all could be made. Files of these names are replaced.
+
+    Args:
+        raw: the scan, any orientation and voxel size.
+        out: ``.nii.gz`` or ``.nii``.
+        mask: the brain, above 0, on any grid of the scan's world: the mask of a co-registered T1, say.
+        strip: how the brain is found without ``mask``: by ``deepbet`` (T1 only; the default); as the
+            ``template``'s brain, moved by the affine, which is rough; or ``none``: the scan shows the brain alone.
+        bias_correction: whether to remove a bias field.
+        header: ``sform`` or ``qform``: the one to use in every file.
+        assume_orientation: for files whose header does not say where the axes point to.
+
+    Raises:
+        InputError: a file cannot be used, the options contradict each other, deepbet is needed and missing, no
+            brain was found, or the output cannot be written.
+
+    Examples:
+        >>> sitreg_lumir.preprocess("head.nii.gz", "brain.nii.gz", mask="head_brain.nii.gz")
+        head.nii.gz: brain of ... litres (head_brain.nii.gz); ...
+        aligned to MNI152...
+        wrote brain.nii.gz (160 x 224 x 192, 1 mm, 0..255), brain_mask.nii.gz, brain_points-raw-to-template.tfm
+        next: sitreg-lumir register --fixed brain.nii.gz --moving OTHER.nii.gz -o registration
+
+    Source: Tustison et al., N4ITK: improved N3 bias correction, IEEE TMI 2010; Fisch et al., deepbet: fast brain
+    extraction of T1-weighted MRI using convolutional neural networks, Comput. Biol. Med. 2024.
+    """
+    if strip not in (None, "deepbet", "template", "none"):
+        raise ValueError(f"strip must be deepbet, template or none, got {strip!r}")
+    if mask is not None and strip is not None:
+        raise InputError(f"`strip` is {strip} but `mask` says where the brain is; leave one of the two out")
+    raw, mask = Path(raw), None if mask is None else Path(mask)
+    files = _outputs(Path(out), [raw] if mask is None else [raw, mask])
+    scan = read_image(raw, header, assume_orientation)
+    template = load_template()
+    alignment = None
+    if mask is not None:
+        brain, source = read_mask(mask, scan, header, assume_orientation), mask.name
+    elif strip == "none":
+        brain, source = support_mask(scan.data, scan.affine, str(raw)), "its foreground"
+    elif strip == "template":
+        alignment = align_to_template(scan.data, scan.affine, None, template, str(raw))
+        share = resample(template.mask.astype(np.float32), template.affine, alignment.prealign, scan.shape, scan.affine)
+        brain, source = share >= 0.5, "the template's brain"
+    else:
+        brain, source = _deepbet(scan), "deepbet's mask"
+    refusal = partial(_no_brain, source=source)
+    check_brain(scan, brain, None, template, refusal)
+    bias = "bias field kept"
+    if bias_correction:
+        scan, bias = _without_bias(scan, brain)
+    if alignment is None:
+        alignment = align_brain(scan, brain, template, refusal)
+        if alignment.overlap_after < _LEAST_OVERLAP:
+            raise refusal(scan, f"its overlap with MNI152 is {alignment.overlap_after:.2f}")
+    volume, brain_on_grid = conform(
+        scan.data, scan.affine, brain, alignment.prealign, LUMIR_SHAPE, lumir_affine(), str(raw)
+    )
+    _write(files, np.rint(volume).astype(np.uint8), brain_on_grid, alignment)
+    litres = float(brain.sum() * scan.spacing.prod() / 1e6)
+
+    print(f"{raw.name}: brain of {litres:.2f} litres ({source}); {bias}")
+    print(f"aligned to {TEMPLATE}: moved by {alignment.moved_mm:.1f} mm, mutual information "
+          f"{alignment.mi_before:.2f} -> {alignment.mi_after:.2f}")  # fmt: skip
+    print(f"wrote {files.volume} (160 x 224 x 192, 1 mm, 0..255), {files.mask.name}, {files.transform.name}")
+    if strip == "template":
+        print("warning: the template's mask fits this brain to some millimetres only; look at the volume's rim, and "
+              "prefer --mask with the mask of a co-registered T1")  # fmt: skip
+    print(f"next: sitreg-lumir register --fixed {files.volume} --moving OTHER.nii.gz -o registration")
+
+
+def _outputs(out: Path, inputs: list[Path]) -> _Files:
+    """The files to write, none of which may be an input; checks that they can be written before the work begins."""
+    ending = next((suffix for suffix in (".nii.gz", ".nii") if out.name.endswith(suffix)), "")
+    stem = out.name.removesuffix(ending)
+    if not ending or not stem:
+        raise InputError(f"{out}: the name must end in .nii.gz or .nii")
+    files = _Files(out, out.with_name(stem + MASK), out.with_name(stem + TRANSFORM))
+    resolved = {path.resolve() for path in inputs}
+    taken = next((path for path in (files.volume, files.mask) if path.resolve() in resolved), None)
+    if taken is not None:
+        raise InputError(f"{taken}: is an input, too; give the result a name of its own")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{out}: cannot be written ({reason}); choose a folder with space and access") from None
+    return files
+
+
+def _deepbet(scan: Scan) -> Mask:
+    """The brain of a T1 scan, bool, on its grid."""
+    try:
+        from deepbet import BrainExtraction
+    except ImportError as error:
+        raise InputError(
+            f"{scan.path}: skull stripping needs deepbet ({error}): {_INSTALL}; or give `mask`, or `strip=none` for a "
+            "scan without skull"
+        ) from None
+    image = nibabel.Nifti1Image(scan.data.astype(np.float32), scan.affine)
+    try:
+        _, mask, _ = BrainExtraction(no_gpu=True).run(image)  # some ten seconds on a CPU
+    except (AssertionError, ValueError) as error:  # deepbet found no foreground, or several pieces
+        reason = " ".join(str(error).split())
+        raise InputError(f"{scan.path}: deepbet found no brain ({reason}); it knows T1 only, give `mask`") from None
+    brain = np.asarray(mask.dataobj) > 0
+    if not brain.any():
+        raise InputError(f"{scan.path}: deepbet found no brain; it knows T1 only, give `mask`")
+    return np.asarray(brain, dtype=np.bool_)
+
+
+def _without_bias(scan: Scan, brain: Mask) -> tuple[Scan, str]:
+    """The scan divided by its bias field, and a few words on that field.
+
+    The field is fitted within the brain on voxels of about 4 mm, and evaluated on the scan's own.
+    """
+    values = scan.data.astype(np.float32)
+    values -= min(np.float32(0), np.percentile(values[::2, ::2, ::2], 0.1).astype(np.float32))  # no signal is 0
+    image, inside = itk.GetImageFromArray(values.T), itk.GetImageFromArray(brain.T.astype(np.uint8))
+    for volume in (image, inside):
+        volume.SetSpacing(scan.spacing.tolist())
+    factors = [
+        max(1, min(round(_N4_MM / size), count // 4)) for size, count in zip(scan.spacing, scan.shape, strict=True)
+    ]
+    method = itk.N4BiasFieldCorrectionImageFilter()
+    method.SetNumberOfThreads(1)  # the order of the sums would change the result
+    method.SetMaximumNumberOfIterations(_N4_ITERATIONS)
+    try:
+        method.Execute(itk.Shrink(image, factors), itk.Shrink(inside, factors))
+    except RuntimeError:
+        raise InputError(
+            f"{scan.path}: the bias field cannot be estimated; leave it with `bias_correction=False`"
+        ) from None
+    bias = np.exp(itk.GetArrayFromImage(method.GetLogBiasFieldAsImage(image)).T)
+    low, high = np.percentile(bias[brain], (1, 99)) / np.median(bias[brain])
+    corrected = (values / bias).astype(np.float32)
+    return replace(scan, data=corrected), f"bias field of {low:.2f} to {high:.2f} removed"
+
+
+def _no_brain(scan: Scan, problem: str, *, source: str) -> InputError:
+    hint = "it knows T1 only, " if source.startswith("deepbet") else ""
+    return InputError(f"{scan.path}: {source} is not a brain alone ({problem}); {hint}give a brain mask with `mask`")
+
+
+def _write(files: _Files, volume: NDArray[np.uint8], brain: Mask, alignment: Alignment) -> None:
+    """Writes all files, or none."""
+    header = plain_header(LUMIR_SHAPE, lumir_affine(), np.uint8)
+    with (
+        writing(files.transform) as transform,
+        writing(files.mask) as mask,
+        writing(files.volume) as whole,
+    ):
+        for path, name, values in ((whole, files.volume, volume), (mask, files.mask, brain.astype(np.uint8))):
+            with writing_planes(path, header, name) as put:
+                put(0, values.T[None])
+        save_affine_tfm(transform, alignment.prealign)

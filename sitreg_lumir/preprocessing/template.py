@@ -1,0 +1,77 @@
+"""The MNI152 template, to which each scan is aligned independently, and LUMIR's grid in its world."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.geometry.transforms import inside, transform_by
+from sitreg_lumir.preprocessing.intensity import inverse
+
+TEMPLATE = "MNI152, ICBM 2009a nonlinear symmetric, T1, skull-stripped, 1 mm, as bundled with nilearn"
+LUMIR_SHAPE = (160, 224, 192)
+# of LUMIR's field of view, mm, RAS, in the template's world
+LUMIR_CENTRE = np.array([0.0, -17.0, 5.0])
+_COVERED = 0.99  # share of the template's brain that a model's field of view must hold; LUMIR's holds all of it
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """The MNI152 template, which defines the model's world.
+
+    Attributes:
+        image: ``(X, Y, Z)`` float32, 0..255, T1, exactly 0 outside the brain.
+        mask: bool, ``(X, Y, Z)``, the brain.
+        affine: ``(4, 4)`` voxel-to-world matrix, MNI mm, RAS, 1 mm voxels along the world's axes.
+    """
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    affine: NDArray[np.float64]
+
+
+def lumir_affine() -> NDArray[np.float64]:
+    """``(4, 4)`` voxel-to-world matrix of LUMIR's grid ``LUMIR_SHAPE``: 1 mm, RAS, in the template's world."""
+    affine = np.eye(4)
+    affine[:3, 3] = LUMIR_CENTRE - (np.array(LUMIR_SHAPE) - 1) / 2
+    return affine
+
+
+@lru_cache(maxsize=1)
+def load_template() -> Template:
+    """Loads the MNI152 template that :data:`TEMPLATE` describes, once, read-only; nothing is downloaded."""
+    from nilearn import datasets  # slow to import
+
+    stored = datasets.load_mni152_template(resolution=1)
+    brain = datasets.load_mni152_brain_mask(resolution=1)
+    mask = np.asarray(brain.dataobj) > 0
+    values = np.asarray(stored.dataobj, np.float32)
+    scaled = np.clip(values * np.float32(255 / np.percentile(values[mask], 99.9)), 1, 255)
+    template = Template(np.where(mask, scaled, np.float32(0)), mask, np.array(stored.affine, np.float64))
+    for array in (template.image, template.mask, template.affine):
+        array.setflags(write=False)
+    return template
+
+
+def check_model_world(template: Template, shape: Sequence[int], model_affine: NDArray[np.float64], name: str) -> None:
+    """Refuses a model whose grid does not lie in the template's world.
+
+    Args:
+        template: the MNI152 template.
+        shape: ``(X, Y, Z)`` of the model's grid.
+        model_affine: ``(4, 4)`` voxel-to-world matrix of the model's grid, RAS, mm.
+        name: of the model, for the error.
+
+    Raises:
+        InputError: the model's field of view does not hold the template's brain.
+    """
+    world = transform_by(template.affine, np.argwhere(template.mask).T.astype(np.float64))
+    covered = inside(transform_by(inverse(model_affine), world), shape).mean()
+    if covered < _COVERED:
+        raise InputError(
+            f"{name}: its grid holds {covered:.0%} of the MNI152 brain, so its world is another; scans cannot be "
+            "aligned to it, use `align=none` with images that lie in its world already"
+        )

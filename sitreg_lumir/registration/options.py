@@ -1,0 +1,52 @@
+"""The options of a registration, in one place for `register`, its table of pairs, and the command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.registration.optimise import SIMILARITIES
+from sitreg_lumir.registration.scan import ALIGN, Align, ScanFiles
+
+
+@dataclass(frozen=True)
+class RegisterOptions:
+    """The keyword arguments of :func:`~sitreg_lumir.registration.register.register`, which describes them.
+
+    Raises:
+        InputError: an option is out of range, or a lesion is given without ``refine``.
+    """
+
+    fixed_mask: str | Path | None = None
+    moving_mask: str | Path | None = None
+    align: Align = "auto"
+    initial_transform: str | Path | None = None
+    fixed_to_template: str | Path | None = None
+    moving_to_template: str | Path | None = None
+    refine: int = 0
+    refine_similarity: str = "lncc"
+    fixed_lesion: str | Path | None = None
+    moving_lesion: str | Path | None = None
+    header: str | None = None
+    assume_orientation: str | None = None
+    padding_mm: float = 0.0
+    report: bool = True
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.align not in ALIGN:
+            raise InputError(f"`align` must be auto, each or none, got {self.align}")
+        if self.refine < 0:
+            raise InputError(f"`refine` must be 0 or more steps, got {self.refine}")
+        if self.refine_similarity not in SIMILARITIES:
+            raise InputError(f"`refine_similarity` must be lncc or mind, got {self.refine_similarity}")
+        if self.refine == 0 and (self.fixed_lesion or self.moving_lesion):
+            raise InputError(
+                "`fixed_lesion` and `moving_lesion` need `refine=N`, the steps that leave a lesion out; add it"
+            )
+        if not 0 <= self.padding_mm < 1000:
+            raise InputError(f"`padding_mm` must be 0 or more and below 1000 mm, got {self.padding_mm:g}")
+
+    def scan_files(self, role: str, image: str | Path) -> ScanFiles:
+        """The files of the ``fixed`` or ``moving`` scan, whose image is ``image``."""
+        paths = (getattr(self, f"{role}_{kind}") for kind in ("mask", "lesion", "to_template"))
+        return ScanFiles(image, role, *(None if path is None else Path(path) for path in paths))
