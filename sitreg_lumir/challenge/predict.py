@@ -140,13 +140,11 @@ def predict(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        use_distributed_sampler=devices > 1,  # in prediction it repeats no pair
+        use_distributed_sampler=False,  # the data module shares the pairs out
         inference_mode=True,
         precision="bf16-mixed" if precision == "bfloat16" else "32-true",
     )
-    data.trainer = trainer
-    trainer.state.fn = "predict"  # type: ignore[assignment]
-    data.check()  # all that may be refused is refused before volumes are read, which takes long
+    data.check("predict")  # all that may be refused is refused before volumes are read, which takes long
     check_geometry(members[0].card, data)
     if disagreement:
         voxel_size(data.affine, data.dataset.path)
@@ -163,15 +161,11 @@ def predict(
     print(f"{folder}: {len(plans) - len(todo)} fields are there already, {len(todo)} to predict")
     if todo:
         check_folder_is_writable(folder)
-        data.prepare_data()
-        data.setup("predict")
         keep_freed_memory_of_small_grids(math.prod(data.shape))
-        data.pairs = tuple(plan.pair for plan in todo.values())
+        data.to_predict = tuple(plan.pair for plan in todo.values())
         trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
-        data.trainer = None  # given the data module itself, Lightning would set up all its pairs again
-        loader = data.predict_dataloader()  # of all pairs to do; with several processes Lightning shares them out
         try:
-            trainer.predict(Predictor(members, **asked), dataloaders=loader, return_predictions=False)
+            trainer.predict(Predictor(members, **asked), datamodule=data, return_predictions=False)
         except ProcessRaisedException as error:  # what one of several processes raises arrives as its whole traceback
             message = str(error).strip().splitlines()[-1]
             if f"{InputError.__name__}: " not in message:

@@ -1,6 +1,6 @@
 """What all LightningModules share: it glues views, network, loss terms and scores together, and nothing more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -52,15 +52,19 @@ class RegistrationModule(LightningModule):
         learning_rate: of Adam.
         diffusion_weight: of the fields' smoothness.
         stage_weight: of each earlier stage's loss (deep supervision).
-        window: of the local correlation, voxels.
+        window: of the LNCC, voxels.
         augmentation: of the views that the network sees in training; the loss always compares clean ones.
-        recompute: compute the networks' activations again in the backward pass instead of keeping them; ``auto``
+        recompute: compute activations again in the backward pass: less memory, more time, the same numbers; ``auto``
             does so where the memory that is free does not suffice otherwise.
-        coarse_epochs: so many epochs at the beginning see the images at half resolution.
-        coarse_window: of the local correlation in these epochs, voxels of half resolution; None: as in the others.
-        stage_every: earlier stages count in every so many-th step only, with so many times the weight.
-        one_direction: whether pairs are compared on the fixed grid alone; triplets always are on both.
-        final_rate_share: of the learning rate, at the end of training.
+        coarse_epochs: so many epochs at the beginning see the images at half resolution, where a step costs about a
+            sixth; the weights go on to the full one.
+        coarse_window: of the LNCC in these epochs, voxels of half resolution; None: ``window``.
+        stage_every: the losses of earlier stages count in every so many-th step only, with so many times the weight:
+            the same gradient on average, and less work.
+        one_direction: compare pairs on the fixed grid alone. Images come in both orders, so that both directions
+            learn; a step computes less. Triplets always compare on both grids.
+        final_rate_share: share of the learning rate that is left at the end of training; below 1, the rate falls
+            along half a cosine over the Trainer's ``max_epochs``.
         input_transform: a module ``(B, 1, X, Y, Z)``, intensity in [0, 1] -> ``(B, channels, X, Y, Z)`` with an
             attribute ``channels``; None for the intensities themselves.
     """
@@ -68,8 +72,8 @@ class RegistrationModule(LightningModule):
     def __init__(
         self,
         in_channels: int | None = None,
-        features: Sequence[int] = (12, 32, 64, 128, 128, 128),
-        head_features: Sequence[int] = (12, 64, 128, 256, 256, 256),
+        features: list[int] = [12, 32, 64, 128, 128, 128],  # noqa: B006 (read only)
+        head_features: list[int] = [12, 64, 128, 256, 256, 256],  # noqa: B006
         learning_rate: float = 4e-4,
         diffusion_weight: float = 1.0,
         stage_weight: float = 0.01,
