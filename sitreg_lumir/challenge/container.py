@@ -28,7 +28,7 @@ def run_container(
         InputError: a mount is missing, or the members or the data are wrong.
     """
     if not dataset.is_file():
-        raise InputError(f"{dataset}: no such file; mount the dataset JSON there, or name it with --dataset")
+        raise InputError(f"{dataset}: no such file; mount the dataset JSON there, or name it with --data")
     if not images.is_dir():
         raise InputError(f"{images}: no such folder; mount the image folders there, or name them with --images")
     with tempfile.TemporaryDirectory(prefix="sitreg-lumir-") as cache:

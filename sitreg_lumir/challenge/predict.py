@@ -171,7 +171,7 @@ def predict(
             if f"{InputError.__name__}: " not in message:
                 raise
             raise InputError(message.partition(f"{InputError.__name__}: ")[2]) from None
-    print(f"next: sitreg-lumir evaluate {folder} --dataset {data.dataset.path}")
+    print(f"next: sitreg-lumir evaluate {folder} --data {data.dataset.path}")
 
 
 def data_module(args: Sequence[str]) -> LumirDataModule:
@@ -194,7 +194,7 @@ def data_module(args: Sequence[str]) -> LumirDataModule:
             raise
         raise InputError(" ".join(str(error).split())[:300]) from None
     if not isinstance(data, LumirDataModule):
-        raise InputError("--data.root is missing: name the folder of the data set, or its JSON")
+        raise InputError("--data is missing: name the folder of the data set, or its JSON")
     return data
 
 
@@ -209,7 +209,7 @@ def check_geometry(card: ModelCard, data: LumirDataModule) -> None:
         raise InputError(
             f"{data.dataset.path}: its grid is {tuple(data.shape)} at {size[1]:g} mm, but the members know "
             f"{tuple(card.shape)} at {size[0]:g} mm; name members trained on this grid (--members; `fit` with "
-            f"--config {_config_for(size[1])} trains some), or give data on the members' grid (--data.root), or use "
+            f"--config {_config_for(size[1])} trains some), or give data on the members' grid (--data), or use "
             "`register --pairs`, which brings scans of any grid to the members'"
         )
 

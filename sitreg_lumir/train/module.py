@@ -15,7 +15,7 @@ class RawRegistration(RegistrationModule):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(None, *args, input_transform=None, **kwargs)
+        super().__init__(None, *args, input_transform=None, **kwargs)  # type: ignore[misc]
 
 
 class MindRegistration(RegistrationModule):
@@ -28,4 +28,4 @@ class MindRegistration(RegistrationModule):
     """
 
     def __init__(self, *args: Any, sigma: float = 0.5, **kwargs: Any) -> None:
-        super().__init__(None, *args, input_transform=Mind(sigma), **kwargs)
+        super().__init__(None, *args, input_transform=Mind(sigma), **kwargs)  # type: ignore[misc]

@@ -13,7 +13,6 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from sitreg_lumir import __version__
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.groups import other_labelling
 from sitreg_lumir.data.lumir import Pair
@@ -25,6 +24,7 @@ from sitreg_lumir.network.card import CARD_KEY, ModelCard
 from sitreg_lumir.network.input_transform import channels_of, named, same_transform
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
 from sitreg_lumir.train.automatic import settle
+from sitreg_lumir.train.model_card import card_of
 from sitreg_lumir.train.processes import named_by_process
 from sitreg_lumir.train.rates import check_share, learning_rate
 from sitreg_lumir.train.terms import LossTerm, PairOutputs, pair_terms
@@ -191,7 +191,7 @@ class RegistrationModule(LightningModule):
         needed = range(count) if alone else pair_of(self.global_rank)
         views = [self.view(batch, position, position in needed) for position in range(count)]
         loss = self.pair_loss(views[0], views[1])[0] if count == 2 else self.triplet_step(views)
-        self.noted("loss", loss)
+        self.record("loss", loss)
         self._names += batch["names"]
         if (batch_idx + 1) % passes == 0:
             self.log_step(len(batch["images"]))
@@ -243,7 +243,7 @@ class RegistrationModule(LightningModule):
         outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask, window)
         loss = fixed.clean.new_zeros(())
         for term, weight in active:
-            loss = loss + weight * self.noted(term.name, term.call(outputs))
+            loss = loss + weight * self.record(term.name, term.call(outputs))
         return loss, stages[-1]
 
     def triplet_step(self, views: list[View]) -> Tensor:
@@ -254,12 +254,12 @@ class RegistrationModule(LightningModule):
             found = one_pair_each(self.pair_step, views, self.global_rank, self.group_of_three())
         loss = found.loss
         for term, weight in self.active_terms("triplet"):
-            value = self.noted(term.name, term.call(found.disps, found.disps_inv, [view.mask for view in views]))
+            value = self.record(term.name, term.call(found.disps, found.disps_inv, [view.mask for view in views]))
             loss = loss + weight * scale_gradient(value, found.gradient_scale)
         return loss
 
-    def noted(self, name: str, value: Tensor) -> Tensor:
-        """The same value, remembered for the log."""
+    def record(self, name: str, value: Tensor) -> Tensor:
+        """Keeps a value for the log, and returns it."""
         self.values.setdefault(name, []).append(value.detach())
         return value
 
@@ -331,35 +331,7 @@ class RegistrationModule(LightningModule):
 
     def card(self) -> ModelCard:
         """What must be known to use the weights: see :class:`ModelCard`."""
-        data, seen = self.lumir, self.augmentation
-        return ModelCard(
-            architecture=self.network.architecture,
-            mind=None,
-            input_transform=self.check_variant(),
-            shape=list(data.shape),
-            affine=data.affine.tolist(),
-            training={
-                "variant": type(self).__name__,
-                "data": data.dataset.name,
-                "images": len(data.dataset.training),
-                "seed": data.seed,
-                "epochs": self.current_epoch,
-                "coarse_epochs": min(self.coarse_epochs, self.current_epoch),
-                "steps": self.global_step,
-                "diffusion_weight": self.diffusion_weight,
-                **self.other_options(),
-                "augmentation": None if seen is None else {name: list(value) for name, value in vars(seen).items()},
-                **({} if self.initialised_from is None else {"initialised_from": self.initialised_from}),
-            },
-            version=__version__,
-        )
-
-    def other_options(self) -> dict[str, Any]:
-        """For the card, the options that are not the published ones."""
-        published: dict[str, Any] = {"window": 11, "coarse_window": None, "stage_every": 1, "one_direction": False}
-        published |= {"final_rate_share": 1.0}
-        found = {name: getattr(self, name) for name in published}
-        return {name: value for name, value in found.items() if value != published[name]}
+        return card_of(self, self.lumir)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CARD_KEY] = self.card().to_dict()
