@@ -14,7 +14,7 @@ def run_container(
     """Writes ``disp_<fixed>_<moving>.nii.gz`` for each pair of the JSON's ``validation`` list.
 
     The volume cache lies in a temporary folder and volumes are read by this process, so that neither a home folder
-    nor shared memory is needed. Fields that other members left in the output folder are written anew.
+    nor shared memory is needed. Fields that other members left in the output folder are written again.
 
     Args:
         dataset: the JSON; it need not lie with the images.

@@ -81,16 +81,16 @@ class Predictor(LightningModule):
             inverse=self.inverse,
             disagreement=self.disagreement,
         )
-        found = {"disp": stage.disp}
+        prediction = {"disp": stage.disp}
         if self.inverse:
-            found["inverse"] = stage.disp_inv
+            prediction["inverse"] = stage.disp_inv
         if stage.disagreement is not None:
-            found["disagreement"] = stage.disagreement[:, 0]
+            prediction["disagreement"] = stage.disagreement[:, 0]
         if self.warped:
             stored = batch["moving"]
             moved = warp(stored.float(), stage.disp)[:, 0]
-            found["warped"] = moved.round().to(stored.dtype) if stored.dtype == torch.uint8 else moved
-        return found
+            prediction["warped"] = moved.round().to(stored.dtype) if stored.dtype == torch.uint8 else moved
+        return prediction
 
 
 def predict(

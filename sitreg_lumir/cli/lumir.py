@@ -176,7 +176,7 @@ def add_container(verbs: Verbs) -> None:
         "The defaults are the challenge's mounts; the Dockerfile calls this verb without arguments. Each default can\n"
         "be set by an environment variable instead: SITREG_LUMIR_DATA, SITREG_LUMIR_IMAGES, SITREG_LUMIR_MEMBERS and\n"
         "SITREG_LUMIR_OUTPUT.\n"
-        "A second call goes on where a first was stopped; fields that other members made are written anew.\n\n"
+        "A second call goes on where a first was stopped; fields that other members made are written again.\n\n"
         "example: sitreg-lumir container --data LUMIR25_dataset.json --images LUMIR --members members -o output"
     )
     parser = verb(verbs, "container", "Write the fields of the challenge's test phase, as its container does.", more)

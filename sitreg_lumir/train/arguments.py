@@ -46,8 +46,8 @@ def complete(args: Sequence[str], *, needs_data: bool = True) -> list[str]:
         added.append(f"--data.root={usual_data()}")
     known = [name for name in _SEEDS if name in settings]
     if len(known) == 1 and str(settings[known[0]]).isdigit():  # true and false ask Lightning for other things
-        (other,) = set(_SEEDS) - set(known)
-        added.append(f"--{other}={settings[known[0]]}")
+        (missing,) = set(_SEEDS) - set(known)
+        added.append(f"--{missing}={settings[known[0]]}")
     return [*added, *resolved]
 
 

@@ -112,7 +112,7 @@ class RegistrationModule(LightningModule):
         self.values: dict[str, list[Tensor]] = {}  # of the loss terms in this step, by micro batch
         self._names: list[tuple[str, ...]] = []  # of the images in this step
         self.scores, self.lncc = PairTable(), MeanMetric()
-        self.told_of_labels = False
+        self.reported_labels = False
         self._group: Any = None
         self._on_trial = False
         self.window, self.diffusion_weight = window, diffusion_weight
@@ -249,13 +249,13 @@ class RegistrationModule(LightningModule):
     def triplet_step(self, views: list[View]) -> Tensor:
         """Mean loss of a triplet's pairs, and its group consistency: all three here, or one on each of three ranks."""
         if self.trainer.world_size == 1:
-            found = three_pairs_in_turn(self.pair_step, views)
+            fields = three_pairs_in_turn(self.pair_step, views)
         else:
-            found = one_pair_each(self.pair_step, views, self.global_rank, self.group_of_three())
-        loss = found.loss
+            fields = one_pair_each(self.pair_step, views, self.global_rank, self.group_of_three())
+        loss = fields.loss
         for term, weight in self.active_terms("triplet"):
-            value = self.record(term.name, term.call(found.disps, found.disps_inv, [view.mask for view in views]))
-            loss = loss + weight * scale_gradient(value, found.gradient_scale)
+            value = self.record(term.name, term.call(fields.disps, fields.disps_inv, [view.mask for view in views]))
+            loss = loss + weight * scale_gradient(value, fields.gradient_scale)
         return loss
 
     def record(self, name: str, value: Tensor) -> Tensor:
@@ -314,10 +314,10 @@ class RegistrationModule(LightningModule):
             **maps,
         )
         self.scores.add(scores, contrasts=pair.contrasts, group=pair.named_group)
-        if labels is not None and self.lumir.evaluation_labels is None and not self.told_of_labels:
+        if labels is not None and self.lumir.evaluation_labels is None and not self.reported_labels:
             outside = values_outside(labels, *(maps[key] for key in _LABEL_KEYS[:2] if key in maps))
             if outside:
-                self.told_of_labels = True
+                self.reported_labels = True
                 rank_zero_warn(other_labelling(outside, "`evaluation_labels` in the dataset JSON"))
 
     def on_validation_epoch_end(self) -> None:

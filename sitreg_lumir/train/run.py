@@ -298,4 +298,4 @@ def _known_keys() -> list[str]:
 
 def _subclasses(base: type) -> list[type]:
     direct: list[type] = base.__subclasses__()
-    return [each for child in direct for each in (child, *_subclasses(child))]
+    return [subclass for child in direct for subclass in (child, *_subclasses(child))]
