@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from sitreg_lumir import __version__
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.errors import InputError
 from sitreg_lumir.network.card import ModelCard
+from sitreg_lumir.network.input_transform import named, same_transform
 
 if TYPE_CHECKING:
     from sitreg_lumir.train.registration import RegistrationModule
@@ -49,3 +51,16 @@ def card_of(module: "RegistrationModule", data: LumirDataModule) -> ModelCard:
         },
         version=__version__,
     )
+
+
+def refuse_other_transform(card: ModelCard, own: dict[str, Any] | None) -> None:
+    """Compares the input transform of a checkpoint's card with that of the module that loads it.
+
+    Raises:
+        InputError: they differ.
+    """
+    if not same_transform(card.input_transform, own):
+        raise InputError(
+            f"the checkpoint's network sees {named(card.input_transform) or 'raw intensities'}, but this config's "
+            f"sees {named(own) or 'raw intensities'}; use the run's own config.yaml"
+        )

@@ -21,10 +21,10 @@ from sitreg_lumir.errors import CollectiveError, InputError
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.metrics import PairTable, score_pair, values_outside
 from sitreg_lumir.network.card import CARD_KEY, ModelCard
-from sitreg_lumir.network.input_transform import channels_of, named, same_transform
+from sitreg_lumir.network.input_transform import channels_of
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
 from sitreg_lumir.train.automatic import settle
-from sitreg_lumir.train.model_card import card_of
+from sitreg_lumir.train.model_card import card_of, refuse_other_transform
 from sitreg_lumir.train.processes import named_by_process
 from sitreg_lumir.train.rates import check_share, learning_rate
 from sitreg_lumir.train.terms import LossTerm, PairOutputs, pair_terms
@@ -341,12 +341,7 @@ class RegistrationModule(LightningModule):
         if CARD_KEY not in checkpoint:
             return
         card = ModelCard.from_dict(checkpoint[CARD_KEY], Path("the checkpoint"))
-        own = self.check_variant()
-        if not same_transform(card.input_transform, own):
-            raise InputError(
-                f"the checkpoint's network sees {named(card.input_transform) or 'raw intensities'}, but this config's "
-                f"sees {named(own) or 'raw intensities'}; use the run's own config.yaml"
-            )
+        refuse_other_transform(card, self.check_variant())
         self.initialised_from = card.training.get("initialised_from")
 
 
