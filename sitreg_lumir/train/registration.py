@@ -38,6 +38,10 @@ from sitreg_lumir.train.triplets import (
 )
 from sitreg_lumir.train.variants import checked_transform
 
+FEATURES, HEAD_FEATURES = [12, 32, 64, 128, 128, 128], [12, 64, 128, 256, 256, 256]
+LEARNING_RATE = 4e-4
+_LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
+
 
 class RegistrationModule(LightningModule):
     """What all variants share: the training step over a list of loss terms, validation and the model card.
@@ -72,9 +76,9 @@ class RegistrationModule(LightningModule):
     def __init__(
         self,
         in_channels: int | None = None,
-        features: list[int] = [12, 32, 64, 128, 128, 128],  # noqa: B006 (read only)
-        head_features: list[int] = [12, 64, 128, 256, 256, 256],  # noqa: B006
-        learning_rate: float = 4e-4,
+        features: list[int] = FEATURES,
+        head_features: list[int] = HEAD_FEATURES,
+        learning_rate: float = LEARNING_RATE,
         diffusion_weight: float = 1.0,
         stage_weight: float = 0.01,
         window: int = 11,
@@ -343,6 +347,3 @@ class RegistrationModule(LightningModule):
         card = ModelCard.from_dict(checkpoint[CARD_KEY], Path("the checkpoint"))
         refuse_other_transform(card, self.check_variant())
         self.initialised_from = card.training.get("initialised_from")
-
-
-_LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
