@@ -1,6 +1,6 @@
 """What all LightningModules share: it glues views, network, loss terms and scores together, and nothing more."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -38,8 +38,6 @@ from sitreg_lumir.train.triplets import (
 )
 from sitreg_lumir.train.variants import checked_transform
 
-FEATURES, HEAD_FEATURES = [12, 32, 64, 128, 128, 128], [12, 64, 128, 256, 256, 256]
-LEARNING_RATE = 4e-4
 _LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
 
 
@@ -76,9 +74,9 @@ class RegistrationModule(LightningModule):
     def __init__(
         self,
         in_channels: int | None = None,
-        features: list[int] = FEATURES,
-        head_features: list[int] = HEAD_FEATURES,
-        learning_rate: float = LEARNING_RATE,
+        features: Sequence[int] = (12, 32, 64, 128, 128, 128),
+        head_features: Sequence[int] = (12, 64, 128, 256, 256, 256),
+        learning_rate: float = 4e-4,
         diffusion_weight: float = 1.0,
         stage_weight: float = 0.01,
         window: int = 11,
