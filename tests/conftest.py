@@ -35,10 +35,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def oracles() -> Path:
-    """The folder with the reference implementation's stored values; ``SITREG_ORACLES`` names another one."""
-    folder = Path(os.environ.get("SITREG_ORACLES") or SHARED / "oracles")
+    """The folder with the reference implementation's stored values; ``SITREG_LUMIR_ORACLES`` names another one."""
+    folder = Path(os.environ.get("SITREG_LUMIR_ORACLES") or os.environ.get("SITREG_ORACLES") or SHARED / "oracles")
     if not folder.is_dir():
-        pytest.skip(f"{folder} is not there (stored reference values; SITREG_ORACLES chooses the folder)")
+        pytest.skip(f"{folder} is not there (stored reference values; SITREG_LUMIR_ORACLES chooses the folder)")
     return folder
 
 

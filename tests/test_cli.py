@@ -234,7 +234,7 @@ def test_official_weights_become_a_member(
     state = load_member(checkpoint).network.state_dict()
     torch.save({official_name(name): tensor for name, tensor in state.items()}, tmp_path / "official.pth")
     arguments = ["export", str(tmp_path / "official.pth"), "-o", str(tmp_path / "member.safetensors"), "--official"]
-    refused(capsys, arguments, "--dataset")
+    refused(capsys, arguments, "--data")
     assert main([*arguments, "--dataset", str(root)]) == 0
     assert main(predict_arguments(root, tmp_path / "member.safetensors", tmp_path / "out")) == 0
 
@@ -303,7 +303,7 @@ def test_wrong_keys_and_files_end_in_one_line(
     config.write_text("trainer: {max_epochs: [\n")
     refused(capsys, fit_arguments(root, runs, "--config", str(config)), "mine.yaml")
     refused(capsys, ["fit", "--config", "ens_sed3"], "ens_sed3", "ens_seed3")
-    refused(capsys, ["fit", "--config", "mind"], "data.root")
+    refused(capsys, ["fit", "--config", "mind"], "--data")
     refused(capsys, fit_arguments(root, runs, "--resume", "gone.ckpt"), "gone.ckpt")
     refused(capsys, predict_arguments(root, tmp_path / "gone.ckpt", tmp_path / "out"), "gone.ckpt")
     refused(capsys, predict_arguments(root, checkpoint, tmp_path / "out", "--data.rot", "x"), "data.rot", "data.root")

@@ -79,7 +79,7 @@ def test_all_files_changed_starts_anew(tmp_path: Path, paths: list[Path]) -> Non
     cache = _made(paths, tmp_path / "cache")
     np.testing.assert_array_equal(cache.read(paths[1]), head(1))
     assert [file.name for file in (tmp_path / "cache").glob("*.raw")] == [cache.raw.name]
-    with pytest.raises(InputError, match="made anew"):
+    with pytest.raises(InputError, match="made again"):
         before.read(paths[0])
 
 

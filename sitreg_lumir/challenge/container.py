@@ -14,7 +14,7 @@ def run_container(
     """Writes ``disp_<fixed>_<moving>.nii.gz`` for each pair of the JSON's ``validation`` list.
 
     The volume cache lies in a temporary folder and volumes are read by this process, so that neither a home folder
-    nor shared memory is needed. Fields that other members left in the output folder are written anew.
+    nor shared memory is needed. Fields that other members left in the output folder are written again.
 
     Args:
         dataset: the JSON; it need not lie with the images.
@@ -28,7 +28,7 @@ def run_container(
         InputError: a mount is missing, or the members or the data are wrong.
     """
     if not dataset.is_file():
-        raise InputError(f"{dataset}: no such file; mount the dataset JSON there, or name it with --dataset")
+        raise InputError(f"{dataset}: no such file; mount the dataset JSON there, or name it with --data")
     if not images.is_dir():
         raise InputError(f"{images}: no such folder; mount the image folders there, or name them with --images")
     with tempfile.TemporaryDirectory(prefix="sitreg-lumir-") as cache:

@@ -120,11 +120,11 @@ def _collect(datasets: Sequence[LumirDataset]) -> dict[Pair, LumirDataset]:
     for dataset in datasets:
         for pair in dataset.validation:
             images = (pair.fixed.path, pair.moving.path)
-            group, other = groups.setdefault(images, (pair.named_group, dataset))
+            group, listing = groups.setdefault(images, (pair.named_group, dataset))
             if group != pair.named_group:
                 texts = [f"in {name!r}" if name else "in no group" for name in (pair.named_group, group)]
                 raise InputError(
-                    f"{dataset.path}: the pair {pair.long_name} is {texts[0]} here, but {texts[1]} in {other.path}; "
+                    f"{dataset.path}: the pair {pair.long_name} is {texts[0]} here, but {texts[1]} in {listing.path}; "
                     "name one group or one list"
                 )
             pairs.setdefault(pair, dataset)
@@ -146,16 +146,16 @@ def _find_fields(folder: Path, pairs: list[Pair], notes: list[str]) -> dict[Pair
     fields, missing, refused, foreign = {}, [], [], []
     for pair in tqdm(pairs, desc="checking", unit="pair", disable=None, leave=False):
         try:
-            found = find_field(folder, pair, shared=pair.name in shared)
+            field = find_field(folder, pair, shared=pair.name in shared)
         except InputError as error:
             refused.append(str(error))
             continue
-        if found is None:
+        if field is None:
             missing.append(f"disp_{pair.long_name if pair.name in shared else pair.name}.nii.gz")
         else:
-            fields[pair] = found.path
-            if found.provenance is None:
-                foreign.append(found.path.name)
+            fields[pair] = field.path
+            if field.provenance is None:
+                foreign.append(field.path.name)
     problems = [f"{len(missing)} of {len(pairs)} fields are missing: {', '.join(missing)}"] if missing else []
     raise_problems(folder, problems + refused)
     if foreign:

@@ -61,8 +61,8 @@ def _pictures(
     by_name = {pair.long_name: (pair, dataset.shape) for dataset in datasets for pair in dataset.validation}
     fields = {case["pair"]: case["field"] for case in evaluation.cases}
     groups = len({case["group"] for case in evaluation.cases})
-    each = min(count, max(1, _MOST // max(groups, 1)))  # so that no group is left without
-    for name in worst_pairs(evaluation.cases, each)[:_MOST]:
+    per_group = min(count, max(1, _MOST // max(groups, 1)))  # so that no group is left without
+    for name in worst_pairs(evaluation.cases, per_group)[:_MOST]:
         pair, shape = by_name[name]
         fixed, affine = read_volume(pair.fixed.path, shape=shape)
         moving, _ = read_volume(pair.moving.path, shape=shape)

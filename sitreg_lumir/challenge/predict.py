@@ -91,16 +91,16 @@ class Predictor(LightningModule):
             inverse=self.inverse,
             disagreement=self.disagreement,
         )
-        found = {"disp": stage.disp}
+        prediction = {"disp": stage.disp}
         if self.inverse:
-            found["inverse"] = stage.disp_inv
+            prediction["inverse"] = stage.disp_inv
         if stage.disagreement is not None:
-            found["disagreement"] = stage.disagreement[:, 0]
+            prediction["disagreement"] = stage.disagreement[:, 0]
         if self.warped:
             stored = batch["moving"]
             moved = warp(stored.float(), stage.disp)[:, 0]
-            found["warped"] = moved.round().to(stored.dtype) if stored.dtype == torch.uint8 else moved
-        return found
+            prediction["warped"] = moved.round().to(stored.dtype) if stored.dtype == torch.uint8 else moved
+        return prediction
 
 
 def predict(
@@ -161,13 +161,11 @@ def predict(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        use_distributed_sampler=devices > 1,  # in prediction it repeats no pair
+        use_distributed_sampler=False,  # the data module shares the pairs out
         inference_mode=True,
         precision="bf16-mixed" if precision == "bfloat16" else "32-true",
     )
-    data.trainer = trainer
-    trainer.state.fn = "predict"  # type: ignore[assignment]
-    data.check()  # all that may be refused is refused before volumes are read, which takes long
+    data.check("predict")  # all that may be refused is refused before volumes are read, which takes long
     check_geometry(members[0].card, data)
     if disagreement:
         voxel_size(data.affine, data.dataset.path)
@@ -185,21 +183,17 @@ def predict(
     print(f"{folder}: {len(plans) - len(todo)} fields are there already, {len(todo)} to predict")
     if todo:
         check_folder_is_writable(folder)
-        data.prepare_data()
-        data.setup("predict")
         keep_freed_memory_of_small_grids(math.prod(data.shape))
-        data.pairs = tuple(plan.pair for plan in todo.values())
+        data.to_predict = tuple(plan.pair for plan in todo.values())
         trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
-        data.trainer = None  # given the data module itself, Lightning would set up all its pairs again
-        loader = data.predict_dataloader()  # of all pairs to do; with several processes Lightning shares them out
         try:
-            trainer.predict(Predictor(members, **asked, flip=flip), dataloaders=loader, return_predictions=False)
+            trainer.predict(Predictor(members, **asked, flip=flip), datamodule=data, return_predictions=False)
         except ProcessRaisedException as error:  # what one of several processes raises arrives as its whole traceback
             message = str(error).strip().splitlines()[-1]
             if f"{InputError.__name__}: " not in message:
                 raise
             raise InputError(message.partition(f"{InputError.__name__}: ")[2]) from None
-    print(f"next: sitreg-lumir evaluate {folder} --dataset {data.dataset.path}")
+    print(f"next: sitreg-lumir evaluate {folder} --data {data.dataset.path}")
 
 
 def data_module(args: Sequence[str]) -> LumirDataModule:
@@ -222,7 +216,7 @@ def data_module(args: Sequence[str]) -> LumirDataModule:
             raise
         raise InputError(" ".join(str(error).split())[:300]) from None
     if not isinstance(data, LumirDataModule):
-        raise InputError("--data.root is missing: name the folder of the data set, or its JSON")
+        raise InputError("--data is missing: name the folder of the data set, or its JSON")
     return data
 
 
@@ -237,7 +231,7 @@ def check_geometry(card: ModelCard, data: LumirDataModule) -> None:
         raise InputError(
             f"{data.dataset.path}: its grid is {tuple(data.shape)} at {size[1]:g} mm, but the members know "
             f"{tuple(card.shape)} at {size[0]:g} mm; name members trained on this grid (--members; `fit` with "
-            f"--config {_config_for(size[1])} trains some), or give data on the members' grid (--data.root), or use "
+            f"--config {_config_for(size[1])} trains some), or give data on the members' grid (--data), or use "
             "`register --pairs`, which brings scans of any grid to the members'"
         )
 

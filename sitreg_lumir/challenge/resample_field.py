@@ -164,7 +164,7 @@ def _read_moving(path: Path, nearest: bool, header: str | None, assume_orientati
         values = values.astype(np.float32, copy=False)
     elif values.dtype.kind in "iu" and values.dtype.itemsize > 2:  # as save_volume stores them
         if values.min() < -(2**31) or values.max() >= 2**31:
-            raise InputError(f"{path}: holds {values.min()}..{values.max()}, beyond int32; number the labels anew")
+            raise InputError(f"{path}: holds {values.min()}..{values.max()}, beyond int32; number the labels again")
         values = values.astype(np.int32)
     return _Moving(values, scan.affine, nearest, LABEL_INTENT if scan.says_labels else 0)
 
@@ -183,8 +183,8 @@ def _check_reached(
     path: Path, moving: _Moving, grid: Path, transform: CompositeTransform, shape: tuple[int, int, int], affine: Matrix
 ) -> None:
     """Refuses a moving image of which nothing would be seen."""
-    found = _share(map_points(transform, _probes(shape, affine).T).T, moving.values.shape, moving.affine)
-    if not found and not _share(_probes(moving.values.shape, moving.affine), shape, affine):
+    reached = _share(map_points(transform, _probes(shape, affine).T).T, moving.values.shape, moving.affine)
+    if not reached and not _share(_probes(moving.values.shape, moving.affine), shape, affine):
         raise InputError(f"{path}: the map leads past it from everywhere in {grid}; give an image in the same world")
 
 

@@ -79,8 +79,8 @@ def submit(folder: Path, dataset: LumirDataset, out: Path) -> dict[Pair, float]:
     if checked.reasons:
         for reason in checked.reasons:
             print(f"refused: {reason}", file=sys.stderr)
-        several = f"{len(checked.reasons)} reasons" if len(checked.reasons) > 1 else "the reason"
-        raise InputError(f"{folder}: not fit for submission, {several} above; mend or predict what is named there")
+        number = f"{len(checked.reasons)} reasons" if len(checked.reasons) > 1 else "the reason"
+        raise InputError(f"{folder}: not fit for submission, {number} above; fix or predict what is named there")
     _write_zip(out, {submission_name(pair): path for pair, path in checked.fields.items()})
     worst = max(checked.ndv, key=lambda pair: checked.ndv[pair])
     print(f"{out}: {len(checked.fields)} fields, {_size(out.stat().st_size)}")
@@ -156,7 +156,7 @@ def _compare_provenances(checked: _Checked) -> None:
         differences = compare(stored, usual)
         if differences:
             what = ", ".join(
-                f"{entry} is {_text(here)}, {_text(elsewhere)} in most" for entry, here, elsewhere in differences[:3]
+                f"{entry} is {_text(own)}, {_text(elsewhere)} in most" for entry, own, elsewhere in differences[:3]
             )
             checked.reasons.append(f"{name}: was made otherwise than the other fields: {what}; predict it again")
     members = usual["members"]

@@ -28,19 +28,19 @@ verbs, each with an example:
              a field on another grid of the same world, most of all a finer one (formerly: carry)
              sitreg-lumir resample-field disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz -o fine/disp_0100_0101.nii.gz
   fit        train a network
-             sitreg-lumir fit --config ens_seed3 --data.root LUMIR
+             sitreg-lumir fit --config ens_seed3 --data LUMIR
   validate   score a checkpoint on the validation pairs
-             sitreg-lumir validate --config runs/mind/config.yaml --ckpt_path runs/mind/checkpoints/last.ckpt
+             sitreg-lumir validate --config runs/mind/config.yaml --members runs/mind/checkpoints/last.ckpt
   test       the same, by Lightning's test loop
-             sitreg-lumir test --config runs/mind/config.yaml --ckpt_path runs/mind/checkpoints/last.ckpt
+             sitreg-lumir test --config runs/mind/config.yaml --members runs/mind/checkpoints/last.ckpt
   predict    write displacement fields for the pairs of a data set, by one network or an ensemble
-             sitreg-lumir predict --members A.ckpt B.ckpt --data.root LUMIR -o predictions
+             sitreg-lumir predict --members A.ckpt B.ckpt --data LUMIR -o predictions
   evaluate   score a folder of fields by the challenge's definitions
-             sitreg-lumir evaluate predictions --dataset LUMIR/LUMIR_dataset.json
+             sitreg-lumir evaluate predictions --data LUMIR/LUMIR_dataset.json
   submit     check a folder of fields and zip it for the challenge
-             sitreg-lumir submit predictions --dataset LUMIR/LUMIR25_dataset.json -o submission.zip
+             sitreg-lumir submit predictions --data LUMIR/LUMIR25_dataset.json -o submission.zip
   container  write the fields of the challenge's test phase, as its container does
-             sitreg-lumir container --dataset LUMIR25_dataset.json --images LUMIR --members members -o output
+             sitreg-lumir container --data LUMIR25_dataset.json --images LUMIR --members members -o output
   export     turn a checkpoint into safetensors + JSON
              sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors
   demo       register an example pair; make small data, train, predict, evaluate: in minutes on a CPU

@@ -8,7 +8,13 @@ from typing import Literal
 
 from sitreg_lumir.cli.parsing import Verbs, add_allow_imports, refuse, verb
 from sitreg_lumir.data.groups import labels_problem
+from sitreg_lumir.data.location import usual_data
 from sitreg_lumir.errors import InputError
+
+USUAL_DATA = " (default: $SITREG_LUMIR_DATA, else data/LUMIR)"
+_FORMER_VARIABLES = {
+    "--data": "SITREG_DATASET", "--images": "SITREG_IMAGES", "--members": "SITREG_MEMBERS", "--output": "SITREG_OUTPUT",
+}  # fmt: skip
 
 
 def add_predict(verbs: Verbs) -> None:
@@ -16,12 +22,13 @@ def add_predict(verbs: Verbs) -> None:
         "A field is in voxels on the fixed grid, float32, (X, Y, Z, 3): warped(x) = moving(x + disp(x)).\n"
         "A pair is skipped when its field was made from the same images by the same members and options.\n"
         "Settings of the data are options, too: --data.validation '[LUMIR_dataset_multimodal.json]' adds pairs.\n\n"
-        "example: sitreg-lumir predict --members runs/mind/checkpoints/last.ckpt --data.root LUMIR -o predictions"
+        "example: sitreg-lumir predict --members runs/mind/checkpoints/last.ckpt --data LUMIR -o predictions"
     )
     parser = verb(verbs, "predict", "Write a displacement field for each validation pair of a data set.", more)
     parser.add_argument(
         "--members", nargs="+", metavar="PATH", help=".ckpt or .safetensors, or folders (default: the shipped members)"
     )
+    parser.add_argument("--data", metavar="DATA", help="the data set: its folder or its JSON" + USUAL_DATA)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the fields go")
     parser.add_argument("--inverse", action="store_true", help="also write inverse_<pair>.nii.gz, on the moving grid")
     parser.add_argument("--warped", action="store_true", help="also write warped_<pair>.nii.gz, the moved image")
@@ -50,6 +57,10 @@ def add_predict(verbs: Verbs) -> None:
 
 
 def _predict(options: argparse.Namespace, rest: list[str]) -> None:
+    if options.data is not None:
+        rest = [f"--data.root={options.data}", *rest]
+    elif not any(argument.split("=")[0] == "--data.root" for argument in rest):
+        rest = [f"--data.root={usual_data()}", *rest]
     from sitreg_lumir.challenge.predict import predict
 
     predict(
@@ -65,13 +76,21 @@ def add_evaluate(verbs: Verbs) -> None:
         "*_evaluation_config.json beside that JSON; the challenge's lists of 2025 (in-domain, high-field,\n"
         "multi-modal, landmarks), if these are its pairs. Labels: --labels; evaluation_labels of the dataset JSON;\n"
         "those of the pair's list; else all that are in both label maps. 0 is a label like any other.\n\n"
-        "example: sitreg-lumir evaluate predictions --dataset LUMIR/LUMIR25_dataset.json"
+        "example: sitreg-lumir evaluate predictions --data LUMIR/LUMIR25_dataset.json"
     )
     parser = verb(verbs, "evaluate", "Score a folder of fields by the challenge's definitions.", more)
     parser.add_argument(
         "folder", type=Path, nargs="?", metavar="FOLDER", help="with disp_<fixed>_<moving>.nii.gz files"
     )
-    parser.add_argument("--dataset", type=Path, nargs="+", required=True, metavar="JSON", help="list(s) of pairs")
+    parser.add_argument(
+        "--data",
+        "--dataset",
+        dest="data",
+        type=Path,
+        nargs="+",
+        metavar="DATA",
+        help="list(s) of pairs" + USUAL_DATA,
+    )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", help="for evaluation.csv/.json (default: FOLDER)"
     )
@@ -106,7 +125,7 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     groups = None if options.groups is None else [Path(name) for name in options.groups if name != "none"]
     if groups and len(groups) < len(options.groups):
         raise InputError("--groups takes files or none, not both")
-    datasets = [read_dataset(path, validation=True, groups=groups) for path in options.dataset]
+    datasets = [read_dataset(path, validation=True, groups=groups) for path in options.data or [usual_data()]]
     if groups and not any(dataset.groups for dataset in datasets):
         raise InputError(f"--groups {' '.join(options.groups)}: lists none of the pairs; give those of this data set")
     labels = _labels(options.labels)
@@ -134,11 +153,13 @@ def add_submit(verbs: Verbs) -> None:
         "what their JSON describes, made from other images, or not all by the same members and options. The images\n"
         "need not be there. Stored under the names that the official evaluation looks for; equal fields give equal\n"
         "bytes.\n\n"
-        "example: sitreg-lumir submit predictions --dataset LUMIR/LUMIR25_dataset.json -o submission.zip"
+        "example: sitreg-lumir submit predictions --data LUMIR/LUMIR25_dataset.json -o submission.zip"
     )
     parser = verb(verbs, "submit", "Check a folder of fields and zip it for the challenge.", more)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="with disp_<fixed>_<moving>.nii.gz files")
-    parser.add_argument("--dataset", type=Path, required=True, metavar="JSON", help="the list of pairs")
+    parser.add_argument(
+        "--data", "--dataset", dest="dataset", type=Path, metavar="DATA", help="the list of pairs" + USUAL_DATA
+    )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="of the images (default: that of the JSON)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="ends in .zip")
     parser.set_defaults(run=_submit)
@@ -149,27 +170,32 @@ def _submit(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.challenge.submission import submit
     from sitreg_lumir.data.lumir import read_dataset
 
-    dataset = read_dataset(options.dataset, validation=True, check_files=False, images=options.images)
+    dataset = read_dataset(options.dataset or usual_data(), validation=True, check_files=False, images=options.images)
     submit(options.folder, dataset, options.output)
 
 
 def add_container(verbs: Verbs) -> None:
     more = (
         "The defaults are the challenge's mounts; the Dockerfile calls this verb without arguments. Each default can\n"
-        "be set by an environment variable instead: SITREG_DATASET, SITREG_IMAGES, SITREG_MEMBERS, SITREG_OUTPUT.\n"
-        "A second call goes on where a first was stopped; fields that other members made are written anew.\n\n"
-        "example: sitreg-lumir container --dataset LUMIR25_dataset.json --images LUMIR --members members -o output"
+        "be set by an environment variable instead: SITREG_LUMIR_DATA, SITREG_LUMIR_IMAGES, SITREG_LUMIR_MEMBERS and\n"
+        "SITREG_LUMIR_OUTPUT.\n"
+        "A second call goes on where a first was stopped; fields that other members made are written again.\n\n"
+        "example: sitreg-lumir container --data LUMIR25_dataset.json --images LUMIR --members members -o output"
     )
     parser = verb(verbs, "container", "Write the fields of the challenge's test phase, as its container does.", more)
     for option, name, path, text in (
-        ("--dataset", "JSON", "/app/LUMIR25_dataset.json", "the list of pairs"),
+        ("--data", "JSON", "/app/LUMIR25_dataset.json", "the list of pairs"),
         ("--images", "FOLDER", "/app/input", "what the JSON's paths start from; may be read-only"),
         ("--members", "PATH", "/app/members", "the weights: a folder or a file"),
         ("--output", "FOLDER", "/app/output", "where the fields go"),
     ):
-        path = os.environ.get(f"SITREG_{option[2:].upper()}") or path
-        names = ("-o", option) if option == "--output" else (option,)
-        parser.add_argument(*names, type=Path, default=Path(path), metavar=name, help=f"{text} (default: {path})")
+        former = {"--data": "--dataset", "--output": "-o"}.get(option)
+        variable = option[2:].upper()
+        path = os.environ.get(f"SITREG_LUMIR_{variable}") or os.environ.get(_FORMER_VARIABLES[option]) or path
+        names = (option,) if former is None else (option, former)
+        parser.add_argument(
+            *names, dest=option[2:], type=Path, default=Path(path), metavar=name, help=f"{text} (default: {path})"
+        )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: auto")
     add_allow_imports(parser)
     parser.set_defaults(run=_container)
@@ -180,7 +206,7 @@ def _container(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.challenge.container import run_container
 
     run_container(
-        options.dataset, options.images, options.members, options.output, device=options.device,
+        options.data, options.images, options.members, options.output, device=options.device,
         allow_imports=options.allow_imports,
     )  # fmt: skip
 

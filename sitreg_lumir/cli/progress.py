@@ -9,11 +9,11 @@ def show_progress() -> None:
     package = logging.getLogger("sitreg_lumir")
     package.setLevel(logging.INFO)
     package.handlers.clear()
-    told = logging.StreamHandler(sys.stdout)
-    told.addFilter(lambda record: record.levelno < logging.WARNING)
+    messages = logging.StreamHandler(sys.stdout)
+    messages.addFilter(lambda record: record.levelno < logging.WARNING)
     warned = logging.StreamHandler(sys.stderr)
     warned.setLevel(logging.WARNING)
-    for handler in (told, warned):
+    for handler in (messages, warned):
         handler.setFormatter(logging.Formatter("%(message)s"))
         package.addHandler(handler)
     package.propagate = False

@@ -93,9 +93,9 @@ def _register(options: argparse.Namespace, rest: list[str]) -> None:
     )  # fmt: skip
     files: dict[str, Any] = {name: getattr(options, name) for name in single}
     if options.pairs is not None:
-        given = next((name for name, value in files.items() if value is not None), None)
-        if given is not None:
-            raise InputError(f"--{given.replace('_', '-')}: with --pairs, files stand in the table; add a column")
+        superfluous = next((name for name, value in files.items() if value is not None), None)
+        if superfluous is not None:
+            raise InputError(f"--{superfluous.replace('_', '-')}: with --pairs, files stand in the table; add a column")
     elif files["fixed"] is None or files["moving"] is None:
         raise InputError("name --fixed and --moving, or a table with --pairs")
     from sitreg_lumir.cli.progress import show_progress

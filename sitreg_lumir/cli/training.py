@@ -8,7 +8,8 @@ from sitreg_lumir.errors import InputError
 
 FIT_MORE = """\
 Every setting of the data, the model and Lightning's Trainer is an option, too:
-  --data.root FOLDER|JSON      the LUMIR data set (needed)
+  --data FOLDER|JSON           the LUMIR data set, --data.root in configs (default: $SITREG_LUMIR_DATA, else data/LUMIR)
+  --seed_everything 3          the same as --data.seed 3, unless both are given
   --data.validation '[LUMIR_dataset_multimodal.json]'    more lists of validation pairs
   --data.batch_size 4          pairs in one step, over all devices
   --model.augmentation Augmentation    augmented views for the network
@@ -18,7 +19,7 @@ Every setting of the data, the model and Lightning's Trainer is an option, too:
                                --model RegistrationModule --model.input_transform my_variant.Gradient
 `sitreg-lumir fit --options` lists all of them; `--print_config` shows the resolved config.
 
-example: sitreg-lumir fit --config minilumir/mind_small --data.root ../shared/minilumir/2mm
+example: sitreg-lumir fit --config minilumir/mind_small --data minilumir/2mm
 """
 
 
@@ -73,7 +74,7 @@ def _fit(options: argparse.Namespace, rest: list[str]) -> None:
     if options.options or any(argument.startswith("--print_config") for argument in rest):
         from sitreg_lumir.train.run import build
 
-        build([*passed, "--help"] if options.options else passed)
+        build([*passed, "--help"] if options.options else passed, needs_data=False)
         return
     name = options.name or (Path(options.config[-1]).stem if options.config else "mind")
     from sitreg_lumir.train.run import RunOptions, fit
@@ -107,12 +108,20 @@ def add_test(verbs: Verbs) -> None:
 
 def _add_scoring(verbs: Verbs, name: str) -> None:
     more = (
-        f"example: sitreg-lumir {name} --config runs/mind/config.yaml --ckpt_path runs/mind/checkpoints/last.ckpt\n"
-        "Settings of data and Trainer are options as in `fit`: --data.root, --data.validation, --trainer.devices ..."
+        f"example: sitreg-lumir {name} --config runs/mind/config.yaml --members runs/mind/checkpoints/last.ckpt\n"
+        "Settings of data and Trainer are options as in `fit`: --data, --data.validation, --trainer.devices ..."
     )
     parser = verb(verbs, name, "Score a checkpoint on the validation pairs.", more)
     parser.add_argument("--config", "-c", action="append", default=[], help="the run's config.yaml")
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint to score")
+    parser.add_argument(
+        "--members",
+        "--ckpt_path",
+        dest="checkpoint",
+        type=Path,
+        required=True,
+        metavar="CKPT",
+        help="checkpoint to score",
+    )
     parser.set_defaults(run=_validate)
 
 
@@ -120,7 +129,7 @@ def _validate(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.train.run import validate
 
     passed = [argument for config in options.config for argument in ("--config", config)] + rest
-    validate(passed, options.ckpt_path, options.verb)
+    validate(passed, options.checkpoint, options.verb)
 
 
 def add_export(verbs: Verbs) -> None:
@@ -128,14 +137,22 @@ def add_export(verbs: Verbs) -> None:
         "With --official CKPT is a file of the authors' training code (model_epoch_030.pt) or a state dict of their\n"
         "network; channels, levels and convolutions are read from the tensors.\n\n"
         "example: sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors\n"
-        "         sitreg-lumir export model_epoch_030.pt --official --dataset LUMIR -o official.safetensors"
+        "         sitreg-lumir export model_epoch_030.pt --official --data LUMIR -o official.safetensors"
     )
     parser = verb(verbs, "export", "Turn a checkpoint into safetensors + JSON that hold all that predict needs.", more)
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CKPT", help="what is exported")
+    parser.add_argument("--members", type=Path, metavar="CKPT", help="the same")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="ends in .safetensors")
     parser.add_argument("--half", action="store_true", help="store half precision")
-    parser.add_argument("--official", action="store_true", help="CKPT was saved by the authors' code; needs --dataset")
-    parser.add_argument("--dataset", type=Path, metavar="JSON", help="with --official: the data set it was trained on")
+    parser.add_argument("--official", action="store_true", help="CKPT was saved by the authors' code; needs --data")
+    parser.add_argument(
+        "--data",
+        "--dataset",
+        dest="dataset",
+        type=Path,
+        metavar="DATA",
+        help="with --official: the data set it was trained on",
+    )
     parser.add_argument(
         "--groups",
         type=int,
@@ -152,11 +169,14 @@ def _export(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "export")
     from sitreg_lumir.train.export import export
 
+    checkpoint = options.checkpoint or options.members
+    if (options.checkpoint is None) == (options.members is None):
+        raise InputError("name one checkpoint to export, as CKPT or by --members")
     if options.official != (options.dataset is not None):
-        raise InputError("--official and --dataset belong together: the file does not say its grid, the data set does")
+        raise InputError("--official and --data belong together: the file does not say its grid, the data set does")
     if options.groups is not None and not options.official:
         raise InputError("--groups: only with --official; the members of this package know theirs")
     export(
-        options.checkpoint, options.output, half=options.half, licence=options.licence, dataset=options.dataset,
+        checkpoint, options.output, half=options.half, licence=options.licence, dataset=options.dataset,
         groups=options.groups, allow_imports=options.allow_imports,
     )  # fmt: skip

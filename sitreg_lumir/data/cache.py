@@ -94,7 +94,7 @@ class VolumeCache:
             try:
                 self._map = np.memmap(self.raw, dtype=np.uint8, mode="r")
             except FileNotFoundError:
-                raise InputError(f"{self.raw}: the cache was made anew by another run; start again") from None
+                raise InputError(f"{self.raw}: the cache was made again by another run; start again") from None
         end = entry["offset"] + self._bytes(entry["dtype"])
         volume: NDArray[Any] = self._map[entry["offset"] : end].view(entry["dtype"]).reshape(self.shape)
         return np.array(volume)
@@ -139,7 +139,7 @@ class VolumeCache:
             self.raw.unlink(missing_ok=True)
             self.raw = self.folder / f"{self.key}-{time.time_ns()}.raw"
         problems: list[str] = []
-        told = False
+        warned = False
         with (
             open(self.raw, "ab") as raw,
             ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
@@ -151,7 +151,7 @@ class VolumeCache:
                 results = list(pool.map(self._try, chunk))
                 sizes = [result[0].nbytes for result in results if not isinstance(result, str)]
                 if sizes:  # that of the volumes to come is not known before they are read
-                    told = self._check_room(math.ceil(sum(sizes) / len(sizes) * (len(todo) - start)), raw, told)
+                    warned = self._check_room(math.ceil(sum(sizes) / len(sizes) * (len(todo) - start)), raw, warned)
                 for path, result in zip(chunk, results, strict=True):
                     if isinstance(result, str):
                         problems.append(result)
@@ -172,13 +172,13 @@ class VolumeCache:
         except InputError as error:
             return str(error)
 
-    def _check_room(self, needed: int, raw: BinaryIO, told: bool) -> bool:
+    def _check_room(self, needed: int, raw: BinaryIO, warned: bool) -> bool:
         """Refuses what the disk has no room for, and says once how much a large cache takes; whether it was said.
 
         Args:
             needed: bytes of all volumes that are left.
             raw: removed if nothing was written to it yet.
-            told: whether it was said already.
+            warned: whether it was said already.
 
         Raises:
             InputError: the disk has less room.
@@ -191,14 +191,14 @@ class VolumeCache:
                 f"{self.folder}: the cache needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free; make room "
                 "or choose another folder with --data.cache (for `container`: the variable TMPDIR)"
             )
-        if needed >= _LARGE and not told:
+        if needed >= _LARGE and not warned:
             tqdm.write(
                 f"caching volumes: takes about {needed / 1e9:.0f} GB in {self.folder}, where {free / 1e9:.0f} GB are "
                 "free; --data.cache chooses another folder",
                 file=sys.stderr,
             )
             return True
-        return told
+        return warned
 
     def _append(self, raw: BinaryIO, volume: tuple[NDArray[Any], NDArray[np.float64], list[int]]) -> dict[str, Any]:
         """Writes one volume; its index entry."""

@@ -107,7 +107,9 @@ class LumirDataModule(LightningDataModule):
         self.triplets_from: int | None = None
         self.triplets_per_epoch = 0
         self.cache = Path(cache).expanduser() if cache else default_folder()
+        self.to_predict: tuple[Pair, ...] | None = None  # those of the pairs whose fields are wanted; None: all
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer pairs than processes
+        self._stage: str | None = None  # that ``check`` was asked about
 
     def use_triplets(self, start_epoch: int, triplets_per_epoch: int) -> None:
         """From ``start_epoch`` on, trains on triplets of three different subjects, one per optimiser step and team.
@@ -151,14 +153,18 @@ class LumirDataModule(LightningDataModule):
             return 1
         return split_batch(self.batch_size, self._processes()[1], self.micro_batch)[1]
 
-    def check(self) -> None:
+    def check(self, stage: str | None = None) -> None:
         """Looks at the JSONs, at every file's header and at what the run asks for; no volume is read or cached.
 
         Afterwards all is set that ``setup`` sets.
 
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``; None: what the Trainer runs.
+
         Raises:
             InputError: something of it is wrong.
         """
+        self._stage = stage
         self._read(check_files=True)
         if self._training():
             self._check_phases()
@@ -224,19 +230,22 @@ class LumirDataModule(LightningDataModule):
 
     def val_dataloader(self) -> OneLineLoader | list[Any]:
         """Validation pairs one by one; process r of W takes each W-th from r on, none comes twice."""
-        if not self.pairs:
-            return []
-        rank, world_size = self._processes()
-        pairs = PairDataset(self.pairs[rank::world_size], self._pair_cache, self.shape)
-        return OneLineLoader(pairs, batch_size=1, collate_fn=collate_pairs, **self._loading())
+        return self._pair_loader(self.pairs)
 
     def test_dataloader(self) -> OneLineLoader | list[Any]:
-        """As ``val_dataloader``."""
+        """Loads the pairs as ``val_dataloader`` does."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> OneLineLoader | list[Any]:
-        """As ``val_dataloader``."""
-        return self.val_dataloader()
+        """Loads the pairs ``to_predict`` as ``val_dataloader`` loads all."""
+        return self._pair_loader(self.pairs if self.to_predict is None else self.to_predict)
+
+    def _pair_loader(self, pairs: Sequence[Pair]) -> OneLineLoader | list[Any]:
+        if not pairs:
+            return []
+        rank, world_size = self._processes()
+        own = PairDataset(pairs[rank::world_size], self._pair_cache, self.shape)
+        return OneLineLoader(own, batch_size=1, collate_fn=collate_pairs, **self._loading())
 
     def _processes(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
@@ -266,7 +275,8 @@ class LumirDataModule(LightningDataModule):
         return self.dataset.training[0] if self._training() else self.pairs[0].fixed
 
     def _training(self) -> bool:
-        return self.trainer is None or self.trainer.state.fn in (None, "fit")
+        running = self.trainer.state.fn if self.trainer else None
+        return (running or self._stage or "fit") == "fit"
 
     def _loading(self) -> dict[str, Any]:
         return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}

@@ -78,13 +78,13 @@ def contrast(code: str, modalities: object) -> str:
     return re.sub(r"^(T\d)w$", r"\1", words[0])
 
 
-def find_lists(folder: Path, pairs: Sequence[str], given: Sequence[Path] | None) -> dict[str, Group]:
+def find_lists(folder: Path, pairs: Sequence[str], named: Sequence[Path] | None) -> dict[str, Group]:
     """The group of each pair that is in a list.
 
     Args:
         folder: of the dataset JSON.
         pairs: the data set's, by their file names: ``LUMIRMRI_0100_0000 LUMIRMRI_0101_0001``, fixed first.
-        given: files, or folders that hold them, which decide alone; None: those beside the dataset JSON if they name
+        named: files, or folders that hold them, which decide alone; None: those beside the dataset JSON if they name
             one of its pairs, else the challenge's own lists if the data set holds all or nothing but their pairs.
 
     Returns:
@@ -93,8 +93,8 @@ def find_lists(folder: Path, pairs: Sequence[str], given: Sequence[Path] | None)
     Raises:
         InputError: a file is unreadable or no such list, or a pair is in two of them.
     """
-    if given is not None:
-        return read_lists([file for path in given for file in _files(path.expanduser())])
+    if named is not None:
+        return read_lists([file for path in named for file in _files(path.expanduser())])
     beside = read_lists(sorted(folder.glob(CONFIGS)))
     if not beside.keys().isdisjoint(pairs):
         return beside
@@ -125,16 +125,16 @@ def read_lists(files: Sequence[Path]) -> dict[str, Group]:
     Raises:
         InputError: a file is unreadable or no such list, or a pair is in two of them.
     """
-    found: dict[str, Group] = {}
+    groups: dict[str, Group] = {}
     source: dict[str, Path] = {}
     for file in files:
         group, pairs = _read_list(file)
         for pair in pairs:
-            if pair in found:
+            if pair in groups:
                 where = "twice" if source[pair] == file else f"in {source[pair].name}, too; name the lists by --groups"
                 raise InputError(f"{file}: the pair {pair} is listed {where}")
-            found[pair], source[pair] = group, file
-    return found
+            groups[pair], source[pair] = group, file
+    return groups
 
 
 def load_json(file: Path, wanted: str) -> dict[str, Any]:
@@ -211,10 +211,10 @@ def other_labelling(values: Iterable[int], where: str) -> str:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(path.glob(CONFIGS))
-    if not found:
+    files = sorted(path.glob(CONFIGS))
+    if not files:
         raise InputError(f"{path}: holds no {CONFIGS}; name the files of the challenge's evaluator")
-    return found
+    return files
 
 
 def _read_list(file: Path) -> tuple[Group, list[str]]:
@@ -244,10 +244,10 @@ def _read_list(file: Path) -> tuple[Group, list[str]]:
             problem = labels_problem(method["labels"])
             if problem:
                 raise InputError(f"{file}: the `labels` of {metric} {problem[:1].lower()}{problem[1:]}")
-            here = tuple(int(label) for label in method["labels"])
-            if labels not in (None, here):
+            stated = tuple(int(label) for label in method["labels"])
+            if labels not in (None, stated):
                 raise InputError(f"{file}: dice and hd95 have different `labels`; give both the same")
-            labels = here
+            labels = stated
     if not metrics:
         raise InputError(f"{file}: `evaluation_methods` has none of {', '.join(_METRICS)}")
     return Group(name, tuple(metrics), labels or None), [_pair(file, entry) for entry in pairs]

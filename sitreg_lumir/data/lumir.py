@@ -213,11 +213,11 @@ def _find_json(path: Path) -> Path:
     for name in _PREFERRED:
         if (path / name).is_file():
             return path / name
-    found = sorted(set(path.glob("*.json")) - set(path.glob(CONFIGS)))
-    if len(found) != 1:
-        what = f"several JSON files ({', '.join(f.name for f in found[:5])})" if found else "no JSON file"
+    candidates = sorted(set(path.glob("*.json")) - set(path.glob(CONFIGS)))
+    if len(candidates) != 1:
+        what = f"several JSON files ({', '.join(f.name for f in candidates[:5])})" if candidates else "no JSON file"
         raise InputError(f"{path}: holds {what}; give the path of the dataset JSON itself")
-    return found[0]
+    return candidates[0]
 
 
 def _read_shape(file: Path, content: dict[str, Any]) -> tuple[int, int, int]:
@@ -264,24 +264,24 @@ def _with_groups(
     folder: Path,
     pairs: Sequence[Pair],
     entries: Sequence[object],
-    given: Sequence[Path] | None,
+    named: Sequence[Path] | None,
     problems: list[str],
 ) -> tuple[Pair, ...]:
     """The pairs with what lists and entries say of them; what is wrong with a name is appended to ``problems``."""
     keys = [pair_key(pair.fixed.path.name, pair.moving.path.name) for pair in pairs]
-    lists = find_lists(folder, keys, given)
-    found = []
+    lists = find_lists(folder, keys, named)
+    grouped = []
     for pair, key, entry in zip(pairs, keys, entries, strict=True):
         listed = lists.get(key)
         own = entry.get("group") if isinstance(entry, dict) else None
-        if own is not None and (given is None or listed is None):
+        if own is not None and (named is None or listed is None):
             problem = name_problem(own)
             if problem:
                 problems.append(f"validation pair {pair.long_name}: {problem}")
                 continue
             listed = (listed or Group(""))._replace(name="" if own == pair.contrasts else str(own))
-        found.append(pair._replace(listed=listed))
-    return tuple(found)
+        grouped.append(pair._replace(listed=listed))
+    return tuple(grouped)
 
 
 def groups_of_pairs(pairs: Iterable[Pair], source: str | Path = "the validation pairs") -> tuple[str, ...]:
@@ -305,10 +305,10 @@ def _check_files(images: list[Image], shape: tuple[int, ...]) -> list[str]:
     files = [path for image in images for path in (image.path, image.labels, image.landmarks) if path is not None]
     for path in dict.fromkeys(files):
         try:
-            found = read_shape(path)
+            stored = read_shape(path)
         except InputError as error:
             problems.append(str(error))
             continue
-        if found != shape:
-            problems.append(f"{path}: the shape is {found}, the JSON says {shape}")
+        if stored != shape:
+            problems.append(f"{path}: the shape is {stored}, the JSON says {shape}")
     return problems

@@ -20,7 +20,7 @@ HEADERS = ("sform", "qform")
 
 _AGREE_MM = 0.1  # sform and qform count as one if no corner differs more
 _KEPT_SHEAR = 1e-5  # cosine between axes; rounding of stored numbers, a few micrometres at a corner
-_MENDED_SHEAR = 1e-3
+_CORRECTED_SHEAR = 1e-3
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # codes of xyzt_units -> mm; unknown (0) means mm everywhere
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def choose_affine(
 
     Args:
         path: named in errors.
-        stored: the header as it is on disk, nothing mended by nibabel.
+        stored: the header as it is on disk, nothing corrected by nibabel.
         shape: ``(X, Y, Z)``.
         header: ``sform`` or ``qform``, if the caller decides.
         assume: letters such as ``RAS``, used only where the header has neither.
@@ -65,15 +65,15 @@ def choose_affine(
                 "if you know it, add --assume-orientation RAS (or other letters)"
             )
         return _assumed(_positive(path, stored["pixdim"][1:4] * _UNITS[unit]), shape, assume), f"assumed {assume}"
-    found = {name: to_mm @ _stored_affine(path, stored, name) for name in ([header] if header else coded)}
-    if len(found) == 2:
+    affines = {name: to_mm @ _stored_affine(path, stored, name) for name in ([header] if header else coded)}
+    if len(affines) == 2:
         corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))], dtype=float).T
-        apart = np.linalg.norm(((found["sform"] - found["qform"]) @ corners)[:3], axis=0).max()
+        apart = np.linalg.norm(((affines["sform"] - affines["qform"]) @ corners)[:3], axis=0).max()
         if apart > _AGREE_MM:
-            both = "; ".join(f"{name} {_text(matrix)}" for name, matrix in found.items())
+            both = "; ".join(f"{name} {_text(matrix)}" for name, matrix in affines.items())
             raise InputError(f"{path}: sform and qform differ by {apart:.4g} mm at a corner ({both}); add --header "
                              "sform or --header qform")  # fmt: skip
-    source, affine = next(iter(found.items()))
+    source, affine = next(iter(affines.items()))
     return _orthogonal(path, affine, shape), source
 
 
@@ -87,7 +87,7 @@ def _stored_affine(path: Path, stored: nibabel.Nifti1Header, name: str) -> NDArr
     if name == "sform":
         affine = np.asarray(stored.get_sform(), dtype=np.float64)
         if not np.isfinite(affine).all():
-            raise InputError(f"{path}: the sform holds NaN or infinite numbers; mend the header, or add --header qform")
+            raise InputError(f"{path}: the sform holds NaN or infinite numbers; fix the header, or add --header qform")
         return affine
     _positive(path, stored["pixdim"][1:4])
     copy = stored.copy()
@@ -95,9 +95,9 @@ def _stored_affine(path: Path, stored: nibabel.Nifti1Header, name: str) -> NDArr
     try:
         affine = np.asarray(copy.get_qform(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
-        raise InputError(f"{path}: no valid qform ({error}); mend the header, or add --header sform") from None
+        raise InputError(f"{path}: no valid qform ({error}); fix the header, or add --header sform") from None
     if not np.isfinite(affine).all():
-        raise InputError(f"{path}: the qform holds NaN or infinite numbers; mend the header, or add --header sform")
+        raise InputError(f"{path}: the qform holds NaN or infinite numbers; fix the header, or add --header sform")
     return affine
 
 
@@ -105,7 +105,7 @@ def _positive(path: Path, spacing: NDArray[Any]) -> NDArray[np.float64]:
     values = np.asarray(spacing, dtype=np.float64)
     if not np.isfinite(values).all() or values.min() <= 0:
         text = " x ".join(f"{value:g}" for value in values)
-        raise InputError(f"{path}: the voxel size is {text}, it must be positive; mend the header or export it again")
+        raise InputError(f"{path}: the voxel size is {text}, it must be positive; fix the header or export it again")
     return values
 
 
@@ -125,19 +125,19 @@ def _orthogonal(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...])
     shear = np.abs(axes.T @ axes - np.eye(3)).max()
     if shear <= _KEPT_SHEAR:
         return affine
-    if shear >= _MENDED_SHEAR:
+    if shear >= _CORRECTED_SHEAR:
         raise InputError(
             f"{path}: the axes are not orthogonal (shear {shear:.3g}, {_text(affine)}); resample the image to a plain "
             "grid first"
         )
     left, _, right = np.linalg.svd(axes)
-    mended = affine.copy()
-    mended[:3, :3] = (left @ right) * spacing
-    mended[:3, 3] += (affine - mended)[:3, :3] @ (np.array(shape) - 1) / 2
+    corrected = affine.copy()
+    corrected[:3, :3] = (left @ right) * spacing
+    corrected[:3, 3] += (affine - corrected)[:3, :3] @ (np.array(shape) - 1) / 2
     _log.warning(
         "%s: the axes are not quite orthogonal (shear %.2g); the nearest orthogonal ones are used", path, shear
     )
-    return mended
+    return corrected
 
 
 def _text(affine: NDArray[np.float64]) -> str:

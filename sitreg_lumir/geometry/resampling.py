@@ -127,14 +127,16 @@ def _most_of(labels: NDArray[Any], at: Points) -> NDArray[Any]:
     lower = np.clip(np.floor(place).astype(np.intp), 0, np.maximum(last - 1, 0))
     upper = np.minimum(lower + 1, last)
     corners = [np.array(corner)[:, None] for corner in product((False, True), repeat=3)]
-    found = np.stack([labels[tuple(np.where(corner, upper, lower))] for corner in corners])
-    winner = found[0].copy()
-    mixed = (found != found[0]).any(axis=0)  # elsewhere all eight corners agree
-    found, weight = found[:, mixed], (place - lower)[:, mixed]
+    labels_at_corners = np.stack([labels[tuple(np.where(corner, upper, lower))] for corner in corners])
+    winner = labels_at_corners[0].copy()
+    mixed = (labels_at_corners != labels_at_corners[0]).any(axis=0)  # elsewhere all eight corners agree
+    labels_at_corners, weight = labels_at_corners[:, mixed], (place - lower)[:, mixed]
     weights = np.stack([np.where(corner, weight, 1 - weight).prod(axis=0) for corner in corners])
-    best, most = found[0].copy(), np.full(found.shape[1], -1.0)
-    for candidate in found:
-        share = np.round((weights * (found == candidate)).sum(axis=0), 9)  # rounding must not decide between equals
+    best, most = labels_at_corners[0].copy(), np.full(labels_at_corners.shape[1], -1.0)
+    for candidate in labels_at_corners:
+        share = np.round(
+            (weights * (labels_at_corners == candidate)).sum(axis=0), 9
+        )  # rounding must not decide between equals
         better = (share > most) | ((share == most) & (candidate < best))
         best, most = np.where(better, candidate, best), np.where(better, share, most)
     winner[mixed] = best

@@ -101,12 +101,12 @@ def map_points(
     Returns:
         ``(N, 3)`` float64, RAS, mm.
     """
-    given = np.asarray(points, dtype=np.float64)
-    if given.ndim != 2 or given.shape[1] != 3:
-        raise ValueError(f"points must be (N, 3), got {given.shape}")
+    positions_in = np.asarray(points, dtype=np.float64)
+    if positions_in.ndim != 2 or positions_in.shape[1] != 3:
+        raise ValueError(f"points must be (N, 3), got {positions_in.shape}")
     if outside not in ("identity", "nan"):
         raise ValueError(f"outside must be identity or nan, got {outside!r}")
-    return np.ascontiguousarray(_map(as_list(transforms), np.ascontiguousarray(given.T), outside == "nan").T)
+    return np.ascontiguousarray(_map(as_list(transforms), np.ascontiguousarray(positions_in.T), outside == "nan").T)
 
 
 def composite_field(
@@ -164,8 +164,8 @@ def slabs(shape: Sequence[int], affine: Matrix, values: int = 1) -> Iterator[tup
 def look_up(values: NDArray[np.float32], at: Points) -> NDArray[np.float32]:
     """Trilinear, positions beyond the border at the border: ``(C, X, Y, Z)`` at ``(3, ...)`` voxels -> ``(C, ...)``."""
     grid = at.shape[1:] if at.ndim == 4 else (at[0].size, 1, 1)
-    found = interpolate(torch.from_numpy(values)[None], torch.from_numpy(at.reshape(1, 3, *grid)))
-    return np.asarray(found[0].numpy()).reshape(len(values), *at.shape[1:])
+    looked_up = interpolate(torch.from_numpy(values)[None], torch.from_numpy(at.reshape(1, 3, *grid)))
+    return np.asarray(looked_up[0].numpy()).reshape(len(values), *at.shape[1:])
 
 
 def inside(at: Points, shape: Sequence[int]) -> NDArray[np.bool_]:
@@ -184,12 +184,14 @@ def transform_by(matrix: Matrix, points: Points) -> Points:
 
 def as_list(transforms: Transform | Sequence[Transform]) -> list[Transform]:
     """One or several transforms as a list, affines checked."""
-    several = (
+    listed = (
         [transforms]
         if isinstance(transforms, CompositeTransform | DisplacementField | np.ndarray)
         else list(transforms)
     )
-    return [checked_matrix(one, "affine") if isinstance(one, np.ndarray) else one for one in several]
+    return [
+        checked_matrix(transform, "affine") if isinstance(transform, np.ndarray) else transform for transform in listed
+    ]
 
 
 def checked_matrix(matrix: Any, name: str) -> Matrix:

@@ -107,7 +107,7 @@ def open_nifti(
 
     Args:
         path: of the file; a gzip checksum is verified unless only the header is read.
-        strict: take the header as it is stored; else it is mended as nibabel does, zero spacing becoming one.
+        strict: take the header as it is stored; else it is corrected as nibabel does, zero spacing becoming one.
         header_only: leave the voxels unread.
         remedy: what errors tell users to do with a damaged file.
 

@@ -54,8 +54,8 @@ def read_points(path: Path, *, lps: bool = False) -> PointTable:
         raise InputError(f"{path}: not a readable CSV file ({reason}); export the points as CSV, UTF-8") from None
     names = [cell.strip() for cell in lines[0][1]] if lines else []
     if any(names.count(axis) != 1 for axis in "xyz"):
-        found = ",".join(names)[:80] or "nothing"
-        raise InputError(f"{path}: the first line must name the columns x, y and z once each, it has {found}")
+        present = ",".join(names)[:80] or "nothing"
+        raise InputError(f"{path}: the first line must name the columns x, y and z once each, it has {present}")
     if len(lines) == 1:
         raise InputError(f"{path}: only a header, no points")
     x, y, z = (names.index(axis) for axis in "xyz")
@@ -88,7 +88,7 @@ def save_points(path: Path, table: PointTable, points: NDArray[Any]) -> None:
 
 def _numbers(path: Path, line: int, row: list[str], columns: int, axes: tuple[int, int, int]) -> list[float]:
     if len(row) != columns:
-        raise InputError(f"{path}: line {line} has {len(row)} cells, the header {columns}; mend the file")
+        raise InputError(f"{path}: line {line} has {len(row)} cells, the header {columns}; fix the file")
     numbers = []
     for axis, column in zip("xyz", axes, strict=True):
         try:
@@ -96,7 +96,7 @@ def _numbers(path: Path, line: int, row: list[str], columns: int, axes: tuple[in
         except ValueError:
             numbers.append(math.inf)
         if math.isinf(numbers[-1]):
-            raise InputError(f"{path}: line {line}: {axis} is {row[column][:40]!r}, not a number of mm; mend the file")
+            raise InputError(f"{path}: line {line}: {axis} is {row[column][:40]!r}, not a number of mm; fix the file")
     return numbers
 
 

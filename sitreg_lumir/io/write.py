@@ -10,7 +10,6 @@ from typing import IO, Any
 
 import nibabel
 import numpy as np
-from nibabel.volumeutils import array_to_file
 from numpy.typing import NDArray
 
 from sitreg_lumir.io.atomic import writing
@@ -118,9 +117,10 @@ def write_array(path: Path, values: NDArray[Any], header: nibabel.Nifti1Header, 
             _write_to(raw, values, header)
 
 
-def _write_to(stream: IO[bytes], values: NDArray[Any], header: nibabel.Nifti1Header) -> None:
+def _write_to(stream: IO[bytes] | gzip.GzipFile, values: NDArray[Any], header: nibabel.Nifti1Header) -> None:
     stream.write(header.binaryblock + bytes(header.get_data_offset() - header.sizeof_hdr))
-    array_to_file(values, stream, out_dtype=header.get_data_dtype(), offset=None)
+    for part in np.moveaxis(np.asarray(values, header.get_data_dtype()), -1, 0):  # the first axis is fastest on disk
+        stream.write(part.tobytes(order="F"))
 
 
 def _checked_affine(affine: NDArray[Any]) -> NDArray[np.float64]:

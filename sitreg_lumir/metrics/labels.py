@@ -29,7 +29,7 @@ def warp_nearest(volume: Volume, disp: Volume) -> NDArray[Any]:
     index = np.zeros(field.shape[1:], dtype=np.intp)
     for axis, size in enumerate(source.shape):
         grid = np.arange(field.shape[1 + axis], dtype=np.float64)
-        position = field[axis] + grid.reshape([-1 if other == axis else 1 for other in range(3)])
+        position = field[axis] + grid.reshape([-1 if index_of_axis == axis else 1 for index_of_axis in range(3)])
         inside &= (position >= 0) & (position <= size - 1)
         nearest = np.floor(np.clip(position, 0, size - 1) + 0.5).astype(np.intp)
         index = index * size + np.minimum(nearest, size - 1)

@@ -89,7 +89,7 @@ def area_table(spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Floats:
             inside = set(CORNERS) - inside
         while inside:
             part = {inside.pop()}
-            while grown := {corner for corner in inside if any(_is_edge(corner, other) for other in part)}:
+            while grown := {corner for corner in inside if any(_is_edge(corner, neighbour) for neighbour in part)}:
                 part |= grown
                 inside -= grown
             if len(part) < 8:
@@ -97,17 +97,17 @@ def area_table(spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Floats:
     return table
 
 
-def _is_edge(corner: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    return sum(a != b for a, b in zip(corner, other, strict=True)) == 1
+def _is_edge(corner: tuple[int, ...], neighbour: tuple[int, ...]) -> bool:
+    return sum(a != b for a, b in zip(corner, neighbour, strict=True)) == 1
 
 
 def _loop(part: set[tuple[int, ...]]) -> Floats:
     """Midpoints of the cube's edges that leave a connected set of corners, in order around it, ``(N, 3)``."""
     rest = [
-        (np.array(corner) + other) / 2
+        (np.array(corner) + neighbour) / 2
         for corner in sorted(part)
-        for other in CORNERS
-        if other not in part and _is_edge(corner, other)
+        for neighbour in CORNERS
+        if neighbour not in part and _is_edge(corner, neighbour)
     ]
     loop = [rest.pop()]
     while rest:  # the next midpoint lies on a common face of the cube

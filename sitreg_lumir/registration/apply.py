@@ -165,9 +165,9 @@ def _named(given: str | Path) -> tuple[Path, bool]:
 
 def _inverse(path: Path, transform: Transform, for_points: bool) -> Matrix:
     if not isinstance(transform, np.ndarray):
-        mend = "with a folder, points take the inverse of the list: instead, give files that map the points"
+        remedy = "with a folder, points take the inverse of the list: instead, give files that map the points"
         raise InputError(
-            f"{path}: a field cannot be inverted; {mend if for_points else 'give the field of the other direction'}"
+            f"{path}: a field cannot be inverted; {remedy if for_points else 'give the field of the other direction'}"
         )
     return np.asarray(np.linalg.inv(transform), dtype=np.float64)
 
@@ -247,7 +247,7 @@ def _storable(path: Path, values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype.kind == "f" or values.dtype.itemsize <= 2:
         return values
     if values.min() < -(2**31) or values.max() >= 2**31:
-        raise InputError(f"{path}: holds {values.min()}..{values.max()}, beyond int32; scale or number it anew")
+        raise InputError(f"{path}: holds {values.min()}..{values.max()}, beyond int32; scale or number it again")
     return values.astype(np.int32, copy=False)
 
 

@@ -38,13 +38,13 @@ def settle(module: "RegistrationModule", data: LumirDataModule) -> None:
     trainer, device = module.trainer, module.device
     processes = trainer.world_size
     sizes = _sizes(data, processes, device)
-    given = None if module.automatic else module.recompute
+    recompute = None if module.automatic else module.recompute
     sharers = max(1, processes // trainer.num_nodes)
     room = room_on(device, sharers)
-    if len(sizes) == 1 and given is not None:
-        choice = Choice(sizes[0], given, 0.0, True)  # nothing is left to choose
+    if len(sizes) == 1 and recompute is not None:
+        choice = Choice(sizes[0], recompute, 0.0, True)  # nothing is left to choose
     else:
-        choice = _same_everywhere(choose(sizes, _requirement(module, data, processes, room), room, given), device)
+        choice = _same_everywhere(choose(sizes, _requirement(module, data, processes, room), room, recompute), device)
     if data.automatic:
         data.micro_batch = choice.micro_batch
     if module.automatic:
@@ -59,18 +59,18 @@ def line(
     choice: Choice, shape: tuple[int, int, int], device: torch.device, free: float | None, room: float | None
 ) -> str:
     """What was chosen, and why; ``free`` and ``room`` (what may be planned with) in bytes."""
-    told = f"memory: micro_batch {choice.micro_batch}, recompute {'true' if choice.recompute else 'false'}"
+    text = f"memory: micro_batch {choice.micro_batch}, recompute {'true' if choice.recompute else 'false'}"
     if not choice.bytes:
-        return told
+        return text
     grid = "x".join(map(str, shape))
     pairs = "1 pair needs" if choice.micro_batch == 1 else f"{choice.micro_batch} pairs at once need"
-    told += f", since at {grid} {pairs} about {choice.bytes / 1e9:.2f} GB beside the weights"
+    text += f", since at {grid} {pairs} about {choice.bytes / 1e9:.2f} GB beside the weights"
     if free is None or room is None:
-        return told
-    told += f", and of {free / 1e9:.1f} GB free on {device} this process plans with {room / 1e9:.1f} GB"
+        return text
+    text += f", and of {free / 1e9:.1f} GB free on {device} this process plans with {room / 1e9:.1f} GB"
     if not choice.fits:
-        told += "; that may not be enough: a smaller network or grid needs less"
-    return told
+        text += "; that may not be enough: a smaller network or grid needs less"
+    return text
 
 
 def _sizes(data: LumirDataModule, processes: int, device: torch.device) -> list[int]:
@@ -138,10 +138,10 @@ def _trial_step(
         views = [view._replace(seen=module.inputs(view.clean)) for view in views]
         if not triplet:
             return module.pair_step(views[0], views[1])[0]
-        found = three_pairs_in_turn(module.pair_step, views)
-        loss, masks = found.loss, [view.mask for view in views]
+        fields = three_pairs_in_turn(module.pair_step, views)
+        loss, masks = fields.loss, [view.mask for view in views]
         for term, weight in module.active_terms("triplet"):
-            loss = loss + weight * term.call(found.disps, found.disps_inv, masks)
+            loss = loss + weight * term.call(fields.disps, fields.disps_inv, masks)
         return loss
 
     return step

@@ -63,30 +63,30 @@ def examine() -> Report:
 
 def lines(report: Report) -> list[str]:
     """A report for people."""
-    told = ["versions"]
-    told += [f"  {name:<14}{value or 'missing'}" for name, value in report["versions"].items()]
+    printed = ["versions"]
+    printed += [f"  {name:<14}{value or 'missing'}" for name, value in report["versions"].items()]
     for part in ("device", "backends", "models", "extras", "wandb"):
-        told += ["", part, *(f"  {line}" for line in _indented(report[part]))]
-    told += ["", "two scans can be registered" if report["ready"] else "two scans cannot be registered:"]
-    return told + [f"  {reason}" for reason in report["reasons"]]
+        printed += ["", part, *(f"  {line}" for line in _indented(report[part]))]
+    printed += ["", "two scans can be registered" if report["ready"] else "two scans cannot be registered:"]
+    return printed + [f"  {reason}" for reason in report["reasons"]]
 
 
 def _indented(value: Any) -> list[str]:
     """Nested values as lines; entries of a list are set apart by a dash."""
     if isinstance(value, dict):
-        flat = {key: each for key, each in value.items() if not isinstance(each, dict | list)}
-        told = [f"{key:<14}{_word(each)}" for key, each in flat.items()]
-        for key, each in value.items():
-            if isinstance(each, dict | list) and each:
-                told += [key, *(f"  {line}" for line in _indented(each))]
-        return told
+        flat = {key: entry for key, entry in value.items() if not isinstance(entry, dict | list)}
+        printed = [f"{key:<14}{_word(entry)}" for key, entry in flat.items()]
+        for key, entry in value.items():
+            if isinstance(entry, dict | list) and entry:
+                printed += [key, *(f"  {line}" for line in _indented(entry))]
+        return printed
     if isinstance(value, list):
-        return [line for each in value for line in _dashed(_indented(each))]
+        return [line for entry in value for line in _dashed(_indented(entry))]
     return [_word(value)]
 
 
-def _dashed(told: list[str]) -> list[str]:
-    return [f"{'- ' if place == 0 else '  '}{line}" for place, line in enumerate(told)]
+def _dashed(printed: list[str]) -> list[str]:
+    return [f"{'- ' if place == 0 else '  '}{line}" for place, line in enumerate(printed)]
 
 
 def _word(value: Any) -> str:
@@ -107,7 +107,7 @@ def _device(reasons: list[str]) -> Report:
 
     total, free = _memory()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: Report = {
+    report: Report = {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -122,7 +122,7 @@ def _device(reasons: list[str]) -> Report:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         properties = torch.cuda.get_device_properties(index)
-        found["cuda"].append(
+        report["cuda"].append(
             {
                 "name": properties.name,
                 "capability": f"{properties.major}.{properties.minor}",
@@ -130,10 +130,10 @@ def _device(reasons: list[str]) -> Report:
                 "free memory": _gigabytes(free),
             }
         )
-    found["chosen"] = "cuda" if found["cuda"] else "cpu"
-    if found["cuda"]:
-        found["not yet tried"] = UNTRIED
-    return found
+    report["chosen"] = "cuda" if report["cuda"] else "cpu"
+    if report["cuda"]:
+        report["not yet tried"] = UNTRIED
+    return report
 
 
 def _backends(reasons: list[str]) -> Report:
@@ -144,7 +144,7 @@ def _backends(reasons: list[str]) -> Report:
     from sitreg_lumir.deform.ops import backend_of, compose
 
     asked = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
-    found: Report = {"asked for": asked, "triton": find_spec("triton") is not None}
+    report: Report = {"asked for": asked, "triton": find_spec("triton") is not None}
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     for device in devices:
         field = torch.zeros(1, 3, 2, 2, 2, device=device)
@@ -153,20 +153,20 @@ def _backends(reasons: list[str]) -> Report:
             compose(field, field)
         except ValueError as error:
             reasons.append(f"deformations on {device}: {error}")
-            found[device] = {"chosen": None, "why": str(error)}
+            report[device] = {"chosen": None, "why": str(error)}
             continue
         chosen, why = _why(module, asked)
-        found[device] = {"chosen": chosen, "why": why}
+        report[device] = {"chosen": chosen, "why": why}
         if device != "cpu" and chosen == "torch" and asked == "auto":
             try:
                 cuda.usable(torch.device(device), asked=True)
             except ValueError as error:
-                found[device]["why"] = str(error)
+                report[device]["why"] = str(error)
     folder, writable = _numba_cache()
-    found["compiled loops"] = {"folder": folder, "writable": writable}
+    report["compiled loops"] = {"folder": folder, "writable": writable}
     if not writable:
-        found["compiled loops"]["note"] = "compiled anew in each process; set NUMBA_CACHE_DIR to a writable folder"
-    return found
+        report["compiled loops"]["note"] = "compiled again in each process; set NUMBA_CACHE_DIR to a writable folder"
+    return report
 
 
 def _why(module: str, asked: str) -> tuple[str, str]:
@@ -188,7 +188,7 @@ def _numba_cache() -> tuple[str | None, bool]:
     if path is None:
         return None, False
     folder = Path(path)
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    existing = next(path_above for path_above in (folder, *folder.parents) if path_above.exists())
     return str(folder), os.access(existing, os.W_OK)
 
 
@@ -197,19 +197,19 @@ def _models(reasons: list[str]) -> Report:
     from sitreg_lumir.network.weights import load_members
 
     named = os.environ.get(VARIABLE)
-    found: Report = {"from": f"{VARIABLE}={named}" if named else str(SHIPPED), "members": []}
+    report: Report = {"from": f"{VARIABLE}={named}" if named else str(SHIPPED), "members": []}
     try:
         files = default_members()
     except InputError as error:
         reasons.append(str(error))
-        return found
-    found["members"] = [_member(file, reasons) for file in files]
-    if len(files) > 1 and not any("error" in member for member in found["members"]):
+        return report
+    report["members"] = [_member(file, reasons) for file in files]
+    if len(files) > 1 and not any("error" in member for member in report["members"]):
         try:
             load_members(files)
         except InputError as error:
             reasons.append(str(error))
-    return found
+    return report
 
 
 def _member(file: Path, reasons: list[str]) -> Report:
@@ -220,21 +220,21 @@ def _member(file: Path, reasons: list[str]) -> Report:
     from sitreg_lumir.io.checksum import sha256_file
     from sitreg_lumir.network.weights import load_member
 
-    found: Report = {"file": str(file)}
+    report: Report = {"file": str(file)}
     try:
         member = load_member(file)
-        found["sha256"] = sha256_file(file)
+        report["sha256"] = sha256_file(file)
     except InputError as error:
         reasons.append(str(error))
-        return {**found, "error": str(error)}
-    found["checksum"] = "that of its card" if _has_checksum(file) else "computed here, its card names none"
-    found["grid"] = " x ".join(map(str, member.card.shape))
-    found["resolution"] = " x ".join(f"{size:g}" for size in voxel_sizes(np.asarray(member.card.affine))) + " mm"
+        return {**report, "error": str(error)}
+    report["checksum"] = "that of its card" if _has_checksum(file) else "computed here, its card names none"
+    report["grid"] = " x ".join(map(str, member.card.shape))
+    report["resolution"] = " x ".join(f"{size:g}" for size in voxel_sizes(np.asarray(member.card.affine))) + " mm"
     transform = member.card.input_transform
-    found["input"] = "intensities" if transform is None else "MIND" if member.mind else transform["class_path"]
-    found["parameters"] = sum(parameter.numel() for parameter in member.parameters())
-    found["licence"] = member.card.licence
-    return found
+    report["input"] = "intensities" if transform is None else "MIND" if member.mind else transform["class_path"]
+    report["parameters"] = sum(parameter.numel() for parameter in member.parameters())
+    report["licence"] = member.card.licence
+    return report
 
 
 def _has_checksum(file: Path) -> bool:
@@ -251,10 +251,10 @@ def _extras(reasons: list[str]) -> Report:
 
 
 def _wandb(reasons: list[str]) -> Report:
-    found: Report = {"installed": find_spec("wandb") is not None, "mode": "offline, unless fit is told --wandb online"}
+    report: Report = {"installed": find_spec("wandb") is not None, "mode": "offline, unless fit is told --wandb online"}
     if os.environ.get("WANDB_MODE"):
-        found["WANDB_MODE"] = f"{os.environ['WANDB_MODE']}, which `fit` does not follow: --wandb decides"
-    return found
+        report["WANDB_MODE"] = f"{os.environ['WANDB_MODE']}, which `fit` does not follow: --wandb decides"
+    return report
 
 
 def _cpu_name() -> str:

@@ -123,4 +123,4 @@ def add_term(module: LightningModule, term: LossTerm) -> None:
     """
     if not isinstance(module, RegistrationModule):
         raise InputError(f"{term.name} needs a RegistrationModule, got {type(module).__name__}")
-    module.terms = [each for each in module.terms if each.name != term.name] + [term]
+    module.terms = [existing for existing in module.terms if existing.name != term.name] + [term]

@@ -47,13 +47,13 @@ class MindRegistration(RegistrationModule):
         learning_rate: of Adam.
         diffusion_weight: of the fields' smoothness.
         stage_weight: of each earlier stage's loss (deep supervision).
-        window: of the local correlation, voxels.
+        window: of the LNCC, voxels.
         augmentation: of the views that the network sees in training.
         recompute: compute activations again in the backward pass: less memory, more time, the same numbers; ``auto``
             does so where the memory that is free does not suffice otherwise.
         coarse_epochs: so many epochs at the beginning see the images at half resolution, where a step costs about a
             sixth; the weights go on to the full one.
-        coarse_window: of the local correlation in these epochs, voxels of half resolution; None: as in the others.
+        coarse_window: of the LNCC in these epochs, voxels of half resolution; None: ``window``.
         stage_every: the losses of earlier stages count in every so many-th step only, with so many times the weight:
             the same gradient on average, and less work.
         one_direction: compare pairs on the fixed grid alone. Images come in both orders, so that both directions

@@ -98,7 +98,7 @@ def choose_pairs(data: LumirDataModule) -> list[Pair]:
         return [Pair(fixed, moving, "training")]
     first = {pair.group: pair for pair in reversed(data.pairs)}
     pairs = [first[group] for group in ordered(first)]
-    again = [pair for i, pair in enumerate(pairs) if pair.contrasts in {other.contrasts for other in pairs[:i]}]
+    again = [pair for i, pair in enumerate(pairs) if pair.contrasts in {earlier.contrasts for earlier in pairs[:i]}]
     chosen = [*(pair for pair in pairs if pair not in again), *again][:_MOST_PAIRS]  # no contrasts are left out
     return [pair for pair in pairs if pair in chosen]
 
@@ -193,11 +193,13 @@ def _board(size: tuple[int, int]) -> Picture:
 
 def _stack(pictures: Sequence[Picture]) -> Picture:
     """Pictures below each other, the background black."""
-    stacked = Image.new("RGB", (max(each.width for each in pictures), sum(each.height for each in pictures)))
+    stacked = Image.new(
+        "RGB", (max(picture.width for picture in pictures), sum(picture.height for picture in pictures))
+    )
     top = 0
-    for each in pictures:
-        stacked.paste(each, (0, top))
-        top += each.height
+    for picture in pictures:
+        stacked.paste(picture, (0, top))
+        top += picture.height
     return stacked
 
 

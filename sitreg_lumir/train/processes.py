@@ -38,7 +38,7 @@ def named_by_process(names: str) -> str:
         return f"images {names}"
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, names)
-    return " and ".join(f"images {each} of process {rank}" for rank, each in enumerate(gathered) if each)
+    return " and ".join(f"images {images} of process {rank}" for rank, images in enumerate(gathered) if images)
 
 
 @contextmanager

@@ -67,8 +67,8 @@ def _loader_states(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         if {"consumed", "settings"} <= value.keys():
             yield value
-        for each in value.values():
-            yield from _loader_states(each)
+        for entry in value.values():
+            yield from _loader_states(entry)
     elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _loader_states(each)
+        for entry in value:
+            yield from _loader_states(entry)

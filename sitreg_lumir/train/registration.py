@@ -13,7 +13,6 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from sitreg_lumir import __version__
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.groups import other_labelling
 from sitreg_lumir.data.lumir import Pair
@@ -22,9 +21,10 @@ from sitreg_lumir.errors import CollectiveError, InputError
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.metrics import PairTable, score_pair, values_outside
 from sitreg_lumir.network.card import CARD_KEY, ModelCard
-from sitreg_lumir.network.input_transform import channels_of, named, same_transform
+from sitreg_lumir.network.input_transform import channels_of
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
 from sitreg_lumir.train.automatic import settle
+from sitreg_lumir.train.model_card import card_of, refuse_other_transform
 from sitreg_lumir.train.processes import named_by_process
 from sitreg_lumir.train.rates import check_share, learning_rate
 from sitreg_lumir.train.terms import LossTerm, PairOutputs, pair_terms
@@ -37,6 +37,8 @@ from sitreg_lumir.train.triplets import (
     three_pairs_in_turn,
 )
 from sitreg_lumir.train.variants import checked_transform
+
+_LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
 
 
 class RegistrationModule(LightningModule):
@@ -52,15 +54,19 @@ class RegistrationModule(LightningModule):
         learning_rate: of Adam.
         diffusion_weight: of the fields' smoothness.
         stage_weight: of each earlier stage's loss (deep supervision).
-        window: of the local correlation, voxels.
+        window: of the LNCC, voxels.
         augmentation: of the views that the network sees in training; the loss always compares clean ones.
-        recompute: compute the networks' activations again in the backward pass instead of keeping them; ``auto``
+        recompute: compute activations again in the backward pass: less memory, more time, the same numbers; ``auto``
             does so where the memory that is free does not suffice otherwise.
-        coarse_epochs: so many epochs at the beginning see the images at half resolution.
-        coarse_window: of the local correlation in these epochs, voxels of half resolution; None: as in the others.
-        stage_every: earlier stages count in every so many-th step only, with so many times the weight.
-        one_direction: whether pairs are compared on the fixed grid alone; triplets always are on both.
-        final_rate_share: of the learning rate, at the end of training.
+        coarse_epochs: so many epochs at the beginning see the images at half resolution, where a step costs about a
+            sixth; the weights go on to the full one.
+        coarse_window: of the LNCC in these epochs, voxels of half resolution; None: ``window``.
+        stage_every: the losses of earlier stages count in every so many-th step only, with so many times the weight:
+            the same gradient on average, and less work.
+        one_direction: compare pairs on the fixed grid alone. Images come in both orders, so that both directions
+            learn; a step computes less. Triplets always compare on both grids.
+        final_rate_share: share of the learning rate that is left at the end of training; below 1, the rate falls
+            along half a cosine over the Trainer's ``max_epochs``.
         input_transform: a module ``(B, 1, X, Y, Z)``, intensity in [0, 1] -> ``(B, channels, X, Y, Z)`` with an
             attribute ``channels``; None for the intensities themselves.
 
@@ -115,7 +121,7 @@ class RegistrationModule(LightningModule):
         self.values: dict[str, list[Tensor]] = {}  # of the loss terms in this step, by micro batch
         self._names: list[tuple[str, ...]] = []  # of the images in this step
         self.scores, self.lncc = PairTable(), MeanMetric()
-        self.told_of_labels = False
+        self.reported_labels = False
         self._group: Any = None
         self._on_trial = False
         self.window, self.diffusion_weight = window, diffusion_weight
@@ -195,7 +201,7 @@ class RegistrationModule(LightningModule):
         needed = range(count) if alone else pair_of(self.global_rank)
         views = [self.view(batch, position, position in needed) for position in range(count)]
         loss = self.pair_loss(views[0], views[1])[0] if count == 2 else self.triplet_step(views)
-        self.noted("loss", loss)
+        self.record("loss", loss)
         self._names += batch["names"]
         if (batch_idx + 1) % passes == 0:
             self.log_step(len(batch["images"]))
@@ -245,7 +251,7 @@ class RegistrationModule(LightningModule):
         outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask, self.present_window())
         loss = fixed.clean.new_zeros(())
         for term, weight in active:
-            loss = loss + weight * self.noted(term.name, term.call(outputs))
+            loss = loss + weight * self.record(term.name, term.call(outputs))
         return loss, stages[-1]
 
     def present_window(self) -> int:
@@ -257,17 +263,17 @@ class RegistrationModule(LightningModule):
     def triplet_step(self, views: list[View]) -> Tensor:
         """Mean loss of a triplet's pairs, and its group consistency: all three here, or one on each of three ranks."""
         if self.trainer.world_size == 1:
-            found = three_pairs_in_turn(self.pair_step, views)
+            fields = three_pairs_in_turn(self.pair_step, views)
         else:
-            found = one_pair_each(self.pair_step, views, self.global_rank, self.group_of_three())
-        loss = found.loss
+            fields = one_pair_each(self.pair_step, views, self.global_rank, self.group_of_three())
+        loss = fields.loss
         for term, weight in self.active_terms("triplet"):
-            value = self.noted(term.name, term.call(found.disps, found.disps_inv, [view.mask for view in views]))
-            loss = loss + weight * scale_gradient(value, found.gradient_scale)
+            value = self.record(term.name, term.call(fields.disps, fields.disps_inv, [view.mask for view in views]))
+            loss = loss + weight * scale_gradient(value, fields.gradient_scale)
         return loss
 
-    def noted(self, name: str, value: Tensor) -> Tensor:
-        """The same value, remembered for the log."""
+    def record(self, name: str, value: Tensor) -> Tensor:
+        """Keeps a value for the log, and returns it."""
         self.values.setdefault(name, []).append(value.detach())
         return value
 
@@ -331,10 +337,10 @@ class RegistrationModule(LightningModule):
             **maps,
         )
         self.scores.add(scores, contrasts=pair.contrasts, group=pair.named_group)
-        if labels is not None and self.lumir.evaluation_labels is None and not self.told_of_labels:
+        if labels is not None and self.lumir.evaluation_labels is None and not self.reported_labels:
             outside = values_outside(labels, *(maps[key] for key in _LABEL_KEYS[:2] if key in maps))
             if outside:
-                self.told_of_labels = True
+                self.reported_labels = True
                 rank_zero_warn(other_labelling(outside, "`evaluation_labels` in the dataset JSON"))
 
     def on_validation_epoch_end(self) -> None:
@@ -348,36 +354,7 @@ class RegistrationModule(LightningModule):
 
     def card(self) -> ModelCard:
         """What must be known to use the weights: see :class:`ModelCard`."""
-        data, seen = self.lumir, self.augmentation
-        return ModelCard(
-            architecture=self.network.architecture,
-            mind=None,
-            input_transform=self.check_variant(),
-            shape=list(data.shape),
-            affine=data.affine.tolist(),
-            training={
-                "variant": type(self).__name__,
-                "data": data.dataset.name,
-                "images": len(data.dataset.training),
-                "seed": data.seed,
-                "epochs": self.current_epoch,
-                "coarse_epochs": min(self.coarse_epochs, self.current_epoch),
-                "steps": self.global_step,
-                "diffusion_weight": self.diffusion_weight,
-                **self.other_options(),
-                **({"mirror": True} if data.mirror else {}),
-                "augmentation": None if seen is None else {name: list(value) for name, value in vars(seen).items()},
-                **({} if self.initialised_from is None else {"initialised_from": self.initialised_from}),
-            },
-            version=__version__,
-        )
-
-    def other_options(self) -> dict[str, Any]:
-        """For the card, the options that are not the published ones."""
-        published: dict[str, Any] = {"window": 11, "coarse_window": None, "stage_every": 1, "one_direction": False}
-        published |= {"final_rate_share": 1.0}
-        found = {name: getattr(self, name) for name in published}
-        return {name: value for name, value in found.items() if value != published[name]}
+        return card_of(self, self.lumir)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CARD_KEY] = self.card().to_dict()
@@ -387,13 +364,5 @@ class RegistrationModule(LightningModule):
         if CARD_KEY not in checkpoint:
             return
         card = ModelCard.from_dict(checkpoint[CARD_KEY], Path("the checkpoint"))
-        own = self.check_variant()
-        if not same_transform(card.input_transform, own):
-            raise InputError(
-                f"the checkpoint's network sees {named(card.input_transform) or 'raw intensities'}, but this config's "
-                f"sees {named(own) or 'raw intensities'}; use the run's own config.yaml"
-            )
+        refuse_other_transform(card, self.check_variant())
         self.initialised_from = card.training.get("initialised_from")
-
-
-_LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")

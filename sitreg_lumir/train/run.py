@@ -22,9 +22,10 @@ from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.network.input_transform import find_in_working_folder, module_of
 from sitreg_lumir.network.weights import read_checkpoint
+from sitreg_lumir.train.arguments import complete
 from sitreg_lumir.train.averaging import WeightAverage
 from sitreg_lumir.train.callbacks import AtomicCheckpointIO, RunMetrics, checkpoint_callbacks, drop_rows_from
-from sitreg_lumir.train.configs import nearest, resolve_config
+from sitreg_lumir.train.configs import nearest
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
 from sitreg_lumir.train.module import MindRegistration, RawRegistration, RegistrationModule
 from sitreg_lumir.train.panels import Panels
@@ -153,7 +154,7 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def build(args: Sequence[str], options: RunOptions | None = None) -> RunCLI:
+def build(args: Sequence[str], options: RunOptions | None = None, *, needs_data: bool = True) -> RunCLI:
     """Module, data and trainer from configs and command line; mistakes become one line.
 
     Raises:
@@ -161,7 +162,7 @@ def build(args: Sequence[str], options: RunOptions | None = None) -> RunCLI:
     """
     prepare_process()
     find_in_working_folder()
-    resolved = _with_config_paths(args)
+    resolved = complete(args, needs_data=needs_data)
     try:
         return RunCLI(resolved, options)
     except (ArgumentError, TypeError, ValueError) as error:
@@ -209,7 +210,7 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
         print(f"\nwritten: {options.folder}/ (config.yaml, metrics.csv, checkpoints/, panels/)")
         print(
             f"next:    sitreg-lumir predict --members {options.folder}/checkpoints/last.ckpt "
-            f"--data.root {cli.datamodule.root} -o predictions/{options.folder.name}"
+            f"--data {cli.datamodule.root} -o predictions/{options.folder.name}"
             + (f" --allow-imports {module}" if (module := module_of(cli.model.check_variant())) else "")
         )
 
@@ -244,20 +245,6 @@ def check_folder(options: RunOptions) -> None:
         )
     if options.resume is not None:
         read_checkpoint(options.resume)
-
-
-def _with_config_paths(args: Sequence[str]) -> list[str]:
-    """Replaces the names after ``--config`` by files, which must hold YAML."""
-    resolved = list(args)
-    for index in range(1, len(resolved)):
-        if resolved[index - 1] in ("--config", "-c"):
-            file = resolve_config(resolved[index])
-            try:
-                yaml.safe_load(file.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
-            resolved[index] = str(file)
-    return resolved
 
 
 _UNKNOWN_KEY = (  # how jsonargparse says it
@@ -311,4 +298,4 @@ def _known_keys() -> list[str]:
 
 def _subclasses(base: type) -> list[type]:
     direct: list[type] = base.__subclasses__()
-    return [each for child in direct for each in (child, *_subclasses(child))]
+    return [subclass for child in direct for subclass in (child, *_subclasses(child))]

@@ -25,30 +25,30 @@ class StopOnSignal(Callback):
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
-        self.heard: int | None = None
+        self.received: int | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {each: signal.signal(each, self._hear) for each in STOP_SIGNALS}
+            self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.heard = number
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if trainer.strategy.reduce_boolean_decision(self.heard is not None, all=False):
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             trainer.save_checkpoint(self.checkpoint)
-            name = signal.Signals(self.heard).name if self.heard else "a signal to another process"
+            name = signal.Signals(self.received).name if self.received else "a signal to another process"
             raise RunStoppedError(
                 f"stopped by {name} after step {trainer.global_step}; saved, go on with --resume",
-                128 + (self.heard or signal.SIGTERM),
+                128 + (self.received or signal.SIGTERM),
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
         self._before = {}

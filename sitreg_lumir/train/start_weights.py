@@ -39,15 +39,15 @@ class StartWeights:
 
     def provenance(self) -> dict[str, Any]:
         """What the new run's card tells of it: file name, SHA-256, and what the member's own card says."""
-        told: dict[str, Any] = {"file": self.path.name, "sha256": sha256_file(self.path)}
+        entries: dict[str, Any] = {"file": self.path.name, "sha256": sha256_file(self.path)}
         if self.card is not None:
-            told.update(
+            entries.update(
                 shape=self.card.shape,
                 input_transform=named(self.card.input_transform),
                 licence=self.card.licence,
                 training=self.card.training,
             )
-        return told
+        return entries
 
 
 def read_start_weights(member: str) -> StartWeights:
@@ -91,8 +91,8 @@ def start_from(module: RegistrationModule, start: StartWeights) -> None:
 
 
 def architecture_differences(start: SITReg, network: SITReg) -> list[str]:
-    """Each difference in words, that of the input channels first, with the option that mends it."""
-    told = []
+    """Each difference in words, that of the input channels first, with the option that resolves it."""
+    differences = []
     for key, own in network.architecture.items():
         theirs: Any = start.architecture[key]
         if own == theirs:
@@ -103,8 +103,8 @@ def architecture_differences(start: SITReg, network: SITReg) -> list[str]:
             remedy = f" (--model {kind} takes {theirs})" if kind else ""
         elif key in ("features", "head_features"):
             remedy = f" (--model.{key} '{theirs}')"
-        told.append(f"{key} is {theirs}, but this run's is {own}{remedy}")
-    return told
+        differences.append(f"{key} is {theirs}, but this run's is {own}{remedy}")
+    return differences
 
 
 def _find(member: str) -> Path:
@@ -117,7 +117,7 @@ def _find(member: str) -> Path:
             raise InputError(f"{path}: holds {len(files)} members; name one: {', '.join(file.name for file in files)}")
         return files[0]
     shipped = {file.stem: file for file in shipped_members()}
-    found = shipped.get(member.removesuffix(".safetensors"))
-    if found is None:
+    shipped_file = shipped.get(member.removesuffix(".safetensors"))
+    if shipped_file is None:
         raise InputError(f"--init-from {member}: no such file or shipped member{nearest(member, shipped)}")
-    return found
+    return shipped_file

@@ -79,11 +79,11 @@ def pair_terms(
 
     def stage_similarity(outputs: PairOutputs, stage: Stage) -> Tensor:
         fixed, moving = (outputs.fixed, outputs.fixed_mask), (outputs.moving, outputs.moving_mask)
-        there = warped_lncc(stage.disp, fixed[0], moving[0], fixed[1], moving[1], outputs.window)
+        on_fixed = warped_lncc(stage.disp, fixed[0], moving[0], fixed[1], moving[1], outputs.window)
         if one_direction:
-            return there
+            return on_fixed
         back = warped_lncc(stage.disp_inv, moving[0], fixed[0], moving[1], fixed[1], outputs.window)
-        return (there + back) / 2
+        return (on_fixed + back) / 2
 
     def stage_diffusion(stage: Stage) -> Tensor:
         if one_direction:

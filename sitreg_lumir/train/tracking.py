@@ -103,9 +103,9 @@ def shareable(config: dict[str, Any]) -> dict[str, Any]:
 
 def _without_folders(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_folders(each) for key, each in value.items()}
+        return {key: _without_folders(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_folders(each) for each in value]
+        return [_without_folders(entry) for entry in value]
     if isinstance(value, str) and value.startswith(("/", "~", "./", "../")):
         return Path(value).name
     return value

@@ -54,5 +54,7 @@ def _is_plain(network: SITReg) -> bool:
     sizes: dict[str, Any] = network.architecture
     with torch.device("meta"):
         known = SITReg(**sizes)
-    kinds = ([(name, type(part)) for name, part in each.named_modules()] for each in (known, network))
+    kinds = (
+        [(name, type(part)) for name, part in module_network.named_modules()] for module_network in (known, network)
+    )
     return next(kinds) == next(kinds)

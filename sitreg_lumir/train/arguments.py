@@ -1,0 +1,88 @@
+"""Arguments for LightningCLI from what users write: short forms, and what they may leave out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sitreg_lumir.data.location import usual_data
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.train.configs import resolve_config
+
+_SEEDS = ("seed_everything", "data.seed")
+
+
+def with_data_root(args: Sequence[str]) -> list[str]:
+    """Turns ``--data FOLDER`` and ``--data FILE.json`` into ``--data.root``; a YAML file stays Lightning's."""
+    result: list[str] = []
+    arguments = list(args)
+    while arguments:
+        argument = arguments.pop(0)
+        name, equals, value = argument.partition("=")
+        if name != "--data" or (not equals and not arguments):
+            result.append(argument)
+            continue
+        value = value if equals else arguments.pop(0)
+        is_yaml = value.endswith((".yaml", ".yml")) or value.lstrip().startswith("{")
+        result += [f"--data={value}" if is_yaml else f"--data.root={value}"]
+    return result
+
+
+def complete(args: Sequence[str], *, needs_data: bool = True) -> list[str]:
+    """Resolves configs and adds what can be left out: the data set, and one of the two seeds.
+
+    Args:
+        args: of LightningCLI, with names of shipped configs after ``--config``.
+        needs_data: whether the data set must be known.
+
+    Raises:
+        InputError: a config is missing or no YAML, or there is no data set.
+    """
+    resolved = with_config_paths(with_data_root(args))
+    settings = _settings(resolved)
+    added = []
+    if needs_data and not settings.get("data.root"):
+        added.append(f"--data.root={usual_data()}")
+    known = [name for name in _SEEDS if name in settings]
+    if len(known) == 1 and str(settings[known[0]]).isdigit():  # true and false ask Lightning for other things
+        (missing,) = set(_SEEDS) - set(known)
+        added.append(f"--{missing}={settings[known[0]]}")
+    return [*added, *resolved]
+
+
+def with_config_paths(args: Sequence[str]) -> list[str]:
+    """Replaces the names after ``--config`` by files, which must hold YAML."""
+    resolved = list(args)
+    for index in range(1, len(resolved)):
+        if resolved[index - 1] in ("--config", "-c"):
+            file = resolve_config(resolved[index])
+            _read(file)
+            resolved[index] = str(file)
+    return resolved
+
+
+def _settings(args: Sequence[str]) -> dict[str, Any]:
+    """The seeds and the data's root as configs and arguments give them, the last one deciding."""
+    settings: dict[str, Any] = {}
+    for index, argument in enumerate(args):
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if index and args[index - 1] in ("--config", "-c"):
+            content = _read(Path(argument))
+            settings |= {"seed_everything": content["seed_everything"]} if "seed_everything" in content else {}
+            data = content.get("data")
+            if isinstance(data, dict):
+                settings |= {f"data.{key}": data[key] for key in ("root", "seed") if key in data}
+        elif argument.startswith("--data=") and Path(value).is_file():
+            settings |= {f"data.{key}": entry for key, entry in _read(Path(value)).items()}
+        elif name in (*_SEEDS, "data.root") and argument.startswith("--"):
+            settings[name] = value if equals else args[index + 1] if index + 1 < len(args) else None
+    return settings
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
+    return content if isinstance(content, dict) else {}
