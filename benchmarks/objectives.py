@@ -3,7 +3,7 @@
     python benchmarks/objectives.py REALBRAINS/2mm --windows 11 7 5 --smoothness 1 0.3
     python benchmarks/objectives.py REALBRAINS/2mm --half --windows 11 7 5 3 --smoothness 1 0.3    # at half resolution
 
-Instead of a network's weights the control points of all its stages are the variables (``registration/refine.py``), by
+Instead of a network's weights the control points of all its stages are the variables (``registration/optimise.py``), by
 default from the prediction of the first shipped member, ``--from-zero`` from the affine alignment. The pairs are those
 of triplets of held-back training subjects, cropped to the common box of the brains. Rows that are there are kept.
 """
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from held_back import Brain, cycle_mm, full, markdown, mean_scores, read_brain, score, seen, split
-from sitreg_lumir.registration.refine import control_points_of, refine
 from torch import Tensor
 
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.network.shipped import default_members
 from sitreg_lumir.registration.model import load_model
+from sitreg_lumir.registration.optimise import control_points_of, optimise
 from sitreg_lumir.train.settings import keep_freed_memory
 
 STEP = 8  # voxels that a box's sides divide by: the coarsest level's spacing
@@ -70,7 +70,7 @@ def optimised(
         fixed, moving = brains[k], brains[k - 1]
         images = [seen(brain, options.half) for brain in (fixed, moving)]
         window, smoothness = choice or (11, 1.0)
-        result = refine(
+        result = optimise(
             starts[k], fixed=images[0][0], moving=images[1][0], fixed_mask=images[0][1], moving_mask=images[1][1],
             steps=0 if choice is None else options.steps, window=window, diffusion_weight=smoothness, levels=4,
         )  # fmt: skip

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers, editors and
     from sitreg_lumir.geometry.resampling import resample_labels
     from sitreg_lumir.io.read import load_disp, read_volume
     from sitreg_lumir.io.write import save_disp
-    from sitreg_lumir.metrics import dsc
+    from sitreg_lumir.metrics.dsc import dsc
     from sitreg_lumir.network.mind import Mind
     from sitreg_lumir.network.sitreg import SITReg
     from sitreg_lumir.preprocessing.preprocess import preprocess
@@ -82,7 +82,7 @@ _HOMES = {
     "save_disp": "io.write",
     "warp": "deform.ops",
     "resample_labels": "geometry.resampling",
-    "dsc": "metrics",
+    "dsc": "metrics.dsc",
     "plot_pair": "report.plots",
     # to try things
     "make_demo_data": "demo.data",

@@ -46,7 +46,7 @@ def oracles() -> Path:
 def example_registration(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The README's first command, run once: the folder that it wrote, and the Registration that it had.
 
-    The public ``register`` is watched, since the command line keeps what it returns to itself.
+    What ``register`` and the command line call is watched, since the command line keeps what it returns to itself.
     """
     import documents
 
@@ -54,16 +54,16 @@ def example_registration(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     from sitreg_lumir.cli import main
 
     home = import_module(f"sitreg_lumir.{sitreg_lumir._HOMES['register']}")
-    original, made = home.register, []
+    original, made = home.register_scans, []
 
-    def register(*args: Any, **kwargs: Any) -> Any:
+    def register_scans(*args: Any, **kwargs: Any) -> Any:
         made.append(original(*args, **kwargs))
         return made[-1]
 
     folder = tmp_path_factory.mktemp("example") / "registration"
     arguments = documents.commands(documents.README)[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(home, "register", register)
+        patch.setattr(home, "register_scans", register_scans)
         assert main([*arguments[:-1], str(folder)]) == 0
     assert made[0].verdict == "ok"
     return folder, made[0]

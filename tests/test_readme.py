@@ -19,7 +19,14 @@ TOLD = [(page, arguments) for page in PAGES for arguments in commands(page)]
 
 def test_there_are_commands_and_the_first_registers_the_example() -> None:
     assert len(TOLD) > 60
-    assert {arguments[0] for _, arguments in TOLD} >= {"register", "apply", "preprocess", "carry", "fit", "predict"}
+    assert {arguments[0] for _, arguments in TOLD} >= {
+        "register",
+        "apply",
+        "preprocess",
+        "resample-field",
+        "fit",
+        "predict",
+    }
     assert commands(README)[0][:5] == ["register", "--fixed", "EXAMPLE-T1", "--moving", "EXAMPLE-T2"]
 
 

@@ -61,7 +61,7 @@ def affine_only(options: argparse.Namespace) -> dict[str, Any]:
     folder = options.runs / "predictions" / "identity"
     if not (folder / "evaluation.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        call("evaluate", "--identity", "-o", folder, "--dataset", *(options.root / name for name in DATASETS))
+        call("evaluate", "--identity", "-o", folder, "--data", *(options.root / name for name in DATASETS))
     return json.loads((folder / "evaluation.json").read_text())
 
 
@@ -69,11 +69,11 @@ def scores(checkpoints: list[Path], folder: Path, options: argparse.Namespace) -
     """Predicts all pairs by the members together and scores them."""
     datasets = [options.root / name for name in DATASETS]
     call(
-        "predict", "--members", *checkpoints, "--data.root", datasets[0],
+        "predict", "--members", *checkpoints, "--data", datasets[0],
         "--data.validation", f'["{datasets[1].name}"]', "-o", folder,
     )  # fmt: skip
     if not (folder / "evaluation.json").is_file():
-        call("evaluate", folder, "--dataset", *datasets)
+        call("evaluate", folder, "--data", *datasets)
     return json.loads((folder / "evaluation.json").read_text())
 
 

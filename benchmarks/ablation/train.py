@@ -158,7 +158,7 @@ def train(run: Run, root: Path, folder: Path, threads: int) -> None:
     config = folder / f"{run.name}.yaml"
     config.write_text(yaml.safe_dump(run.config, sort_keys=False))
     command = [sys.executable, "-m", "sitreg_lumir.cli", "fit", "--config", str(config), "--name", run.name]
-    command += ["--runs", str(folder), "--wandb", "off", "--data.root", str(root), "--keep-every", "1000"]
+    command += ["--runs", str(folder), "--wandb", "off", "--data", str(root), "--keep-every", "1000"]
     resume = own if own.is_file() else before
     if resume is not None:
         command += ["--resume", str(resume)]

@@ -175,7 +175,7 @@ def scores(folder: Path, root: Path, *arguments: str) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         where = [*arguments, "-o", str(folder)] if arguments else [str(folder)]
         command = [sys.executable, "-m", "sitreg_lumir.cli", "evaluate", *where]
-        command += ["--dataset", *(str(root / name) for name in DATASETS)]
+        command += ["--data", *(str(root / name) for name in DATASETS)]
         subprocess.run(command, check=True, env={**os.environ, **ONE_THREAD})
     found: dict[str, Any] = json.loads(file.read_text())["groups"]
     return found

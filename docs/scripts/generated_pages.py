@@ -52,7 +52,7 @@ def configs_page() -> str:
         "# Configs",
         "Named by `sitreg-lumir fit --config NAME`; a config states what a run changes, and the defaults of the "
         "classes ([training settings](settings.md)) are the published recipe. Options of the command line come after "
-        "the config: `sitreg-lumir fit --config mind --data.root LUMIR --trainer.max_epochs 10`. A file of yours is "
+        "the config: `sitreg-lumir fit --config mind --data LUMIR --trainer.max_epochs 10`. A file of yours is "
         "named by its path, and `--print_config` shows what becomes of it.",
     ]
     folder = ROOT / "configs"

@@ -143,7 +143,7 @@ def predict(
         >>> data = ["--data.root", "LUMIR", "--data.cache", "cache", "--data.num_workers", "0"]
         >>> sitreg_lumir.predict(["member.ckpt"], "predictions", data, device="cpu")
         predictions: 0 fields are there already, 3 to predict
-        ...next: sitreg-lumir evaluate predictions --dataset ...LUMIR_dataset.json
+        ...next: sitreg-lumir evaluate predictions --data ...LUMIR_dataset.json
     """
     folder = Path(folder)
     prepare_process()

@@ -114,8 +114,8 @@ def with_mirrored(networks: Sequence[SITReg], affine: ArrayLike, shape: Sequence
     Raises:
         InputError: the grid cannot be mirrored.
     """
-    axis = left_right_axis(affine, shape, "--flip")
+    axis = left_right_axis(affine, shape, "`flip`")
     spacing = 2 ** (networks[0].levels - 1)
     if shape[axis] % spacing:
-        raise InputError(f"--flip: {shape[axis]} voxels from left to right must divide by {spacing}; leave it out")
+        raise InputError(f"`flip`: {shape[axis]} voxels from left to right must divide by {spacing}; leave it out")
     return [*networks, *(MirroredNetwork(network, axis) for network in networks)]
