@@ -25,7 +25,8 @@ def verbs() -> "dict[str, argparse.ArgumentParser]":
     parsers: dict[str, argparse.ArgumentParser] = {}
     for action in command_line()._actions:
         if action.dest == "verb":
-            parsers = dict(action.choices or {})  # type: ignore[call-overload]
+            choices = dict(action.choices or {})  # type: ignore[call-overload]
+            parsers = {name: parser for name, parser in choices.items() if parser.prog.endswith(name)}  # no aliases
     return parsers
 
 
