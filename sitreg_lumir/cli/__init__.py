@@ -51,6 +51,9 @@ verbs, each with an example:
 `sitreg-lumir VERB --help` tells a verb's options. Configs by name: see `sitreg-lumir fit --list`.
 """
 
+# verbs whose errors may have arguments of functions in backticks; in those of others, backticks are for keys of files
+_NAME_ARGUMENTS = ("register", "preprocess", "predict", "demo")
+
 
 def command_line() -> argparse.ArgumentParser:
     """The parser of all verbs; what a verb does is its ``run``."""
@@ -77,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(options, rest)
     except InputError as error:
-        print(f"sitreg-lumir: error: {' '.join(with_flags(str(error), options).split())}", file=sys.stderr)
+        message = with_flags(str(error), options) if options.verb in _NAME_ARGUMENTS else str(error)
+        print(f"sitreg-lumir: error: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except RunStoppedError as stop:
         if str(stop):
