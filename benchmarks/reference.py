@@ -1,6 +1,6 @@
 """Time, memory and fields of one forward pass, against the same network on the reference implementation's libraries.
 
-    pip install composable-mapping==0.1.4 deformation-inversion-layer==1.1.2   # another environment will do: --python
+    pip install composable-mapping==0.1.4 deformation-inversion-layer==1.1.2
     python benchmarks/reference.py                # 160x224x192: some five minutes
     python benchmarks/reference.py --size 2mm
 
@@ -13,13 +13,13 @@ Each side runs in processes of its own, one after the other; medians of the runs
 import argparse
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,22 +42,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1mm", help="1mm: 160x224x192; 2mm: 80x112x96 (default: 1mm)")
     parser.add_argument("--repeat", type=int, default=2, help="measured runs of each side (default: 2)")
-    parser.add_argument("--python", default=sys.executable, help="interpreter that has the reference's libraries")
     parser.add_argument("--side", choices=("ours", "reference"), help=argparse.SUPPRESS)
     parser.add_argument("--fields", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(measure(options.side, SHAPES[options.size], options.repeat, options.fields)))
         return
+    missing = [name for name in ("composable_mapping", "deformation_inversion_layer") if find_spec(name) is None]
+    if missing:
+        sys.exit(f"{missing[0]} is missing: pip install composable-mapping==0.1.4 deformation-inversion-layer==1.1.2")
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     found, fields = {}, {}
     for side in ("ours", "reference"):
-        python = options.python if side == "reference" else sys.executable
         file = folder / f"fields_{side}.pt"
-        command = [python, __file__, "--size", options.size, "--repeat", str(options.repeat), "--side", side]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run([*command, "--fields", str(file)], stdout=subprocess.PIPE, check=True, env=environment)
+        command = [sys.executable, __file__, "--size", options.size, "--repeat", str(options.repeat), "--side", side]
+        done = subprocess.run([*command, "--fields", str(file)], stdout=subprocess.PIPE, check=True)
         found[side], fields[side] = json.loads(done.stdout), torch.load(file, weights_only=True)
         file.unlink()
         print(f"{side:10} {found[side]['seconds']:7.2f} s  {found[side]['peak_gb']:5.2f} GB", flush=True)
@@ -99,11 +99,8 @@ def _ours(module: Any, fixed: Tensor, moving: Tensor) -> Callable[[], tuple[Tens
 
 
 def _reference(module: Any, fixed: Tensor, moving: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
-    try:
-        maps: Any = import_module("composable_mapping")
-        solvers: Any = import_module("deformation_inversion_layer.fixed_point_iteration")
-    except ImportError as error:
-        sys.exit(f"{error.name} is missing: pip install composable-mapping==0.1.4 deformation-inversion-layer==1.1.2")
+    maps: Any = import_module("composable_mapping")
+    solvers: Any = import_module("deformation_inversion_layer.fixed_point_iteration")
     inputs = [module.inputs(image).contiguous() for image in (moving, fixed)]
     network, shape = module.network, tuple(fixed.shape[2:])
     image = maps.CoordinateSystem.centered_normalized(spatial_shape=shape, voxel_size=(1, 1, 1))

@@ -1,11 +1,12 @@
-"""Scores what ``train.py`` trained, on all validation pairs of miniLUMIR, and writes the table.
+"""Scores what ``train.py`` trained, on real and on rendered validation pairs, and writes the table.
 
-    python benchmarks/ablation/score.py ../shared/minilumir/2mm                 # the same budget options as train.py
-    python benchmarks/ablation/score.py ../shared/minilumir/2mm --only mind member1
+    python benchmarks/ablation/score.py REALBRAINS/2mm --rendered MINILUMIR/2mm      # the same budget as train.py
+    python benchmarks/ablation/score.py REALBRAINS/2mm --only mind member1
 
-Each variant's last checkpoint counts. ``runs/ablation/ablation_<four budgets>.json`` and ``.md`` hold mean
-and standard deviation over the 12 T1-T1 and the 12 T1-T2 pairs, ``.png`` the learning curves. Fields and scores that
-are there already are kept; variants that are not trained yet are left out and named.
+Each variant's last checkpoint counts. ``ablation_<budget>.json`` and ``.md`` beside the runs hold mean and standard
+deviation over the pairs of each group: real T1 onto T1, and of miniLUMIR, whose images no variant has seen, T1 onto
+T1 and T1 onto T2. ``.png`` shows the learning curves. Fields and scores that are there already are kept; variants that
+are not trained yet are left out and named.
 """
 
 import argparse
@@ -16,36 +17,42 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train import add_budget, all_steps, budget, final_run, steps_of
+from train import add_budget, all_steps, coarse_run, final_run, fine_run, steps_of, variants
 
-DATASETS = ("LUMIR_dataset.json", "LUMIR_dataset_multimodal.json")
+REAL, RENDERED = ("LUMIR_dataset.json",), ("LUMIR_dataset.json", "LUMIR_dataset_multimodal.json")
+GROUPS = {"real": "T1-T1", "rendered T1-T1": "T1-T1", "rendered T1-T2": "T1-T2"}
+ROWS = {"mind_final": "mind_final, 1e-4", "mind_final_4e-4": "mind_final, 4e-4", "member1": "mind_final_aug (member1)"}
 
 
 def main() -> None:
     """Predicts, evaluates and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_budget(parser)
+    parser.add_argument("--rendered", type=Path, metavar="MINILUMIR", help="folder of miniLUMIR at 2 mm")
     options = parser.parse_args()
     options.root, options.runs = options.root.resolve(), options.runs.resolve()
-    found: dict[str, Any] = {"affine only": affine_only(options)}
-    rows = {variant: [variant] for variant in ("baseline", "mind", "mind_final", "member1")}
-    rows |= {f"member{seed}": [f"member{seed}"] for seed in range(2, options.members + 1)}
-    rows["ensemble"] = [f"member{seed}" for seed in range(1, options.members + 1)]
-    for row, variants in rows.items():
-        if options.only and row not in options.only:
-            continue
-        checkpoints = [options.runs / final_run(each, options) / "checkpoints" / "last.ckpt" for each in variants]
+    datasets = {"real": [options.root / name for name in REAL]}
+    if options.rendered:
+        datasets["rendered"] = [options.rendered.resolve() / name for name in RENDERED]
+    scores = {"affine only": {name: affine_only(options.runs / name, files) for name, files in datasets.items()}}
+    members = [name for name in variants(options) if name.startswith("member")]
+    rows = {name: [name] for name in variants(options)} | ({"ensemble": members} if len(members) > 1 else {})
+    budget = final_run("member1", options).removeprefix("member1_").replace("_member1_", "_")
+    for row, names in rows.items():
+        checkpoints = [options.runs / final_run(name, options) / "checkpoints" / "last.ckpt" for name in names]
         missing = [path for path in checkpoints if not trained(path, all_steps(options))]
         if missing:
             print(f"{row}: left out, not trained: {', '.join(path.parts[-3] for path in missing)}")
             continue
         of = f"_of_{len(checkpoints)}" if row == "ensemble" else ""
-        folder = options.runs / "predictions" / f"{row}{of}_{budget(options)}"
-        found["mind_final_aug (member 1)" if row == "member1" else row] = scores(checkpoints, folder, options)
-    name = options.runs / f"ablation_{budget(options)}"
-    given = {option: getattr(options, option) for option in ("coarse", "steps", "loose", "triplets", "members")}
-    name.with_suffix(".json").write_text(json.dumps({"budget": given, "rows": found}, indent=1) + "\n")
-    text = table(found)
+        folder = options.runs / "predictions" / f"{row}{of}_{budget}"
+        scores[ROWS.get(row, row)] = {
+            name: predicted(checkpoints, folder / name, files) for name, files in datasets.items()
+        }
+    name = options.runs / f"ablation_{budget}"
+    given = {option: getattr(options, option) for option in ("coarse", "fine", "triplets", "members", "widths")}
+    name.with_suffix(".json").write_text(json.dumps({"budget": given, "rows": scores}, indent=1) + "\n")
+    text = table(scores)
     name.with_suffix(".md").write_text(text + "\n")
     draw_curves(options, name.with_suffix(".png"))
     print(text)
@@ -56,25 +63,24 @@ def trained(checkpoint: Path, steps: int) -> bool:
     return checkpoint.is_file() and steps_of(checkpoint) >= steps
 
 
-def affine_only(options: argparse.Namespace) -> dict[str, Any]:
+def affine_only(folder: Path, datasets: list[Path]) -> dict[str, Any]:
     """Scores of the images as they are."""
-    folder = options.runs / "predictions" / "identity"
+    folder = folder.parent / "predictions" / f"identity_{folder.name}"
     if not (folder / "evaluation.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        call("evaluate", "--identity", "-o", folder, "--data", *(options.root / name for name in DATASETS))
-    return json.loads((folder / "evaluation.json").read_text())
+        call("evaluate", "--identity", "-o", folder, "--data", *datasets)
+    evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return evaluation
 
 
-def scores(checkpoints: list[Path], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def predicted(checkpoints: list[Path], folder: Path, datasets: list[Path]) -> dict[str, Any]:
     """Predicts all pairs by the members together and scores them."""
-    datasets = [options.root / name for name in DATASETS]
-    call(
-        "predict", "--members", *checkpoints, "--data", datasets[0],
-        "--data.validation", f'["{datasets[1].name}"]', "-o", folder,
-    )  # fmt: skip
+    more = ["--data.validation", json.dumps([path.name for path in datasets[1:]])] if datasets[1:] else []
+    call("predict", "--members", *checkpoints, "--data", datasets[0], *more, "-o", folder)
     if not (folder / "evaluation.json").is_file():
         call("evaluate", folder, "--data", *datasets)
-    return json.loads((folder / "evaluation.json").read_text())
+    evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return evaluation
 
 
 def call(*arguments: Any) -> None:
@@ -83,15 +89,18 @@ def call(*arguments: Any) -> None:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Markdown: T1-T1 / T1-T2, mean and standard deviation over pairs."""
-    heads = ["", "Dice T1-T1", "Dice T1-T2", "difference", "TRE vox", "TRE mm", "HD95 vox", "HD95 mm", "NDV %"]
+    """Markdown: a line for each row and group of pairs, mean and standard deviation over pairs."""
+    heads = ["", "pairs", "Dice", "HD95 mm", "TRE mm", "NDV %"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for name, row in rows.items():
-        first, second = (row["groups"][group] for group in ("T1-T1", "T1-T2"))
-        cells = [name, spread(first["dsc"], 3), spread(second["dsc"], 3), f"{row['gap']:.3f}"]
-        for score, digits in (("tre", 2), ("tre_mm", 2), ("hd95", 2), ("hd95_mm", 2), ("ndv", 5)):
-            cells.append(f"{spread(first[score], digits)} / {spread(second[score], digits)}")
-        lines.append("| " + " | ".join(cells) + " |")
+    for row, evaluations in rows.items():
+        for label, group in GROUPS.items():
+            evaluation = evaluations.get(label.split()[0])
+            if evaluation is None:
+                continue
+            means = evaluation["groups"][group]
+            scores = (("dsc", 3), ("hd95_mm", 2), ("tre_mm", 2), ("ndv", 5))
+            cells = [row, label, *(spread(means[score], digits) for score, digits in scores)]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -110,16 +119,15 @@ def draw_curves(options: argparse.Namespace, file: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     window = 5
-    first, second = f"_{options.coarse}_pairs", f"_{options.coarse}_{options.steps}_loose"
-    for folder in sorted(options.runs.glob(f"*{first}")):
-        name = folder.name.removesuffix(first)
-        points = logged(folder, options.coarse + options.steps) + logged(options.runs / f"{name}{second}")
+    for variant in variants(options):
+        runs = [options.runs / run(variant, options) for run in (coarse_run, fine_run)]
+        points = logged(runs[0], options.coarse) + logged(runs[1], options.coarse + options.fine)
         smooth = [sum(value for _, value in points[i - window : i]) / window for i in range(window, len(points) + 1)]
-        axes.plot([step for step, _ in points[window - 1 :]], smooth, label=name)
+        if smooth and not variant.startswith("mind_"):  # whose pairs are those of mind
+            axes.plot([step for step, _ in points[window - 1 :]], smooth, label=variant)
     axes.set_xlabel("step (one T1 pair each)")
     axes.set_ylabel(f"LNCC of the last fields, training (mean of {window} logged values)")
     axes.axvline(options.coarse, color="grey", linestyle="--", label="full resolution from here on")
-    axes.axvline(options.coarse + options.steps, color="grey", linestyle=":", label="less weight on smoothness")
     axes.legend()
     figure.savefig(file, dpi=110)
 
