@@ -8,9 +8,8 @@ from typing import Any
 import data_samples
 import pytest
 import torch
-from test_cli import refused
-from test_official import official_state
-from test_variants import TINY, shell
+from cli_calls import TINY, refused, shell
+from official_states import official_state
 
 from sitreg_lumir.cli import main
 from sitreg_lumir.network.card import CARD_KEY, ModelCard

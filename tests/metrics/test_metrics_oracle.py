@@ -16,7 +16,7 @@ from sitreg_lumir import metrics
 from sitreg_lumir.deform.jacobian import determinant, jacobian_determinant, non_diffeomorphic_volume
 
 NAMED = os.environ.get("SITREG_LUMIR_ORACLES") or os.environ.get("SITREG_ORACLES")
-ORACLES = Path(NAMED or Path(__file__).parents[2] / "shared" / "oracles")
+ORACLES = Path(NAMED or Path(__file__).parents[3] / "shared" / "oracles")
 pytestmark = pytest.mark.skipif(not ORACLES.is_dir(), reason=f"no oracle files in {ORACLES} (set SITREG_LUMIR_ORACLES)")
 
 

@@ -9,7 +9,7 @@ from data_samples import SHAPE, content, head, make_dataset, save, write
 from sitreg_lumir.data.lumir import Image, read_dataset
 from sitreg_lumir.errors import InputError
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 
 
 def test_reads_a_folder_or_a_json(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """A user's variant: found in the working folder, with its own defaults, and predicted with what it was trained on."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_cli import SMALL, predict_arguments, refused
+from cli_calls import SMALL, TINY, predict_arguments, refused, shell
 from torch import nn
 from variants_sample import VARIANTS
 
@@ -25,12 +23,6 @@ from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg
 from sitreg_lumir.network.weights import ModelCard, load_member, load_members, save_member
 from sitreg_lumir.registration.model import load_model
-
-TINY = [
-    "--wandb", "off", "--data.batch_size", "1", "--data.pairs_per_epoch", "2", "--data.num_workers", "0",
-    "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false",
-    "--trainer.accelerator", "cpu",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +42,6 @@ def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fit_arguments(name: str, *more: str) -> list[str]:
     return ["fit", "--name", name, "--data.root", "data", "--data.cache", "cache", *TINY, *more]
-
-
-def shell(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    """The installed command in a process of its own, which has no working folder on its path."""
-    command = [str(Path(sys.executable).with_name("sitreg-lumir")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
 
 
 def last(name: str) -> Path:

@@ -15,7 +15,7 @@ from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.sampler import draw_groups, view_seed
 from sitreg_lumir.errors import InputError
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 
 
 class Recorder(pl.LightningModule):

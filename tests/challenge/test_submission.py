@@ -29,7 +29,7 @@ from sitreg_lumir.network.weights import ModelCard, save_member
 
 MEMBERS = [{"name": f"{n}.safetensors", "sha256": str(n) * 64} for n in (1, 2)]
 PAIRS = ("0100_0101", "0101_0102", "0102_0100")
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def write_field(

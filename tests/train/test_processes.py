@@ -7,7 +7,7 @@ from pathlib import Path
 
 import data_samples
 import pytest
-from test_final_epochs import QUIET, arguments
+from triplet_runs import QUIET, arguments
 
 BROKEN = """
 import errno, os, sys

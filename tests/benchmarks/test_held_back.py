@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "held_back.py"
+FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "held_back.py"
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import data_samples
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_report import Page
-from test_wandb import read_run, segments
+from pages import Page
+from wandb_runs import read_run, segments
 
 from sitreg_lumir.challenge.evaluate import evaluate
 from sitreg_lumir.cli import main

@@ -14,15 +14,13 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from cli_calls import SMALL, predict_arguments, refused
 
 from sitreg_lumir.cli import main
 from sitreg_lumir.data.cache import VolumeCache
 from sitreg_lumir.network.official import official_name
 from sitreg_lumir.network.weights import load_member
 from sitreg_lumir.train.module import MindRegistration
-
-SMALL = ["--model.features", "[4,4]", "--model.head_features", "[4,4]", "--model.window", "3"]
-
 
 VERBS = (
     "register", "preprocess", "apply", "resample-field", "fit", "validate", "test", "predict", "evaluate", "submit",
@@ -68,25 +66,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = data_samples.make_dataset(folder / "data")
     assert main(fit_arguments(root, folder / "runs")) == 0
     return root, folder / "runs" / "tiny" / "checkpoints" / "last.ckpt"
-
-
-def predict_arguments(root: Path, checkpoint: Path, out: Path, *more: str) -> list[str]:
-    cache = ["--data.cache", str(out.parent / "cache"), "--data.num_workers", "0"]
-    return ["predict", "--members", str(checkpoint), "--data.root", str(root), "-o", str(out), *cache, *more]
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str) -> None:
-    """The command ends with 2 and one line that has these words."""
-    capsys.readouterr()
-    try:
-        code = main(arguments)
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    error = capsys.readouterr().err
-    line = [line for line in error.splitlines() if line.startswith("sitreg-lumir: error:")]
-    assert code == 2 and len(line) == 1 and "Traceback" not in error, error
-    for word in words:
-        assert word in line[0], line[0]
 
 
 def test_help_answers_within_two_seconds_and_names_every_verb() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import data_samples
 import pytest
 import torch
+from cli_calls import predict_arguments, refused
+from official_states import official_state, with_indicators
 from safetensors.torch import load_file, save_file
-from test_cli import predict_arguments, refused
 from torch import Tensor
 
 from sitreg_lumir.cli import main
@@ -28,24 +29,6 @@ SETTINGS: dict[str, Any] = {
     "activation": {"type": "ReLUFactory"},
     "input_shape": list(data_samples.SHAPE),
 }
-
-
-def official_state(in_channels: int = 6, **sizes: Any) -> "OrderedDict[str, Tensor]":
-    """A state dict with the empty buffers of its coordinate systems."""
-    network = SITReg(in_channels, **{"features": (4, 8), "head_features": (4, 8), **sizes})
-    for head in network.heads:
-        torch.nn.init.normal_(head.final.weight, std=0.3)  # type: ignore[union-attr]
-    return with_indicators({official_name(name): tensor for name, tensor in network.state_dict().items()})
-
-
-def with_indicators(state: dict[str, Tensor]) -> "OrderedDict[str, Tensor]":
-    levels = sum(name.endswith("final_convolution.conv.bias") for name in state)
-    systems = ["_transformation_coordinate_system", "_image_coordinate_system"]
-    systems += [f"_feature_coordinate_systems.{level}" for level in range(levels)]
-    heads = [f"_not_none_dense_extration_networks.{level}" for level in range(levels)]
-    systems += [f"{head}._{kind}_coordinate_system" for head in heads for kind in ("feature", "transformation")]
-    empty = {f"{system}._indicator": torch.empty(0) for system in systems}
-    return OrderedDict({**empty, **state})
 
 
 def settings(folder: Path, **changes: Any) -> None:
