@@ -18,7 +18,7 @@ from torch import Tensor
 from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.data.volumes import read_volume
-from sitreg_lumir.deform.ops import use_backend
+from sitreg_lumir.deform.backends import use_backend
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.network.weights import load_members, member_files
 

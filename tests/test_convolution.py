@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sitreg_lumir.network.convolution import Convolution, convolve
+from sitreg_lumir.network.layers import Convolution, convolve
 
 KINDS = {"3x3x3": (3, 1, 1), "half": (2, 2, 0), "1x1x1": (1, 1, 0), "5x5x5": (5, 1, 2)}  # width, stride, padding
 

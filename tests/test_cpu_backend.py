@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sitreg_lumir.deform import ops, torch_backend
-from sitreg_lumir.deform.cpu import backend as cpu_backend
-from sitreg_lumir.deform.cpu import threads
+from sitreg_lumir.deform import ops
+from sitreg_lumir.deform.backends.cpu import backend as cpu_backend
+from sitreg_lumir.deform.backends.cpu import threads
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
 
 SHAPES = [(7, 9, 11), (17, 18, 5), (1, 5, 6), (6, 1, 1)]
 

@@ -19,7 +19,7 @@ from oracle_samples import network_sample
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sitreg_lumir.deform.ops import use_backend
+from sitreg_lumir.deform.backends import use_backend
 from sitreg_lumir.network.official import network_from_official, official_name
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 

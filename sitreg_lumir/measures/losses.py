@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform.fused import folded_volume, local_correlation, mean_squared_slope
+from sitreg_lumir.deform import ops
 from sitreg_lumir.deform.ops import compose, mask_at, warp, warp_mask
 from sitreg_lumir.deform.sums import exact_mean
 
@@ -40,7 +40,7 @@ def lncc(
     """
     masks = [mask.bool() for mask in (mask_1, mask_2) if mask is not None]
     both = masks[0] & masks[-1] if masks else None
-    return -local_correlation(image_1, image_2, both, window)
+    return -ops.lncc(image_1, image_2, both, window)
 
 
 def similarity(
@@ -73,12 +73,12 @@ def diffusion(disp: Tensor, voxel_size: Sequence[float] = (1.0, 1.0, 1.0)) -> Te
 
     Source: Balakrishnan et al., VoxelMorph, IEEE TMI 2019.
     """
-    return mean_squared_slope(disp, voxel_size)
+    return ops.diffusion(disp, voxel_size)
 
 
 def ndv_sum(disp: Tensor) -> Tensor:
     """Volume that a field folds, summed over all inner voxels and the batch, voxels^3."""
-    return folded_volume(disp)
+    return ops.ndv_sum(disp)
 
 
 def group_consistency(

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sitreg_lumir.network.convolution import Convolution, convolve
-from sitreg_lumir.network.normalization import GroupNormRelu
+from sitreg_lumir.deform import autograd
+from sitreg_lumir.network.layers import Convolution, GroupNormRelu, convolve
 
 _SLOW_ALONE = 20_480  # up to so many values in a plane, PyTorch on a CPU has fast convolutions for batches only
 
@@ -114,27 +112,6 @@ class Encoder(nn.Module):
         return levels
 
 
-class _SumAndDifference(torch.autograd.Function):
-    """``even + odd`` and ``even - odd`` one behind the other along the batch, written where they are to lie."""
-
-    @staticmethod
-    def forward(ctx: Any, even: Tensor, odd: Tensor) -> Any:
-        last = not even.is_contiguous() and even.is_contiguous(memory_format=torch.channels_last_3d)
-        layout = torch.channels_last_3d if last else torch.contiguous_format
-        shape = (2 * len(even), *even.shape[1:])
-        both = torch.empty(shape, dtype=even.dtype, device=even.device, memory_format=layout)
-        plus, minus = both.chunk(2)
-        torch.add(even, odd, out=plus)
-        torch.sub(even, odd, out=minus)
-        return both
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        plus, minus = grads[0].chunk(2)
-        return plus + minus, plus - minus
-
-
 class ControlPointHead(nn.Module):
     """Features of both images, warped to the middle -> cubic B-spline control points, within the bound.
 
@@ -167,7 +144,7 @@ class ControlPointHead(nn.Module):
         odd = convolve(fastest_layout(parts.pop()), of_difference, padding=1)
         even = convolve(fastest_layout(parts.pop()), of_sum, convolution.bias, padding=1)
         if torch.is_grad_enabled():
-            orders: Tensor = _SumAndDifference.apply(even, odd)  # type: ignore[no-untyped-call]
+            orders: Tensor = autograd.SumAndDifference.apply(even, odd)
             del even, odd
             raw, raw_reverse = self.final(self.block.after_first(orders)).chunk(2)
         else:  # one order after the other takes half the memory
