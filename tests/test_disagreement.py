@@ -36,13 +36,13 @@ def images() -> tuple[Tensor, Tensor]:
 
 def brute_force(members: list[SITReg], fixed: Tensor, moving: Tensor, side: int = 0) -> tuple[Tensor, SymmetricState]:
     """The summed variance in the middle, from all members' fields at once, and the state after the last stage."""
-    pyramids = [member.encoder(moving, fixed) for member in members]
+    pyramids = [member.features(moving, fixed) for member in members]
     state = SymmetricState(SHAPE, members[0].inversion_tolerance)
     total = torch.zeros(1, 1, *SHAPE, dtype=torch.float64)
     for level in reversed(range(members[0].levels)):
         updates = [
-            m.control_points(level, p[0][level], p[1][level], state.maps.left_fwd, state.maps.right_fwd)
-            for m, p in zip(members, pyramids, strict=True)
+            member.control_points(level, features, state.maps)
+            for member, features in zip(members, pyramids, strict=True)
         ]
         fields = torch.stack([upsample_control_points(update[side], 2**level, SHAPE) for update in updates])
         total += fields.var(dim=0, correction=0).sum(dim=1, keepdim=True)

@@ -86,7 +86,7 @@ def test_features_match_the_oracle(oracles: Path, file):
     tensors = load_file(oracles / f"{file}.safetensors")
     (network,) = members_of(tensors, torch.float64, 1e-8)
     with torch.no_grad():
-        pyramid = zip(*network.encoder(tensors["image_1"].double(), tensors["image_2"].double()), strict=True)
+        pyramid = zip(*network.features(tensors["image_1"].double(), tensors["image_2"].double()), strict=True)
     compared = 0
     for level, (moving, fixed) in enumerate(pyramid):
         for image, features in (("image_1", moving), ("image_2", fixed)):

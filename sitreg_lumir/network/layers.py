@@ -98,3 +98,30 @@ def group_norm_relu(features: Tensor, groups: int, weight: Tensor, bias: Tensor,
         whole = features.to(weight.dtype).contiguous()
         result = F.relu(F.group_norm(whole, groups, weight, bias, eps), inplace=True).to(features.dtype)
     return result.contiguous(memory_format=torch.channels_last_3d) if last else result
+
+
+class ConvBlock(nn.Module):
+    """Convolutions 3x3x3, each followed by group normalisation and ReLU; zero padding keeps the shape."""
+
+    def __init__(self, in_channels: int, channels: int, convolutions: int = 2, groups: int = 4) -> None:
+        super().__init__()
+        inputs = [in_channels] + [channels] * (convolutions - 1)
+        self.convolutions = nn.ModuleList(Convolution(c, channels, kernel_size=3, padding=1) for c in inputs)
+        self.normalizers = nn.ModuleList(GroupNormRelu(groups, channels) for _ in inputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.after_first(self.convolutions[0](fastest_layout(features)))
+
+    def after_first(self, features: Tensor) -> Tensor:
+        """The block from behind its first convolution on."""
+        normalized: Tensor = self.normalizers[0](features)
+        for convolution, normalizer in zip(self.convolutions[1:], self.normalizers[1:], strict=True):
+            normalized = normalizer(convolution(normalized))
+        return normalized
+
+
+def fastest_layout(features: Tensor) -> Tensor:
+    """The same values with channels innermost on a CPU, where convolutions run 2 to 4 times as fast that way."""
+    if features.device.type != "cpu" or features.dtype == torch.float64:
+        return features
+    return features.contiguous(memory_format=torch.channels_last_3d)

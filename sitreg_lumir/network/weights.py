@@ -65,13 +65,6 @@ class Member(nn.Module):
         """The input transform, if it is MIND."""
         return self.input_transform if type(self.input_transform) is Mind else None
 
-    def inputs(self, image: Tensor) -> Tensor:
-        """The network's input from an image ``(B, 1, X, Y, Z)`` with intensity in [0, 1]."""
-        if self.input_transform is None:
-            return image
-        features: Tensor = self.input_transform(image)
-        return features
-
 
 @dataclass(frozen=True, eq=False)
 class StoredMember:

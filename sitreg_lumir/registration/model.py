@@ -14,9 +14,10 @@ from torch import Tensor
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.headers import spacing_of
 from sitreg_lumir.files.provenance import file_entry
+from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
-from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
+from sitreg_lumir.network.sitreg import Stage
 from sitreg_lumir.network.weights import Member, ModelCard, load_members, member_files
 
 PRECISIONS = ("float32", "bfloat16")
@@ -46,9 +47,9 @@ class Model:
         return self.members[0].card
 
     @property
-    def networks(self) -> list[SITReg]:
-        """The members' networks."""
-        return [member.network for member in self.members]
+    def ensemble(self) -> Ensemble:
+        """The members' networks, and what they see of an image."""
+        return Ensemble.of(self.members)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,10 +75,6 @@ class Model:
     def __repr__(self) -> str:
         return f"Model({self}, {self.device}, {self.precision})"
 
-    def inputs(self, image: Tensor) -> Tensor:
-        """The networks' input from an image ``(B, 1, X, Y, Z)`` with intensity in [0, 1]."""
-        return self.members[0].inputs(image)
-
     def run(self, *, fixed: Tensor, moving: Tensor, levels: Sequence[int] = (0,)) -> list[Stage]:
         """The stages of :func:`~sitreg_lumir.network.sitreg.run_stages`, fields both ways, without gradients.
 
@@ -88,10 +85,9 @@ class Model:
         """
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.inference_mode(), half:
-            return run_stages(
-                self.networks,
-                fixed=self.inputs(fixed.to(self.device)),
-                moving=self.inputs(moving.to(self.device)),
+            return self.ensemble.run(
+                fixed=fixed.to(self.device),
+                moving=moving.to(self.device),
                 levels=levels,
                 disagreement=len(self.members) > 1,
             )

@@ -175,7 +175,7 @@ def _on_model_grid(
 
 
 def _levels(model: Model) -> tuple[int, ...]:
-    return tuple(range(model.networks[0].levels))
+    return tuple(range(model.ensemble.levels))
 
 
 def refine_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int, similarity: str) -> Refined:

@@ -21,10 +21,10 @@ from sitreg_lumir.data.volumes import read_volume
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.files.predictions import ALSO, plan_predictions, voxel_size
+from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.official import import_official
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
-from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.network.weights import (
     Member,
     ModelCard,
@@ -63,13 +63,8 @@ class Predictor(LightningModule):
         """
         fixed, moving = clean_view(batch["fixed"])[0], clean_view(batch["moving"])[0]
         members = [member for member in self.members if isinstance(member, Member)]
-        member, networks = members[0], [member.network for member in members]  # one input transform for all
-        (stage,) = run_stages(
-            networks,
-            fixed=member.inputs(fixed),
-            moving=member.inputs(moving),
-            inverse=self.inverse,
-            disagreement=self.disagreement,
+        (stage,) = Ensemble.of(members).run(
+            fixed=fixed, moving=moving, inverse=self.inverse, disagreement=self.disagreement
         )
         found = {"disp": stage.disp}
         if self.inverse:

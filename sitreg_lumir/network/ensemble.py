@@ -1,0 +1,54 @@
+"""Images in, stages out: the one way from a pair of images through input transform and networks to fields."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
+from sitreg_lumir.network.weights import Member
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """One network or several, and what they see of an image.
+
+    Args:
+        networks: of one architecture.
+        input_transform: an image ``(B, 1, X, Y, Z)``, intensity in [0, 1] -> ``(B, in_channels, X, Y, Z)``, such as
+            :class:`~sitreg_lumir.network.mind.Mind`; None for the intensities themselves.
+    """
+
+    networks: Sequence[SITReg]
+    input_transform: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def of(cls, members: Sequence[Member]) -> "Ensemble":
+        """The ensemble of members that agree in their input transform, as ``load_members`` makes sure."""
+        return cls([member.network for member in members], members[0].input_transform)
+
+    @property
+    def levels(self) -> int:
+        """Number of stages."""
+        return self.networks[0].levels
+
+    def inputs(self, image: Tensor) -> Tensor:
+        """What the networks see of an image ``(B, 1, X, Y, Z)``: ``(B, in_channels, X, Y, Z)``."""
+        return image if self.input_transform is None else self.input_transform(image)
+
+    def run(self, *, fixed: Tensor, moving: Tensor, **options: Any) -> list[Stage]:
+        """Registers a pair of images.
+
+        Args:
+            fixed: ``(B, 1, X, Y, Z)``, intensity in [0, 1].
+            moving: ``(B, 1, X, Y, Z)``.
+            options: of :func:`~sitreg_lumir.network.sitreg.run_stages`: ``levels``, ``inverse`` and so on.
+
+        Returns:
+            one :class:`~sitreg_lumir.network.sitreg.Stage` per wanted level, coarsest first.
+
+        Raises:
+            ValueError: as ``run_stages``.
+        """
+        return run_stages(self.networks, fixed=self.inputs(fixed), moving=self.inputs(moving), **options)
