@@ -180,9 +180,9 @@ def _why(backend: str, asked: str) -> str:
 
 def _numba_cache() -> tuple[str | None, bool]:
     """Where numba keeps machine code, and whether it can."""
-    from sitreg_lumir.deform.backends.cpu import chains
+    from sitreg_lumir.deform.backends.cpu import lookups
 
-    path = chains.compose.stats.cache_path  # type: ignore[attr-defined]
+    path = lookups.lookup.stats.cache_path  # type: ignore[attr-defined]
     if path is None:
         return None, False
     folder = Path(path)

@@ -1,57 +1,44 @@
-"""Every operation on deformations and its adjoint in compiled CPU loops: same results as ``torch_backend``, faster.
+"""Every operation on deformations and its adjoint in compiled CPU loops: same results as the torch backend, faster.
 
-Fields are ``(B, 3, X, Y, Z)``, voxels; float32 or float64, any layout. The loops go through whole chains of look-ups
-one row at a time. Besides the results, memory is taken for one interleaved copy (4/3 of a field) of each field that
-is looked up, and of each gradient that is added to. Results do not depend on the number of threads.
+Fields are ``(B, 3, X, Y, Z)``, voxels; float32 or float64, any layout. Results do not depend on the number of threads.
 """
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from math import prod
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform.backends.cpu import chains, features, grids, interleaved, inversion, lookups, scatter
+from sitreg_lumir.deform.backends.cpu import grids, stepwise
+from sitreg_lumir.deform.backends.cpu.arrays import array
 from sitreg_lumir.deform.backends.cpu.images import diffusion as diffusion
 from sitreg_lumir.deform.backends.cpu.images import diffusion_adjoint as diffusion_adjoint
 from sitreg_lumir.deform.backends.cpu.images import lncc_and_gradients as lncc_and_gradients
 from sitreg_lumir.deform.backends.cpu.images import mind as mind
 from sitreg_lumir.deform.backends.cpu.images import ndv_map as ndv_map
 from sitreg_lumir.deform.backends.cpu.images import ndv_sum_and_gradient as ndv_sum_and_gradient
+from sitreg_lumir.deform.backends.cpu.sampling import interpolate as interpolate
+from sitreg_lumir.deform.backends.cpu.sampling import interpolate_adjoint as interpolate_adjoint
+from sitreg_lumir.deform.backends.cpu.sampling import mask_at as mask_at
+from sitreg_lumir.deform.backends.cpu.sampling import warp as warp
+from sitreg_lumir.deform.backends.cpu.sampling import warp_adjoint as warp_adjoint
 from sitreg_lumir.deform.backends.cpu.threads import run
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
 from sitreg_lumir.deform.bspline import upsampling_matrix
 
 NAME = "cpu"
-_CHANNELS_PER_TASK = 8
-
-
-def interpolate(values: Tensor, points: Tensor) -> Tensor:
-    """``values`` at ``points``: ``(B, C, X, Y, Z)``, ``(B, 3, I, J, K)`` in voxels -> ``(B, C, I, J, K)``."""
-    return _lookup(values, points.expand(len(values), *(-1,) * 4), relative=False)
-
-
-def interpolate_adjoint(
-    grad: Tensor, values: Tensor, points: Tensor, need_values: bool = True, need_points: bool = True
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of :func:`interpolate` with respect to ``values`` and to ``points`` (None where not needed)."""
-    points = points.expand(len(values), *(-1,) * 4)
-    return _lookup_adjoint(grad, values, points, False, need_values, need_points)
-
-
-def mask_at(mask: Tensor, points: Tensor, relative: bool) -> Tensor:
-    """Where ``mask`` (bool), trilinear with zeros outside, is at least 1 - 1e-3 at ``points``; bool ``(B, 1, ...)``."""
-    points = points.expand(len(mask), *(-1,) * 4)
-    shape, grid = tuple(mask.shape[2:]), tuple(points.shape[2:])
-    kept = torch.empty(len(mask), 1, *grid, dtype=torch.bool)
-    args = (shape, _flat(mask.view(torch.int8)), _flat(points), grid, relative, _flat(kept))
-    run(lookups.hits, _rows(points), *args)
-    return kept
+_TRUTH: dict[str, Callable[..., Any]] = {
+    "invert": torch_backend.invert,
+    "invert_adjoint": torch_backend.invert_adjoint,
+    "compose": torch_backend.compose,
+    "compose_adjoint": torch_backend.compose_adjoint,
+}
+_log = logging.getLogger(__name__)
 
 
 def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence[int]) -> Tensor:
@@ -62,10 +49,10 @@ def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence
     run(
         grids.upsample,
         batch * channels * shape[0],
-        _array(control_points.flatten(0, 1)),
+        array(control_points.flatten(0, 1)),
         factor,
         *taps,
-        _array(field),
+        array(field),
     )
     return field.view(batch, channels, *shape)
 
@@ -79,13 +66,13 @@ def upsample_control_points_adjoint(grad: Tensor, factor: int) -> Tensor:
     run(
         grids.reduce_planes,
         batch * channels * shape[0],
-        _array(grad.flatten(0, 1)),
+        array(grad.flatten(0, 1)),
         *taps_y,
         *taps_z,
-        _array(planes),
+        array(planes),
     )
     result = grad.new_empty(batch * channels, *level)
-    run(grids.reduce_volumes, batch * channels * level[0], _array(planes), factor, *taps_x, _array(result))
+    run(grids.reduce_volumes, batch * channels * level[0], array(planes), factor, *taps_x, array(result))
     return result.view(batch, channels, *level)
 
 
@@ -102,235 +89,68 @@ def _taps(size: int, factor: int, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def invert(disp: Tensor, tolerance: float, max_iterations: int) -> Tensor:
-    """The field ``v`` with ``v(x) = -u(clamp(x + v(x)))``, by fixed-point iteration.
-
-    A voxel's iteration stops when none of its components moves by ``tolerance`` voxels or more.
-    """
-    if max_iterations < 1:
-        return -disp
-    shape, inverse = tuple(disp.shape[2:]), _empty(disp)
-    run(inversion.invert, _planes(disp), shape, _interleaved([disp])[0], tolerance, max_iterations, _flat(inverse))
+    """The field ``v`` with ``v(x) = -u(clamp(x + v(x)))``, to ``tolerance`` voxels."""
+    inverse: Tensor = _working("invert", disp.dtype)(disp, tolerance, max_iterations)
     return inverse
 
 
 def invert_adjoint(grad: Tensor, disp: Tensor, inverse: Tensor) -> Tensor:
     """Gradient of :func:`invert` with respect to ``disp``: a 3x3 solve per voxel and one adjoint look-up."""
-    shape, flat_inverse, copies = tuple(disp.shape[2:]), _flat(inverse), _interleaved([disp])
-    (target,) = _cleared(1, disp)
-    args = (shape, _flat(grad), copies[0], flat_inverse, target)
-    _run_tiles(inversion.scatter_invert, [flat_inverse], disp.shape, shape, True, 1, *args)
-    del args, copies  # room for the result
-    return _separated(target, disp)
+    grad_disp: Tensor = _working("invert_adjoint", disp.dtype)(grad, disp, inverse)
+    return grad_disp
 
 
 def compose(disps: Sequence[Tensor]) -> Tensor:
     """The field of ``disps[0] o disps[1] o ...`` (last one first) on the grid; nothing is resampled between."""
-    composed, shape = _empty(disps[0]), tuple(disps[0].shape[2:])
-    run(chains.compose, _rows(composed), shape, _interleaved(disps[:-1]), _flat(disps[-1]), _flat(composed))
+    composed: Tensor = _working("compose", disps[0].dtype)(disps)
     return composed
 
 
 def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of :func:`compose` with respect to each field, None where ``needed`` says so."""
-    shape, inner, copies = tuple(grad.shape[2:]), _flat(disps[-1]), _interleaved(disps[:-1])
-    slots = np.where(needed, np.cumsum(needed) - 1, -1)
-    targets = _cleared(sum(map(bool, needed[:-1])), grad)
-    grad_inner = _empty(grad) if needed[-1] else grad.new_empty(0)
-    args = (shape, _flat(grad), copies, inner, targets, slots, _flat(grad_inner))
-    chain = [inner, *(_flat(disp) for disp in disps[-2:0:-1])]
-    _run_tiles(chains.scatter_compose, chain, grad.shape, shape, True, 1, *args)
-    del args, copies  # room for the results
-    grads = [_separated(targets[slot], grad) if slot >= 0 else None for slot in slots[:-1]]
-    return [*grads, grad_inner if needed[-1] else None]
+    grads: list[Tensor | None] = _working("compose_adjoint", grad.dtype)(grad, disps, needed)
+    return grads
 
 
-@contextmanager
-def copies_shared() -> Iterator[None]:
+def copies_shared() -> AbstractContextManager[None]:
     """Within the block, in this thread, a field that is looked up several times is interleaved once.
 
     Fields that are looked up must not be changed within the block; the last three are kept, with their copies.
     """
-    before, _local.shared = getattr(_local, "shared", None), OrderedDict()
     try:
-        yield
-    finally:
-        _local.shared = before
+        shared: AbstractContextManager[None] = _vectorised().copies_shared()
+    except Exception:  # whatever a numba that has changed raises; ``_working`` reports it
+        return nullcontext()
+    return shared
 
 
-_local = threading.local()
-_KEPT = 3  # copies: a chain needs two at once
+def _vectorised() -> Any:
+    return import_module("sitreg_lumir.deform.backends.cpu.vectorised")
 
 
-def _interleaved(fields: Sequence[Tensor]) -> tuple[Any, ...]:
-    """Interleaved copies of fields."""
-    shared = getattr(_local, "shared", None)
-    if shared is None:
-        return tuple(_interleave(field, _new_copies(1, field)[0]) for field in fields)
-    copies: dict[Any, Any] = {}
-    for field in fields:
-        key = _identity(field)
-        if key not in shared:
-            spare = None
-            oldest = next((other for other in shared if other not in copies), None)
-            if len(shared) >= _KEPT and oldest is not None:
-                spare = shared.pop(oldest)[1]
-            room = 4 * field[:, 0].numel()
-            fits = spare is not None and len(spare) == room and spare.dtype == _flat(field[:0]).dtype
-            shared[key] = (field, _interleave(field, spare if fits else _new_copies(1, field)[0]))
-        shared.move_to_end(key)
-        copies[key] = shared[key][1]
-    return tuple(copies[_identity(field)] for field in fields)
+@lru_cache
+def _working(name: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """An operation on chains of fields: vectorised if that gives the right numbers here, else step by step.
 
-
-def _identity(field: Tensor) -> tuple[Any, ...]:
-    return field.data_ptr(), tuple(field.shape), field.stride(), field.dtype
-
-
-def _interleave(field: Tensor, copy: Any) -> Any:
-    run(interleaved.interleave, _planes(field), tuple(field.shape[2:]), _flat(field), copy)
-    return copy
-
-
-def _cleared(count: int, like: Tensor) -> Any:
-    """Interleaved fields of zeros, as rows of one array."""
-    copies = _new_copies(count, like)
-    for copy in copies:
-        run(interleaved.clear, _planes(like), tuple(like.shape[2:]), copy)
-    return copies
-
-
-def _separated(copy: Any, like: Tensor) -> Tensor:
-    """The field of an interleaved copy."""
-    field = _empty(like)
-    run(interleaved.separate, _planes(field), tuple(field.shape[2:]), copy, _flat(field))
-    return field
-
-
-def _new_copies(count: int, like: Tensor) -> Any:
-    return torch.empty(count, 4 * like[:, 0].numel(), dtype=like.dtype).numpy()
-
-
-def warp(values: Tensor, disp: Tensor, factor: int) -> Tensor:
-    """``values`` of the level with spacing ``factor``, pulled through the full-resolution field ``disp``."""
-    if factor == 1:
-        return _lookup(values, disp, relative=True)
-    return _lookup(values, _level_points(disp, factor, values), relative=False)
-
-
-def warp_adjoint(
-    grad: Tensor, values: Tensor, disp: Tensor, factor: int, need_values: bool, need_disp: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of :func:`warp` with respect to ``values`` and ``disp`` (None where not needed)."""
-    if factor == 1:
-        return _lookup_adjoint(grad, values, disp, True, need_values, need_disp)
-    points = _level_points(disp, factor, values)
-    grad_values, grad_points = _lookup_adjoint(grad, values, points, False, need_values, need_disp)
-    if grad_points is None:
-        return grad_values, None
-    grad_disp = _zeros(disp)
-    tasks = len(disp) * values.shape[2]
-    run(grids.level_points_adjoint, tasks, _array(grad_points), factor, _array(grad_disp))
-    return grad_values, grad_disp
-
-
-def _level_points(disp: Tensor, factor: int, values: Tensor) -> Tensor:
-    points = disp.new_empty(len(disp), 3, *values.shape[2:])
-    run(grids.level_points, len(disp) * values.shape[2], _array(disp), factor, _array(points))
-    return points
-
-
-def _lookup(values: Tensor, points: Tensor, relative: bool) -> Tensor:
-    """``values`` at ``points``, which count from their own grid index if they are ``relative``; in the same layout."""
-    channels, shape, grid = values.shape[1], tuple(values.shape[2:]), tuple(points.shape[2:])
-    last = _channels_are_last(values)
-    out = _new_values(values, grid, last)
-    args = (shape, _flat(values, last), channels, _flat(points), grid, relative, _flat(out, last))
-    run((features if last else lookups).lookup, _rows(points), *args)
-    return out
-
-
-def _lookup_adjoint(
-    grad: Tensor, values: Tensor, points: Tensor, relative: bool, need_values: bool, need_points: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    channels, shape, grid = values.shape[1], tuple(values.shape[2:]), tuple(points.shape[2:])
-    last = _channels_are_last(values)
-    flat_grad, flat_points = _flat(grad, last), _flat(points)
-    grad_values = grad_points = None
-    if need_values:
-        grad_values = _new_values(values, shape, last).zero_()
-        target = _flat(grad_values, last)
-        rest = (flat_points, grid, relative, flat_grad, target)
-        if last:
-            _run_tiles(features.scatter_lookup, [flat_points], points.shape, shape, relative, 1, shape, channels, *rest)
-        else:
-            parts = -(-channels // _CHANNELS_PER_TASK)
-            _run_tiles(
-                scatter.scatter_lookup, [flat_points], points.shape, shape, relative, parts,
-                shape, channels, parts, *rest,
-            )  # fmt: skip
-    if need_points:
-        grad_points = _empty(points)
-        run(
-            (features if last else lookups).lookup_slopes, _rows(points),
-            shape, _flat(values, last), channels, flat_points, grid, relative, flat_grad, _flat(grad_points),
-        )  # fmt: skip
-    return grad_values, grad_points
-
-
-def _channels_are_last(values: Tensor) -> bool:
-    """Whether a feature map has its channels innermost, so that it need not be copied to be read that way."""
-    return not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last_3d)
-
-
-def _new_values(like: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
-    """An empty feature map on a grid of ``shape``."""
-    layout = torch.channels_last_3d if last else torch.contiguous_format
-    return torch.empty((*like.shape[:2], *shape), dtype=like.dtype, memory_format=layout)
-
-
-def _run_tiles(
-    loop: Callable[..., None], chain: Sequence[Any], grid: Sequence[int], shape: tuple[int, ...], relative: bool,
-    parts: int, *args: Any,
-) -> None:  # fmt: skip
-    """Runs a loop over all tiles of the points' grid ``(B, 3, I, J, K)``, ``parts`` tasks each, colour by colour.
-
-    ``chain`` are the fields that lead to the places added to, on grids of ``shape``, the first applied first.
+    The vectors are built with numba's insides, which may change with any version: so each operation is tried once in
+    a process, on a small field, against plain torch.
     """
-    batch, _, *axes = grid
-    tiles = batch * prod(-(-size // scatter.TILE) for size in axes[:2])
-    extrema = np.empty((len(chain), tiles, 4))
-    for field, row in zip(chain, extrema, strict=True):
-        run(scatter.tile_extrema, tiles, tuple(axes), field, row)
-    colours = scatter.colour_tiles(shape, tuple(axes), relative, extrema)
-    for colour in range(int(colours.max()) + 1):
-        members = np.flatnonzero(colours == colour)
-        run(loop, len(members) * parts, members, *args)
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()
-
-
-def _flat(tensor: Tensor, channels_last: bool = False) -> Any:
-    tensor = tensor.detach()
-    if channels_last:
-        tensor = tensor.contiguous(memory_format=torch.channels_last_3d).movedim(1, -1)
-    return tensor.contiguous().view(-1).numpy()
-
-
-def _empty(like: Tensor) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype)
-
-
-def _zeros(like: Tensor) -> Tensor:
-    return torch.zeros(like.shape, dtype=like.dtype)
-
-
-def _planes(field: Tensor) -> int:
-    """Number of planes along the first axis, over the batch."""
-    return len(field) * field.shape[2]
-
-
-def _rows(field: Tensor) -> int:
-    """Number of rows along the last axis, over the batch."""
-    return len(field) * field.shape[2] * field.shape[3]
+    field = torch.linspace(-0.4, 0.4, 2 * 3 * 3 * 4 * 5, dtype=dtype).view(2, 3, 3, 4, 5).sin()
+    arguments: dict[str, tuple[Any, ...]] = {
+        "invert": (field / 2, 1e-4, 50),
+        "invert_adjoint": (field, field / 2, -field / 2),
+        "compose": ([field, -field, field],),
+        "compose_adjoint": (field, [field, -field, field], [True, True, True]),
+    }
+    try:
+        vectorised = getattr(_vectorised(), name)
+        with _vectorised().copies_shared():
+            computed = vectorised(*arguments[name])
+        torch.testing.assert_close(computed, _TRUTH[name](*arguments[name]), rtol=0, atol=1e-3)
+    except Exception as error:  # whatever a numba that has changed raises, wrong numbers included
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        _log.warning("%s: vectors do not work with this version of numba, slower loops instead (%s)", name, reason)
+        stepwise_operation: Callable[..., Any] = getattr(stepwise, name)
+        return stepwise_operation
+    result: Callable[..., Any] = vectorised
+    return result
