@@ -70,7 +70,7 @@ def test_every_kernel_compiles(compiled: set[str]) -> None:
     backend.diffusion_adjoint(torch.ones(()), disp, [[1.0] * 3] * 3)
     backend.mind(image, 0.5, 2)
     assert compiled == {
-        "compose", "scatter_compose", "invert", "scatter_invert", "multiply_axis", "lookup", "scatter_lookup", "hits",
-        "sum_products", "sum_axis", "correlate", "correlate_adjoint", "fold", "squared_slopes",
-        "squared_slopes_adjoint", "smooth_differences", "describe",
+        "compose", "scatter_compose", "invert", "scatter_invert", "multiply_axis", "lookup", "scatter_lookup",
+        "inside_mask", "sum_products", "sum_axis", "correlate", "correlate_adjoint", "fold", "squared_differences",
+        "squared_differences_adjoint", "smooth_differences", "describe",
     }  # fmt: skip

@@ -189,10 +189,10 @@ def member_files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.ckpt"))
-            if not found:
+            inside = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.ckpt"))
+            if not inside:
                 raise InputError(f"{path}: the folder holds no .safetensors or .ckpt file")
-            files += found
+            files += inside
         elif path.is_file():
             files.append(path)
         else:

@@ -13,11 +13,11 @@ from sitreg_lumir.deform.backends.cpu.interleaved import (
     blend,
     fetch_ahead,
     find_cells,
-    find_clamp_slopes,
+    find_clamp_derivatives,
     from_vectors,
+    gradients,
     room_for,
     row_at,
-    slopes,
     steps_of,
     to_vectors,
 )
@@ -78,14 +78,14 @@ def scatter_compose(
             for y in range(y0, y1):
                 _, _, i, start = row_at((batch * shape[0] + x) * shape[1] + y, shape)
                 find_cells(x, y, inner, i, size, shape, start, cells[links - 1], weights[links - 1])
-                find_clamp_slopes(x, y, inner, i, size, shape, free[links - 1])
+                find_clamp_derivatives(x, y, inner, i, size, shape, free[links - 1])
                 if links > 1:
                     to_vectors(inner, i, size, length, room, vectors, zero)
                 for link in range(links - 2, -1, -1):
                     _move(copies[link + 1], shape, cells[link + 1], weights[link + 1], vectors)
                     from_vectors(vectors, zero, length, path, zero, row_size)
                     find_cells(x, y, path, zero, row_size, shape, start, cells[link], weights[link])
-                    find_clamp_slopes(x, y, path, zero, row_size, shape, free[link])
+                    find_clamp_derivatives(x, y, path, zero, row_size, shape, free[link])
                 to_vectors(grad, i, size, length, room, vectors, zero)
                 for link in range(links):
                     needed = slots[link] >= 0
@@ -104,7 +104,7 @@ def _pull(copy: Any, target: Any, needed: Any, shape: Any, cells: Any, weights: 
         cell, other = cells[k], cells[k + np.uintp(1)]
         wx, wy, wz = scalars(weights[0], k), scalars(weights[1], k), scalars(weights[2], k)
         grad = neighbours(vectors, j)
-        _, dx, dy, dz = slopes(copy, cell, other, steps, wx, wy, wz)
+        _, dx, dy, dz = gradients(copy, cell, other, steps, wx, wy, wz)
         by_x, by_y, by_z = columns(grad * dx, grad * dy, grad * dz, nothing(grad))
         put(vectors, j, grad + (by_x + by_y + by_z) * neighbours(free, j))
         fetch_ahead(copy, cell, steps)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sitreg_lumir.deform.backends.cpu.lookups import clamp_slope, locate_row, slopes, strides_of
+from sitreg_lumir.deform.backends.cpu.lookups import clamp_derivative, gradients, locate_row, strides_of
 from sitreg_lumir.deform.backends.cpu.scatter import tile_range
 from sitreg_lumir.deform.backends.cpu.threads import compiled
 
@@ -43,7 +43,7 @@ def lookup(
 
 
 @compiled
-def lookup_slopes(
+def lookup_gradient(
     first: Any, last: Any, shape: Any, values: Any, channels: Any, points: Any, grid: Any, relative: Any,
     grad: Any, grad_points: Any,
 ) -> None:  # fmt: skip
@@ -68,7 +68,7 @@ def lookup_slopes(
             for channel in range(channels):
                 c = np.uintp(channel)
                 j = i + c
-                dx, dy, dz = slopes(
+                dx, dy, dz = gradients(
                     values[j], values[j + sz], values[j + sy], values[j + sy + sz],
                     values[j + sx], values[j + sx + sz], values[j + sx + sy], values[j + sx + sy + sz],
                     wx, wy, wz,
@@ -79,7 +79,7 @@ def lookup_slopes(
                 for channel in range(1, channels):
                     total += parts[axis, np.uintp(channel)]
                 to = first_to + np.uintp(axis) * voxels + k
-                grad_points[to] = total * clamp_slope(at[axis, k], shape[axis])
+                grad_points[to] = total * clamp_derivative(at[axis, k], shape[axis])
 
 
 @compiled

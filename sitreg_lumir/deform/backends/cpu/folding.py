@@ -1,4 +1,4 @@
-"""Compiled loops over differences between neighbours: the volume that a field folds, and the slope of a field.
+"""Compiled loops over differences between neighbours: the volume that a field folds, and the gradient of a field.
 
 Fields are ``(B * 3, X, Y, Z)``, voxels. Sums are in float64.
 """
@@ -28,18 +28,18 @@ def fold(first: Any, last: Any, slabs: Any, disp: Any, totals: Any, grad: Any, v
     """
     _, size_x, size_y, size_z = disp.shape
     along_x = (size_x - 2 + SLAB - 1) // SLAB
-    row, found = np.empty(size_z - 2, disp.dtype), np.empty(size_z - 2)
+    row, partial = np.empty(size_z - 2, disp.dtype), np.empty(size_z - 2)
     columns = np.empty((3, 3), disp.dtype)
     for task in range(first, last):
         slab = slabs[task]
         item, x0 = slab // along_x, slab % along_x * SLAB + 1
         field = disp[3 * item : 3 * item + 3]
-        found[:] = 0
+        partial[:] = 0
         for x in range(x0, min(x0 + SLAB, size_x - 1)):
             for y in range(1, size_y - 1):
                 _fold_row(field, x, y, row)
                 for z in range(len(row)):
-                    found[z] += row[z]
+                    partial[z] += row[z]
                 if len(volume) > 0:
                     for z in range(len(row)):
                         volume[item, x - 1, y - 1, z] = row[z]
@@ -47,7 +47,7 @@ def fold(first: Any, last: Any, slabs: Any, disp: Any, totals: Any, grad: Any, v
                     for z in range(len(row)):
                         if row[z] != 0:
                             _add_gradient(field, x, y, z + 1, columns, grad[3 * item : 3 * item + 3])
-        totals[slab] = found.sum()
+        totals[slab] = partial.sum()
 
 
 @compiled
@@ -103,8 +103,8 @@ def _add_gradient(disp: Any, x: Any, y: Any, z: Any, columns: Any, grad: Any) ->
         for n in range(3):
             i, j, k = x + _STEPS[name, n, 0], y + _STEPS[name, n, 1], z + _STEPS[name, n, 2]
             for axis in range(3):
-                slope = disp[axis, i, j, k] - disp[axis, x, y, z] + real(_STEPS[name, n, axis])
-                columns[n, axis] = real(_SIGNS[name, n]) * slope
+                difference = disp[axis, i, j, k] - disp[axis, x, y, z] + real(_STEPS[name, n, axis])
+                columns[n, axis] = real(_SIGNS[name, n]) * difference
         folded = _fold(
             columns[0, 0], columns[0, 1], columns[0, 2], columns[1, 0], columns[1, 1], columns[1, 2],
             columns[2, 0], columns[2, 1], columns[2, 2],
@@ -122,30 +122,30 @@ def _add_gradient(disp: Any, x: Any, y: Any, z: Any, columns: Any, grad: Any) ->
 
 
 @compiled
-def squared_slopes(first: Any, last: Any, disp: Any, totals: Any) -> None:
+def squared_differences(first: Any, last: Any, disp: Any, totals: Any) -> None:
     """Per plane, the sums of the squared differences to the next voxel along each axis."""
     _, size_x, size_y, size_z = disp.shape
-    found = np.empty((3, size_z))
+    partial = np.empty((3, size_z))
     for task in range(first, last):
         field, x = disp[task // size_x], task % size_x
-        found[:] = 0
+        partial[:] = 0
         for y in range(size_y):
             next_x, next_y = min(x + 1, size_x - 1), min(y + 1, size_y - 1)  # itself at the border: no difference
             for z in range(size_z):
                 along_x = np.float64(field[next_x, y, z] - field[x, y, z])
                 along_y = np.float64(field[x, next_y, z] - field[x, y, z])
-                found[0, z] += along_x * along_x
-                found[1, z] += along_y * along_y
+                partial[0, z] += along_x * along_x
+                partial[1, z] += along_y * along_y
             for z in range(size_z - 1):
                 along_z = np.float64(field[x, y, z + 1] - field[x, y, z])
-                found[2, z] += along_z * along_z
+                partial[2, z] += along_z * along_z
         for axis in range(3):
-            totals[task, axis] = found[axis].sum()
+            totals[task, axis] = partial[axis].sum()
 
 
 @compiled
-def squared_slopes_adjoint(first: Any, last: Any, disp: Any, weights: Any, grad: Any) -> None:
-    """Planes of the gradient of the sums of :func:`squared_slopes`, weighted by component and axis."""
+def squared_differences_adjoint(first: Any, last: Any, disp: Any, weights: Any, grad: Any) -> None:
+    """Planes of the gradient of the sums of :func:`squared_differences`, weighted by component and axis."""
     _, size_x, size_y, size_z = disp.shape
     for task in range(first, last):
         item, x = task // size_x, task % size_x
@@ -160,6 +160,6 @@ def squared_slopes_adjoint(first: Any, last: Any, disp: Any, weights: Any, grad:
                 along_y = (u - field[x, y0, z]) + (u - field[x, y1, z])
                 grad[item, x, y, z] = by_x * along_x + by_y * along_y
             for z in range(size_z - 1):
-                slope = by_z * (field[x, y, z + 1] - field[x, y, z])
-                grad[item, x, y, z] -= slope
-                grad[item, x, y, z + 1] += slope
+                difference = by_z * (field[x, y, z + 1] - field[x, y, z])
+                grad[item, x, y, z] -= difference
+                grad[item, x, y, z + 1] += difference

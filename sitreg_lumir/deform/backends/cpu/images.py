@@ -73,20 +73,20 @@ def diffusion(disp: Tensor, scales: Sequence[Sequence[float]]) -> Tensor:
     """Mean of the squared differences to the next voxel along each axis, times ``scales[axis][component]``."""
     fields, batch = _volumes(disp), len(disp)
     totals = np.empty((len(fields) * disp.shape[2], 3))
-    run(loops.squared_slopes, len(totals), fields, totals)
+    run(loops.squared_differences, len(totals), fields, totals)
     sums = totals.reshape(batch, 3, -1, 3).sum(axis=(0, 2))  # component, axis
-    return torch.tensor((sums * _slope_weights(disp, scales)).sum(), dtype=disp.dtype)
+    return torch.tensor((sums * _difference_weights(disp, scales)).sum(), dtype=disp.dtype)
 
 
 def diffusion_adjoint(grad_value: Tensor, disp: Tensor, scales: Sequence[Sequence[float]]) -> Tensor:
     """Gradient of :func:`diffusion` with respect to ``disp``."""
     fields, grad = _volumes(disp), disp.new_empty(disp.shape)
-    weights = (float(grad_value) * _slope_weights(disp, scales)).astype(fields.dtype)
-    run(loops.squared_slopes_adjoint, len(fields) * disp.shape[2], fields, weights, _volumes(grad))
+    weights = (float(grad_value) * _difference_weights(disp, scales)).astype(fields.dtype)
+    run(loops.squared_differences_adjoint, len(fields) * disp.shape[2], fields, weights, _volumes(grad))
     return grad
 
 
-def _slope_weights(disp: Tensor, scales: Sequence[Sequence[float]]) -> Any:
+def _difference_weights(disp: Tensor, scales: Sequence[Sequence[float]]) -> Any:
     """Share of each squared difference in the mean, by component and axis; 0 along axes of one voxel."""
     counts = [max(disp.numel() // size * (size - 1), 1) for size in disp.shape[2:]]
     return np.array(scales, dtype=np.float64).T / (3 * np.array(counts))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sitreg_lumir.deform.backends.cpu.lookups import clamp_slope, locate
+from sitreg_lumir.deform.backends.cpu.lookups import clamp_derivative, locate
 from sitreg_lumir.deform.backends.cpu.threads import compiled
 from sitreg_lumir.deform.backends.cpu.vectors import columns, fetch, first_voxel, put, second_voxel, voxel, voxels
 
@@ -106,14 +106,14 @@ def find_cells(x: Any, y: Any, disp: Any, i: Any, size: Any, shape: Any, start: 
 
 
 @compiled
-def find_clamp_slopes(x: Any, y: Any, disp: Any, i: Any, size: Any, shape: Any, free: Any) -> None:
+def find_clamp_derivatives(x: Any, y: Any, disp: Any, i: Any, size: Any, shape: Any, free: Any) -> None:
     """Derivatives of the clamp, along the three axes, where a row of displacements leads to: 0 or 1."""
     real = disp.dtype.type
     for z in range(shape[2]):
         j, k = i + np.uintp(z), np.uintp(z) * FOUR
-        free[k] = clamp_slope(real(x) + disp[j], shape[0])
-        free[k + np.uintp(1)] = clamp_slope(real(y) + disp[j + size], shape[1])
-        free[k + np.uintp(2)] = clamp_slope(real(z) + disp[j + size + size], shape[2])
+        free[k] = clamp_derivative(real(x) + disp[j], shape[0])
+        free[k + np.uintp(1)] = clamp_derivative(real(y) + disp[j + size], shape[1])
+        free[k + np.uintp(2)] = clamp_derivative(real(z) + disp[j + size + size], shape[2])
         free[k + np.uintp(3)] = 0
 
 
@@ -144,7 +144,7 @@ def blend(copy: Any, i: Any, j: Any, steps: Any, wx: Any, wy: Any, wz: Any) -> A
 
 
 @compiled
-def slopes(copy: Any, i: Any, j: Any, steps: Any, wx: Any, wy: Any, wz: Any) -> Any:
+def gradients(copy: Any, i: Any, j: Any, steps: Any, wx: Any, wy: Any, wz: Any) -> Any:
     """The trilinear interpolants in two cells, and their derivatives along the three axes."""
     sx, sy, sz = steps
     a, b = voxels(copy, i, j), voxels(copy, i + sy, j + sy)

@@ -9,11 +9,11 @@ from sitreg_lumir.deform.backends.cpu.interleaved import (
     add_to_corners,
     fetch_ahead,
     find_cells,
-    find_clamp_slopes,
+    find_clamp_derivatives,
     from_vectors,
+    gradients,
     room_for,
     row_at,
-    slopes,
     steps_of,
     to_vectors,
 )
@@ -62,15 +62,15 @@ def invert(first: Any, last: Any, shape: Any, copy: Any, tolerance: Any, max_ite
             plain = iteration > 3
             stop = real(tolerance) if plain else real(tolerance) + real(tolerance)
             find_cells(x, y, inverse, i, size, shape, start, cells, weights)
-            find_clamp_slopes(x, y, inverse, i, size, shape, free)
+            find_clamp_derivatives(x, y, inverse, i, size, shape, free)
             left = 0
             for index in range(count):
                 k = unsettled[index]
                 j, cell, other = k * FOUR, cells[k], cells[k + np.uintp(1)]
                 wx, wy, wz = scalars(weights[0], k), scalars(weights[1], k), scalars(weights[2], k)
                 before = neighbours(vectors, j)
-                there, dx, dy, dz = slopes(copy, cell, other, steps, wx, wy, wz)
-                after = real(0) - there if plain else before - _newton(there + before, dx, dy, dz, neighbours(free, j))
+                moved, dx, dy, dz = gradients(copy, cell, other, steps, wx, wy, wz)
+                after = real(0) - moved if plain else before - _newton(moved + before, dx, dy, dz, neighbours(free, j))
                 put(vectors, j, after)
                 unsettled[left] = k
                 left += 0 if within(after - before, stop) else 1
@@ -141,13 +141,13 @@ def scatter_invert(
             for y in range(y0, y1):
                 _, _, i, start = row_at((batch * shape[0] + x) * shape[1] + y, shape)
                 find_cells(x, y, inverse, i, size, shape, start, cells, weights)
-                find_clamp_slopes(x, y, inverse, i, size, shape, free)
+                find_clamp_derivatives(x, y, inverse, i, size, shape, free)
                 to_vectors(grad, i, size, length, room, vectors, zero)
                 for z in range(0, length, 2):
                     k, j = np.uintp(z), np.uintp(z) * FOUR
                     cell, other, g = cells[k], cells[k + np.uintp(1)], real(0) - neighbours(vectors, j)
                     wx, wy, wz = scalars(weights[0], k), scalars(weights[1], k), scalars(weights[2], k)
-                    _, dx, dy, dz = slopes(copy, cell, other, steps, wx, wy, wz)
+                    _, dx, dy, dz = gradients(copy, cell, other, steps, wx, wy, wz)
                     p, q, r, determinant = _cofactors(dx, dy, dz, neighbours(free, j))
                     value = (all_x(g) * p + all_y(g) * q + all_z(g) * r) / determinant
                     add_to_corners(target, cell, other, steps, wx, wy, wz, value)

@@ -1,4 +1,4 @@
-"""Compiled look-ups of images and feature maps, and their slopes.
+"""Compiled look-ups of images and feature maps, and their gradients.
 
 Fields come as flat arrays of contiguous ``(B, C, X, Y, Z)`` tensors, ``shape`` as ``(X, Y, Z)``. A loop works on
 the tasks ``first`` to ``last``: rows along the last axis. Indices into arrays are unsigned, which spares a test
@@ -41,7 +41,7 @@ def locate(px: Any, py: Any, pz: Any, shape: Any) -> Any:
 
 
 @compiled
-def clamp_slope(position: Any, size: Any) -> Any:
+def clamp_derivative(position: Any, size: Any) -> Any:
     """Derivative of the clamp: 1 strictly between the first and the last voxel, else 0."""
     real = type(position)
     return real(1) if real(0) < position < real(size - 1) else real(0)
@@ -61,7 +61,7 @@ def trilinear(values: Any, i: Any, strides: Any, wx: Any, wy: Any, wz: Any) -> A
 
 
 @compiled
-def slopes(v000: Any, v001: Any, v010: Any, v011: Any, v100: Any, v101: Any, v110: Any, v111: Any,
+def gradients(v000: Any, v001: Any, v010: Any, v011: Any, v100: Any, v101: Any, v110: Any, v111: Any,
             wx: Any, wy: Any, wz: Any) -> Any:  # fmt: skip
     """Derivatives along the three axes of the trilinear interpolant of eight corners."""
     d00, d01, d10, d11 = v001 - v000, v011 - v010, v101 - v100, v111 - v110
@@ -73,10 +73,10 @@ def slopes(v000: Any, v001: Any, v010: Any, v011: Any, v100: Any, v101: Any, v11
 
 
 @compiled
-def slopes_at(values: Any, i: Any, strides: Any, wx: Any, wy: Any, wz: Any) -> Any:
+def gradients_at(values: Any, i: Any, strides: Any, wx: Any, wy: Any, wz: Any) -> Any:
     sx, sy, sz = strides
     j, k, m = i + sy, i + sx, i + sx + sy
-    return slopes(
+    return gradients(
         values[i], values[i + sz], values[j], values[j + sz], values[k], values[k + sz], values[m], values[m + sz],
         wx, wy, wz,
     )  # fmt: skip
@@ -129,7 +129,7 @@ def lookup(
 
 
 @compiled
-def lookup_slopes(
+def lookup_gradient(
     first: Any, last: Any, shape: Any, values: Any, channels: Any, points: Any, grid: Any, relative: Any,
     grad: Any, grad_points: Any,
 ) -> None:  # fmt: skip
@@ -149,7 +149,7 @@ def lookup_slopes(
             for z in range(grid[2]):
                 k = np.uintp(z)
                 cell = start + cells[k]
-                dx, dy, dz = slopes_at(values, cell, strides, weights[0, k], weights[1, k], weights[2, k])
+                dx, dy, dz = gradients_at(values, cell, strides, weights[0, k], weights[1, k], weights[2, k])
                 total[0, k] += grad[to + k] * dx
                 total[1, k] += grad[to + k] * dy
                 total[2, k] += grad[to + k] * dz
@@ -157,7 +157,7 @@ def lookup_slopes(
             to = np.uintp(batch * 3 + axis) * count + i
             for z in range(grid[2]):
                 k = np.uintp(z)
-                grad_points[to + k] = total[axis, k] * clamp_slope(at[axis, k], shape[axis])
+                grad_points[to + k] = total[axis, k] * clamp_derivative(at[axis, k], shape[axis])
 
 
 @compiled
@@ -170,7 +170,7 @@ def _share_inside(position: Any, size: Any) -> Any:
 
 
 @compiled
-def hits(first: Any, last: Any, shape: Any, mask: Any, points: Any, grid: Any, relative: Any, kept: Any) -> None:
+def inside_mask(first: Any, last: Any, shape: Any, mask: Any, points: Any, grid: Any, relative: Any, kept: Any) -> None:
     """Rows of where a mask (0 and 1, int8), trilinear with zeros outside, is almost 1 at points (on ``grid``)."""
     strides = strides_of(shape)
     size = np.uintp(shape[0] * shape[1] * shape[2])

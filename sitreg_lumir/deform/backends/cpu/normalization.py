@@ -159,9 +159,9 @@ def gradient_sums(
 @compiled
 def gradient(
     first: Any, last: Any, values: Any, grads: Any, size: Any, length: Any, means: Any, scales: Any, shifts: Any,
-    offsets: Any, slopes: Any, out: Any,
+    offsets: Any, factors: Any, out: Any,
 ) -> None:  # fmt: skip
-    """Rows of the gradient with respect to the values: ``scale * grad - offset - slope * (value - mean)``.
+    """Rows of the gradient with respect to the values: ``scale * grad - offset - factor * (value - mean)``.
 
     ``grad`` counts where the result is positive. ``out`` may be ``grads``.
 
@@ -176,17 +176,17 @@ def gradient(
         scales: the same.
         shifts: the same.
         offsets: the same: what the mean of the values contributes.
-        slopes: the same: what their variance contributes.
+        factors: the same: what their variance contributes.
         out: like ``values``.
     """
     lanes = means.shape[1]
     zero = means.dtype.type(0)
     for row in range(first, last):
         item, begin, end = row_range(row, size, length)
-        mean, scale, shift, offset, slope = means[item], scales[item], shifts[item], offsets[item], slopes[item]
+        mean, scale, shift, offset, factor = means[item], scales[item], shifts[item], offsets[item], factors[item]
         for start in range(begin, end, lanes):
             for lane in range(min(lanes, end - start)):
                 i = np.uintp(start) + np.uintp(lane)
                 centred = number(values[i]) - mean[lane]
                 grad = number(grads[i]) if centred * scale[lane] + shift[lane] > zero else zero
-                out[i] = stored(scale[lane] * grad - offset[lane] - slope[lane] * centred, out[i])
+                out[i] = stored(scale[lane] * grad - offset[lane] - factor[lane] * centred, out[i])

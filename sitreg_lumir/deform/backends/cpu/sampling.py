@@ -29,7 +29,7 @@ def mask_at(mask: Tensor, points: Tensor, relative: bool) -> Tensor:
     shape, grid = tuple(mask.shape[2:]), tuple(points.shape[2:])
     kept = torch.empty(len(mask), 1, *grid, dtype=torch.bool)
     args = (shape, flat(mask.view(torch.int8)), flat(points), grid, relative, flat(kept))
-    run(lookups.hits, rows(points), *args)
+    run(lookups.inside_mask, rows(points), *args)
     return kept
 
 
@@ -94,7 +94,7 @@ def look_up_adjoint(
     if need_points:
         grad_points = empty(points)
         run(
-            (features if last else lookups).lookup_slopes, rows(points),
+            (features if last else lookups).lookup_gradient, rows(points),
             shape, flat(values, last), channels, flat_points, grid, relative, flat_grad, flat(grad_points),
         )  # fmt: skip
     return grad_values, grad_points

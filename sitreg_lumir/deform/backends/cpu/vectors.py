@@ -3,7 +3,7 @@
 A vector has four numbers per voxel: the components x, y and z, and a spare one. It knows ``+``, ``-``, ``*`` and ``/``,
 with others and with scalars. In memory its numbers are consecutive ones of a flat array, from any index on.
 
-The functions here are instructions for the compiler. Each tells the types it takes and gives, and how its code is
+The functions here are instructions for the compiler. Each states the types it takes and gives, and how its code is
 built; they work in compiled loops only.
 """
 

@@ -1,7 +1,7 @@
 """Compiled loops over windows: the local correlation of two images and its gradient, and the MIND descriptor.
 
 Images and maps are ``(B * X, Y, Z)``; a task is a slab of ``SLAB`` planes. Sums over windows are running sums along
-each axis in float64, in which products of float32 are exact. They begin anew with each slab, so that nothing builds up
+each axis in float64, in which products of float32 are exact. They begin again with each slab, so that nothing builds up
 and the number of threads changes nothing.
 """
 
@@ -36,11 +36,11 @@ def correlate(
     radius, step = window // 2, 1 if len(mask) > 1 else 0
     nothing = np.zeros((size_y, size_z), image_1.dtype)
     columns, rows = np.empty((5, size_y, size_z)), np.empty((5, size_z + window))
-    sums, found = np.empty((5, size_z)), np.empty(size_z)
+    sums, squares = np.empty((5, size_z)), np.empty(size_z)
     for task in range(first, last):
         start, x0, x1 = slab_range(task, size_x)
         columns[:] = 0
-        found[:] = 0
+        squares[:] = 0
         for x in range(x0 - 2 * radius, x1):  # before x0 the window fills up
             new_1, new_2, new_mask = nothing, nothing, mask[0]
             old_1, old_2, old_mask = nothing, nothing, mask[0]
@@ -57,11 +57,11 @@ def correlate(
                     _slide_rows(rows, columns, y, window)
                     if y >= 0:
                         _sum_along(rows, window, sums)
-                        _correlate_row(sums, window, found)
+                        _correlate_row(sums, window, squares)
                         for q in range(len(maps)):
                             for z in range(size_z):
                                 maps[q, start + x, y, z] = sums[q, z]
-        totals[task] = found.sum()
+        totals[task] = squares.sum()
 
 
 @compiled
@@ -116,17 +116,17 @@ def _sum_along(rows: Any, window: Any, sums: Any) -> None:
 
 
 @compiled
-def _correlate_row(sums: Any, window: Any, found: Any) -> None:
-    """Adds the squared correlations to ``found``, and puts the maps in place of the sums."""
+def _correlate_row(sums: Any, window: Any, squares: Any) -> None:
+    """Adds the squared correlations to ``squares``, and puts the maps in place of the sums."""
     share = 1.0 / window**3
-    for z in range(len(found)):
+    for z in range(len(squares)):
         mean_1, mean_2 = share * sums[0, z], share * sums[1, z]
         variance_1 = sums[2, z] - sums[0, z] * mean_1
         variance_2 = sums[3, z] - sums[1, z] * mean_2
         cross = sums[4, z] - sums[0, z] * mean_2
         half = cross / (variance_1 * variance_2 + 1e-5)
         by_1, by_2 = -half * half * variance_2, -half * half * variance_1
-        found[z] += half * cross
+        squares[z] += half * cross
         sums[0, z], sums[1, z], sums[3, z] = half, by_1, by_2
         sums[2, z], sums[4, z] = half * mean_2 + by_1 * mean_1, half * mean_1 + by_2 * mean_2
 
@@ -181,8 +181,8 @@ def _gradient_row(sums: Any, q: Any, own: Any, other: Any, mask: Any, y: Any, sc
     """A row of the gradient by the image ``own``, of which ``q`` is the first map."""
     for z in range(grad.shape[1]):
         inside = np.float64(mask[y, z])
-        slope = inside * (sums[0, z] * other[y, z] + sums[q, z] * own[y, z]) - sums[q + 1, z]
-        grad[y, z] = scale * inside * slope
+        by_value = inside * (sums[0, z] * other[y, z] + sums[q, z] * own[y, z]) - sums[q + 1, z]
+        grad[y, z] = scale * inside * by_value
 
 
 @compiled

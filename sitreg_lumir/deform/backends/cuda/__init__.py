@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 def usable(device: torch.device, asked: bool) -> bool:
-    """Whether Triton kernels can compute on a device; found out once, by one small kernel.
+    """Whether Triton kernels can compute on a device; settled once, by one small kernel.
 
     Args:
         device: of the tensors.

@@ -53,7 +53,7 @@ def mask_at(mask: Tensor, points: Tensor, relative: bool) -> Tensor:
     fields = (mask.contiguous().view(torch.int8), points.contiguous(), kept.view(torch.int8))
     args = (*fields, *mask.shape[2:], *grid, _batch_stride(points))
     mode = "relative" if relative else "absolute"
-    launch(warps.hits, (blocks(grid, _BLOCK), len(mask)), mask, *args, mode=mode, block=_BLOCK)
+    launch(warps.inside_mask, (blocks(grid, _BLOCK), len(mask)), mask, *args, mode=mode, block=_BLOCK)
     return kept
 
 

@@ -1,4 +1,4 @@
-"""Triton kernels over differences between neighbours: the volume that a field folds, and the slope of a field."""
+"""Triton kernels over differences between neighbours: the volume that a field folds, and the gradient of a field."""
 
 import triton.language as tl
 
@@ -80,8 +80,8 @@ def fold(
             b = above_y
         if signs & 1:
             c = above_z
-        found, by_a, by_b, by_c = _fold(a, b, c)
-        total += found
+        folded, by_a, by_b, by_c = _fold(a, b, c)
+        total += folded
         if signs & 4:
             by_above_x = add(by_above_x, by_a)
         else:
@@ -97,13 +97,13 @@ def fold(
     a = _difference(field, index, shape, volume, exists, u, -1, -1, 0)
     b = _difference(field, index, shape, volume, exists, u, -1, 0, -1)
     c = _difference(field, index, shape, volume, exists, u, 0, -1, -1)
-    found, by_xy, by_xz, by_yz = _fold(a, b, c)
-    total += found
+    folded, by_xy, by_xz, by_yz = _fold(a, b, c)
+    total += folded
     a = _difference(field, index, shape, volume, exists, u, 1, 1, 0)
     b = _difference(field, index, shape, volume, exists, u, 0, 1, 1)
     c = _difference(field, index, shape, volume, exists, u, 1, 0, 1)
-    found, by_above_xy, by_above_yz, by_above_xz = _fold(a, b, c)
-    total = tl.where(exists, total + found, 0.0)
+    folded, by_above_xy, by_above_yz, by_above_xz = _fold(a, b, c)
+    total = tl.where(exists, total + folded, 0.0)
     tl.store(totals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(total, axis=0))
     if need_volume:
         tl.store(folded + tl.program_id(1).to(tl.int64) * volume_of(inner) + number, total, mask=exists)
@@ -130,7 +130,7 @@ def fold(
 
 
 @compiled
-def squared_slopes(
+def squared_differences(
     disp: tl.tensor, totals: tl.tensor, size_x: int, size_y: int, size_z: int, weights: tl.tuple, block: tl.constexpr
 ) -> None:
     """Each program's sum of squared differences to the next voxel, times ``weights[3 * component + axis]``."""
@@ -150,11 +150,11 @@ def squared_slopes(
 
 
 @compiled
-def squared_slopes_adjoint(
+def squared_differences_adjoint(
     grad_total: tl.tensor, disp: tl.tensor, grad: tl.tensor, size_x: int, size_y: int, size_z: int, weights: tl.tuple,
     block: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The gradient of the sum of :func:`squared_slopes`, times the scalar that ``grad_total`` points to."""
+    """The gradient of the sum of :func:`squared_differences`, times the scalar that ``grad_total`` points to."""
     shape = (size_x, size_y, size_z)
     index, voxel, exists, start = block_of(shape, block)
     step_x, step_y = size_y * size_z, size_z
@@ -169,5 +169,7 @@ def squared_slopes_adjoint(
         by_y += u - tl.load(here - step_y, mask=exists & (voxel[1] > 0), other=u)
         by_z = u - tl.load(here + 1, mask=exists & (voxel[2] + 1 < size_z), other=u)
         by_z += u - tl.load(here - 1, mask=exists & (voxel[2] > 0), other=u)
-        slope = weights[3 * component] * by_x + weights[3 * component + 1] * by_y + weights[3 * component + 2] * by_z
-        tl.store(grad + offset + index, twice * slope, mask=exists)
+        derivative = (
+            weights[3 * component] * by_x + weights[3 * component + 1] * by_y + weights[3 * component + 2] * by_z
+        )
+        tl.store(grad + offset + index, twice * derivative, mask=exists)

@@ -89,8 +89,8 @@ def diffusion(disp: Tensor, scales: Sequence[Sequence[float]]) -> Tensor:
     """Mean of the squared differences to the next voxel along each axis, times ``scales[axis][component]``."""
     grid = (blocks(disp.shape[2:], _BLOCK), len(disp))
     totals = disp.new_empty(grid)
-    args = (disp.contiguous(), totals, *disp.shape[2:], _slope_weights(disp, scales))
-    launch(loops.squared_slopes, grid, disp, *args, block=_BLOCK)
+    args = (disp.contiguous(), totals, *disp.shape[2:], _difference_weights(disp, scales))
+    launch(loops.squared_differences, grid, disp, *args, block=_BLOCK)
     return totals.sum(dtype=torch.float64).to(disp.dtype)
 
 
@@ -98,12 +98,12 @@ def diffusion_adjoint(grad_value: Tensor, disp: Tensor, scales: Sequence[Sequenc
     """Gradient of :func:`diffusion` with respect to ``disp``."""
     grid = (blocks(disp.shape[2:], _BLOCK), len(disp))
     grad = torch.empty(disp.shape, dtype=disp.dtype, device=disp.device)
-    args = (grad_value, disp.contiguous(), grad, *disp.shape[2:], _slope_weights(disp, scales))
-    launch(loops.squared_slopes_adjoint, grid, disp, *args, block=_BLOCK)
+    args = (grad_value, disp.contiguous(), grad, *disp.shape[2:], _difference_weights(disp, scales))
+    launch(loops.squared_differences_adjoint, grid, disp, *args, block=_BLOCK)
     return grad
 
 
-def _slope_weights(disp: Tensor, scales: Sequence[Sequence[float]]) -> tuple[float, ...]:
+def _difference_weights(disp: Tensor, scales: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """Share of each squared difference in the mean, for each component by axis; 0 along axes of one voxel."""
     counts = [disp.numel() // size * (size - 1) for size in disp.shape[2:]]
     return tuple(

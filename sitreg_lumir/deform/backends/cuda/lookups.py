@@ -75,7 +75,7 @@ def steps_of_field(shape: tl.tuple) -> tl.tuple:
 
 
 @compiled
-def clamp_slope(position: tl.tensor, size: tl.tensor) -> tl.tensor:
+def clamp_derivative(position: tl.tensor, size: tl.tensor) -> tl.tensor:
     """Derivative of the clamp: 1 strictly between the first and the last voxel, else 0."""
     return tl.where((position > 0) & (position < (size - 1).to(tl.float32)), 1.0, 0.0)
 
@@ -107,7 +107,7 @@ def blend(v: tl.tuple, weights: tl.tuple) -> tl.tensor:
 
 
 @compiled
-def slopes(v: tl.tuple, weights: tl.tuple) -> tl.tuple:
+def gradients(v: tl.tuple, weights: tl.tuple) -> tl.tuple:
     """Its derivatives along the three axes."""
     wx, wy, wz = weights
     d00, d01, d10, d11 = v[1] - v[0], v[3] - v[2], v[5] - v[4], v[7] - v[6]
@@ -157,14 +157,16 @@ def value_and_rows(field: tl.tensor, position: tl.tuple, shape: tl.tuple, mask: 
     step, volume = steps_of_field(shape), volume_of(shape)
     cell = field + flat_index(voxel, shape)
     ex, ey, ez = (
-        clamp_slope(position[0], shape[0]), clamp_slope(position[1], shape[1]), clamp_slope(position[2], shape[2])
-    )  # fmt: skip
+        clamp_derivative(position[0], shape[0]),
+        clamp_derivative(position[1], shape[1]),
+        clamp_derivative(position[2], shape[2]),
+    )
     v = corners(cell, step, mask)
-    u0, a = blend(v, weights), slopes(v, weights)
+    u0, a = blend(v, weights), gradients(v, weights)
     v = corners(cell + volume, step, mask)
-    u1, b = blend(v, weights), slopes(v, weights)
+    u1, b = blend(v, weights), gradients(v, weights)
     v = corners(cell + 2 * volume, step, mask)
-    u2, c = blend(v, weights), slopes(v, weights)
+    u2, c = blend(v, weights), gradients(v, weights)
     rows = ((ex * a[0], ey * a[1], ez * a[2]), (ex * b[0], ey * b[1], ez * b[2]), (ex * c[0], ey * c[1], ez * c[2]))
     return (u0, u1, u2), rows
 

@@ -11,13 +11,13 @@ from sitreg_lumir.deform.backends.cuda.lookups import (
     add,
     block_of,
     chain,
-    clamp_slope,
+    clamp_derivative,
     coordinates,
     corners,
     flat_index,
+    gradients,
     load_vector,
     locate,
-    slopes,
     solve,
     steps,
     steps_of_field,
@@ -175,14 +175,14 @@ def scatter_lookup(
         if need_values:
             add_to_corners(to + channel * to_c, to_step, weights, value, mask)
         if need_points:
-            dx, dy, dz = slopes(corners(cell + channel * values_c, step, mask), weights)
+            dx, dy, dz = gradients(corners(cell + channel * values_c, step, mask), weights)
             total_x += value * dx
             total_y += value * dy
             total_z += value * dz
     if need_points:
-        g0 = tl.sum(total_x, axis=1, keep_dims=True) * clamp_slope(position[0], size_x)
-        g1 = tl.sum(total_y, axis=1, keep_dims=True) * clamp_slope(position[1], size_y)
-        g2 = tl.sum(total_z, axis=1, keep_dims=True) * clamp_slope(position[2], size_z)
+        g0 = tl.sum(total_x, axis=1, keep_dims=True) * clamp_derivative(position[0], size_x)
+        g1 = tl.sum(total_y, axis=1, keep_dims=True) * clamp_derivative(position[1], size_y)
+        g2 = tl.sum(total_z, axis=1, keep_dims=True) * clamp_derivative(position[2], size_z)
         if mode == "level":
             target = grad_points + batch * 3 * volume_of(full)
             _store_shares(target, point, full, factor, (g0, g1, g2), exists)

@@ -1,7 +1,7 @@
 """Triton kernels that look up values of any number of channels: where each point looks, and the look-up.
 
 A program works on a block of points times a block of channels, and goes on through its share of the channels: the
-positions are found once. Values are read and written through strides, so that no layout needs a copy.
+positions are computed once. Values are read and written through strides, so that no layout needs a copy.
 """
 
 import triton.language as tl
@@ -104,7 +104,7 @@ def _kept(position: tl.tensor, size: tl.tensor) -> tl.tensor:
 
 
 @compiled
-def hits(
+def inside_mask(
     mask: tl.tensor, points: tl.tensor, kept: tl.tensor, size_x: int, size_y: int, size_z: int,
     grid_x: int, grid_y: int, grid_z: int, points_batch: int, mode: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip

@@ -92,8 +92,8 @@ def correlate(
     variance_2 = _window_sum(source + 3 * each, index, place, size, stride, exists, window) - sum_2 * mean_2
     cross = _window_sum(source + 4 * each, index, place, size, stride, exists, window) - sum_1 * mean_2
     half = cross / (variance_1 * variance_2 + 1e-5)
-    found = tl.sum(tl.where(exists, half * cross, 0.0), axis=0)
-    tl.store(totals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), found)
+    squares = tl.sum(tl.where(exists, half * cross, 0.0), axis=0)
+    tl.store(totals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), squares)
     to = maps + item + index
     if count > 0:
         by_1 = -half * half * variance_2

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from sitreg_lumir.deform.jacobian import (
     COLUMNS,
     cross_product,
+    gradients,
     neighbour,
     non_diffeomorphic_volume,
-    slopes,
     triple_product,
 )
 from sitreg_lumir.deform.sums import exact_mean, exact_sum
@@ -73,8 +73,8 @@ def lncc_and_gradients(
         by_cross, by_own = 2 * ratio, -2 * ratio.square() * other_variance
         maps = torch.cat([by_cross, by_own, by_cross * other_mean + by_own * own_mean], dim=1)
         from_cross, from_own, from_means = box_sum(maps, window).split(1, dim=1)
-        slope: Tensor = (from_cross * other + from_own * own - from_means) / own.numel()
-        return slope if mask is None else slope * mask
+        by_own_image: Tensor = (from_cross * other + from_own * own - from_means) / own.numel()
+        return by_own_image if mask is None else by_own_image * mask
 
     grad_1 = gradient(first, second, mean_1, mean_2, variance_2) if need_1 else None
     grad_2 = gradient(second, first, mean_2, mean_1, variance_1) if need_2 else None
@@ -96,10 +96,12 @@ def ndv_sum_and_gradient(disp: Tensor, need_grad: bool) -> tuple[Tensor, Tensor 
         return value, None
     grad = torch.zeros_like(disp)
     for name, columns in COLUMNS.items():
-        sides = slopes(disp.detach(), name)
-        folds = (triple_product(*sides) < 0).unsqueeze(1)
+        columns_of_map = gradients(disp.detach(), name)
+        folds = (triple_product(*columns_of_map) < 0).unsqueeze(1)
         for column, (step, sign) in enumerate(columns):
-            normal = torch.stack(cross_product(sides[(column + 1) % 3], sides[(column + 2) % 3]), dim=1)
+            normal = torch.stack(
+                cross_product(columns_of_map[(column + 1) % 3], columns_of_map[(column + 2) % 3]), dim=1
+            )
             share = normal * folds * (-sign / 12)
             neighbour(grad, step).add_(share)
             neighbour(grad, (0, 0, 0)).sub_(share)
