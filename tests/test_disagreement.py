@@ -3,6 +3,7 @@
 import json
 import weakref
 from pathlib import Path
+from typing import Any
 
 import data_samples
 import nibabel
@@ -14,6 +15,8 @@ from torch import Tensor
 from sitreg_lumir.cli import main
 from sitreg_lumir.deform.ops import upsample_control_points, warp
 from sitreg_lumir.deform.state import SymmetricState
+from sitreg_lumir.deform.update import Maps
+from sitreg_lumir.network import memory
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import ModelCard, save_member
 
@@ -97,17 +100,17 @@ def test_the_state_does_not_grow_with_the_number_of_members(monkeypatch: pytest.
     """Never more than one member's full-resolution features and control points exist at once."""
     alive: set[int] = set()
     most = 0
-    original = SITReg.control_points
+    original = memory.control_points_of
 
-    def watched(self: SITReg, level: int, moving: Tensor, fixed: Tensor, *maps: Tensor | None):  # type: ignore[no-untyped-def]
+    def watched(head: Any, factor: int, moving: Tensor, fixed: Tensor, maps: Maps) -> tuple[Tensor, Tensor]:
         nonlocal most
-        if level == 0:
+        if factor == 1:
             alive.add(id(moving))
             weakref.finalize(moving, alive.discard, id(moving))
             most = max(most, len(alive))
-        return original(self, level, moving, fixed, *maps)
+        return original(head, factor, moving, fixed, maps)
 
-    monkeypatch.setattr(SITReg, "control_points", watched)
+    monkeypatch.setattr(memory, "control_points_of", watched)
     fixed, moving = images()
     run_stages([network(seed) for seed in range(4)], fixed=fixed, moving=moving, disagreement=True)
     assert 1 <= most <= 2  # the last one is let go when the next takes its name
