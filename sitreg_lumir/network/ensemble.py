@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -37,18 +36,38 @@ class Ensemble:
         """What the networks see of an image ``(B, 1, X, Y, Z)``: ``(B, in_channels, X, Y, Z)``."""
         return image if self.input_transform is None else self.input_transform(image)
 
-    def run(self, *, fixed: Tensor, moving: Tensor, **options: Any) -> list[Stage]:
+    def run(
+        self,
+        *,
+        fixed: Tensor,
+        moving: Tensor,
+        levels: Sequence[int] = (0,),
+        inverse: bool = True,
+        disagreement: bool = False,
+        recompute: bool = False,
+    ) -> list[Stage]:
         """Registers a pair of images.
 
         Args:
             fixed: ``(B, 1, X, Y, Z)``, intensity in [0, 1].
-            moving: ``(B, 1, X, Y, Z)``.
-            options: of :func:`~sitreg_lumir.network.sitreg.run_stages`: ``levels``, ``inverse`` and so on.
+            moving: ``(B, 1, X, Y, Z)``, intensity in [0, 1].
+            levels: after which stages fields are wanted; 0 is full resolution, the last.
+            inverse: also give ``disp_inv``; without it less is computed.
+            disagreement: also measure how far the members' updates differ.
+            recompute: with gradients, compute activations again in the backward pass instead of keeping them.
 
         Returns:
             one :class:`~sitreg_lumir.network.sitreg.Stage` per wanted level, coarsest first.
 
         Raises:
-            ValueError: as ``run_stages``.
+            ValueError: as :func:`~sitreg_lumir.network.sitreg.run_stages`.
         """
-        return run_stages(self.networks, fixed=self.inputs(fixed), moving=self.inputs(moving), **options)
+        return run_stages(  # arguments one by one: a dictionary of them would hold the inputs until the end
+            self.networks,
+            fixed=self.inputs(fixed),
+            moving=self.inputs(moving),
+            levels=levels,
+            inverse=inverse,
+            disagreement=disagreement,
+            recompute=recompute,
+        )
