@@ -1,4 +1,4 @@
-# make demo | test | lint | clean | help. The first call makes $(VENV) and installs into it; later calls reuse it.
+# make demo | test | lint | docs | clean | help. The first call makes $(VENV) and installs into it; later calls reuse it.
 # Works with GNU make 3.81 (macOS). Another Python: make PYTHON=python3.12 VENV=.venv312 test
 
 SHELL := /bin/bash
@@ -8,7 +8,7 @@ ARGS ?=
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint docs clean help
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## data from the MNI152 template, then fit, predict, evaluate and a picture; ARGS="..." is passed on
@@ -21,6 +21,9 @@ lint: $(STAMP)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(STAMP)  ## the documentation, into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 clean:  ## remove what builds and checks leave (not the virtual environment, nor runs/)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
@@ -48,5 +51,5 @@ $(STAMP): pyproject.toml constraints.txt
 	   ! $(PIP) install "torch==$$torch+cpu"; then \
 	  echo "pip's settings offer no CPU build of torch $$torch: taking the default build, which brings CUDA (gigabytes)." >&2; \
 	fi
-	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@

@@ -4,7 +4,9 @@ Symmetric, inverse consistent, diffeomorphic; trained on T1 pairs only, robust o
 
     import sitreg_lumir
 
-    found = sitreg_lumir.register("fixed.nii.gz", "moving.nii.gz", "registration")
+    registration = sitreg_lumir.register("fixed.nii.gz", "moving.nii.gz", "registration")
+
+Everything public is a name of this module and is imported when it is first used, since torch takes seconds.
 """
 
 from importlib import import_module
@@ -12,25 +14,134 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers, editors and the documentation
+    from sitreg_lumir.data.datamodule import LumirDataModule
+    from sitreg_lumir.data.demo import make_demo_data
+    from sitreg_lumir.data.demo_brain import STRUCTURES
+    from sitreg_lumir.data.examples import labels_of
+    from sitreg_lumir.data.lumir import read_dataset
+    from sitreg_lumir.data.views import Augmentation, clean_view
+    from sitreg_lumir.data.volumes import read_volume
+    from sitreg_lumir.deform.backends import use_backend
+    from sitreg_lumir.deform.ops import warp
+    from sitreg_lumir.errors import InputError
     from sitreg_lumir.files.apply import apply
+    from sitreg_lumir.files.evaluate import evaluate
+    from sitreg_lumir.files.nifti import load_disp, save_disp
+    from sitreg_lumir.files.resample import resample_labels
+    from sitreg_lumir.files.worst_pairs import report_evaluation
+    from sitreg_lumir.measures.metrics import dsc
+    from sitreg_lumir.network.mind import Mind
+    from sitreg_lumir.network.sitreg import SITReg
+    from sitreg_lumir.prepare.preprocess import preprocess
     from sitreg_lumir.registration.model import Model, load_model
     from sitreg_lumir.registration.register import register
     from sitreg_lumir.registration.result import Registration
-
-__all__ = ["Model", "Registration", "__version__", "apply", "load_model", "register"]
+    from sitreg_lumir.report.plots import plot_pair
+    from sitreg_lumir.report.scores import read_scores
+    from sitreg_lumir.train.averaging import WeightAverage
+    from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty, add_term
+    from sitreg_lumir.train.module import MindRegistration, RawRegistration
+    from sitreg_lumir.train.predict import predict
+    from sitreg_lumir.train.registration import RegistrationModule
+    from sitreg_lumir.train.terms import LossTerm, PairOutputs
 
 _HOMES = {
-    "apply": "sitreg_lumir.files.apply",
-    "load_model": "sitreg_lumir.registration.model",
-    "register": "sitreg_lumir.registration.register",
-    "Model": "sitreg_lumir.registration.model",
-    "Registration": "sitreg_lumir.registration.result",
+    # two scans
+    "register": "registration.register",
+    "apply": "files.apply",
+    "preprocess": "prepare.preprocess",
+    "load_model": "registration.model",
+    "Model": "registration.model",
+    "Registration": "registration.result",
+    # LUMIR
+    "LumirDataModule": "data.datamodule",
+    "read_dataset": "data.lumir",
+    "predict": "train.predict",
+    "evaluate": "files.evaluate",
+    "read_scores": "report.scores",
+    "report_evaluation": "files.worst_pairs",
+    # training
+    "MindRegistration": "train.module",
+    "RawRegistration": "train.module",
+    "RegistrationModule": "train.registration",
+    "NdvPenalty": "train.final_epochs",
+    "GroupConsistency": "train.final_epochs",
+    "WeightAverage": "train.averaging",
+    "Augmentation": "data.views",
+    # extending it
+    "LossTerm": "train.terms",
+    "PairOutputs": "train.terms",
+    "add_term": "train.final_epochs",
+    "Mind": "network.mind",
+    "SITReg": "network.sitreg",
+    "use_backend": "deform.backends.choice",
+    # volumes and fields
+    "read_volume": "data.volumes",
+    "clean_view": "data.views",
+    "load_disp": "files.nifti",
+    "save_disp": "files.nifti",
+    "warp": "deform.ops",
+    "resample_labels": "files.resample",
+    "dsc": "measures.metrics",
+    "plot_pair": "report.plots",
+    # to try things
+    "make_demo_data": "data.demo",
+    "labels_of": "data.examples",
+    "STRUCTURES": "data.demo_brain",
+    "InputError": "errors",
 }
+"""Where each public name lives, below this package."""
+
+__all__ = [
+    "STRUCTURES",
+    "Augmentation",
+    "GroupConsistency",
+    "InputError",
+    "LossTerm",
+    "LumirDataModule",
+    "Mind",
+    "MindRegistration",
+    "Model",
+    "NdvPenalty",
+    "PairOutputs",
+    "RawRegistration",
+    "Registration",
+    "RegistrationModule",
+    "SITReg",
+    "WeightAverage",
+    "__version__",
+    "add_term",
+    "apply",
+    "clean_view",
+    "dsc",
+    "evaluate",
+    "labels_of",
+    "load_disp",
+    "load_model",
+    "make_demo_data",
+    "plot_pair",
+    "predict",
+    "preprocess",
+    "read_dataset",
+    "read_scores",
+    "read_volume",
+    "register",
+    "report_evaluation",
+    "resample_labels",
+    "save_disp",
+    "use_backend",
+    "warp",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for only then: torch takes seconds."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Imports the module of a public name when that is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion and ``dir``."""
+    return sorted(__all__)

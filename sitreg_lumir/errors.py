@@ -5,6 +5,12 @@ class InputError(ValueError):
     """Something the user gave is wrong; the message is one line that names the file and the mend.
 
     The command line prints the message without a traceback and ends with exit code 2.
+
+    Examples:
+        >>> sitreg_lumir.load_model("nowhere.safetensors")
+        Traceback (most recent call last):
+            ...
+        sitreg_lumir.errors.InputError: nowhere.safetensors: ...
     """
 
 

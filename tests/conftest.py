@@ -2,7 +2,9 @@
 
 import os
 import random
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,3 +40,30 @@ def oracles() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there (stored reference values; SITREG_ORACLES chooses the folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def example_registration(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The README's first command, run once: the folder that it wrote, and the Registration that it had.
+
+    The public ``register`` is watched, since the command line keeps what it returns to itself.
+    """
+    import documents
+
+    import sitreg_lumir
+    from sitreg_lumir.cli import main
+
+    home = import_module(f"sitreg_lumir.{sitreg_lumir._HOMES['register']}")
+    original, made = home.register, []
+
+    def register(*args: Any, **kwargs: Any) -> Any:
+        made.append(original(*args, **kwargs))
+        return made[-1]
+
+    folder = tmp_path_factory.mktemp("example") / "registration"
+    arguments = documents.commands(documents.README)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(home, "register", register)
+        assert main([*arguments[:-1], str(folder)]) == 0
+    assert made[0].verdict == "ok"
+    return folder, made[0]

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from sitreg_lumir.data.curves import apply_curve, random_curve
 from sitreg_lumir.data.views import Augmentation, clean_view, halved
 
 OFF: dict[str, Any] = dict.fromkeys(
@@ -85,3 +87,45 @@ def test_probabilities_and_ranges(stored: Tensor) -> None:
         Augmentation(gamma=(0.0, 1.0))
     with pytest.raises(ValueError, match="expected image and mask"):
         augment(image[0], mask[0], torch.tensor([0]))
+
+
+@pytest.mark.parametrize("monotone", [True, False])
+def test_curves_are_smooth_and_keep_neighbouring_intensities_apart(monotone: bool) -> None:
+    curves = np.stack([random_curve(seed, monotone) for seed in range(100)])
+    assert curves.min() >= 0 and curves.max() <= 1
+    steps = np.diff(curves, axis=1)
+    assert np.abs(np.diff(steps, axis=1)).max() < 2e-4 < np.abs(steps).max(), "no corner"
+    knots = curves[:, np.linspace(0, curves.shape[1] - 1, 5).round().astype(int)]
+    assert np.abs(np.diff(knots, axis=1)).min() > 0.09
+    of_one_sign = (steps >= 0).all(axis=1) | (steps <= 0).all(axis=1)
+    assert of_one_sign.all() if monotone else of_one_sign.mean() < 0.3
+    if monotone:
+        ends = curves[:, -1].round(12)
+        assert 30 < (ends == 1).sum() < 70 and set(ends) == {0.0, 1.0}
+
+
+def test_a_curve_replaces_intensities_inside_the_mask_and_moves_no_other_draw(stored: Tensor) -> None:
+    image, mask = clean_view(stored)
+    image = image * torch.tensor([1.0, 0.6])[:, None, None, None, None]
+    table = random_curve(3, False)
+    applied = apply_curve(image[1], table)
+    largest = float(image[1].max())
+    expected = largest * np.interp(image[1].numpy() / largest, np.linspace(0, 1, len(table)), table)
+    np.testing.assert_allclose(applied.numpy(), expected, atol=1e-6)
+    seeds = torch.tensor([5, 2**63 - 1])
+    views = Augmentation(**OFF, curve_probability=1.0)(image, mask, seeds)
+    assert (views[~mask] == 0).all() and views.min() >= 0
+    for before, after, inside in zip(image, views, mask, strict=True):
+        order = before[inside].argsort()
+        jumps = after[inside][order].diff().abs()  # a function of the intensity: equal ones stay equal
+        assert float(jumps[before[inside][order].diff() == 0].max()) == 0
+        assert not torch.equal(before, after) and float(after.max()) <= float(before.max()) + 1e-6
+    noise = {"noise_probability": 1.0, "noise_sigma": (0.05, 0.05)}
+    both = Augmentation(**OFF | noise, curve_probability=1.0)(image, mask, seeds)
+    alone = Augmentation(**OFF | noise)(image, mask, seeds)
+    torch.testing.assert_close((both - views)[mask], (alone - image)[mask], atol=1e-6, rtol=0)
+    some = Augmentation(**OFF, curve_probability=0.3)
+    changed = [not torch.equal(some(image, mask, torch.tensor([s, s])), image) for s in range(200)]
+    assert 40 < sum(changed) < 80
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        Augmentation(curve_probability=-0.1)

@@ -164,15 +164,15 @@ def test_a_run_that_goes_on_within_an_epoch_keeps_its_micro_batch_and_saves_whol
 ) -> None:
     runs = tmp_path / "runs"
     assert main(arguments(root, runs, "whole", "--data.micro_batch", "2")) == 0
-    pair_step = RegistrationModule.pair_step
+    pair_loss = RegistrationModule.pair_loss
 
-    def stopped(self: RegistrationModule, *views: View) -> Any:
+    def stopped(self: RegistrationModule, *views: View, **options: Any) -> Any:
         if self.global_step == 1 and not self._on_trial:
             raise InputError("stopped here")
-        return pair_step(self, *views)
+        return pair_loss(self, *views, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RegistrationModule, "pair_step", stopped)
+        patch.setattr(RegistrationModule, "pair_loss", stopped)
         assert main(arguments(root, runs, "parts", "--data.micro_batch", "2")) == 2
     assert unfinished_micro_batch(state(runs, "parts")) == 2
     capsys.readouterr()
@@ -195,10 +195,10 @@ def test_a_run_that_goes_on_within_an_epoch_keeps_its_micro_batch_and_saves_whol
 def test_full_memory_is_one_line_that_says_what_to_set(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(self: RegistrationModule, *views: View) -> Any:
+    def full(self: RegistrationModule, *views: View, **options: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 3.00 GiB free.")
 
-    monkeypatch.setattr(RegistrationModule, "pair_step", full)
+    monkeypatch.setattr(RegistrationModule, "pair_loss", full)
     assert main(arguments(root, tmp_path / "runs", "full")) == 2
     told = capsys.readouterr()
     assert told.err.startswith("sitreg-lumir: error: CUDA out of memory") and told.err.count("\n") == 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import sitreg_lumir
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.network.shipped import default_members
 
@@ -63,6 +64,7 @@ def test_it_names_no_place_of_this_machine(path: Path) -> None:
 
 @each_notebook
 def test_it_uses_public_names_only(path: Path) -> None:
+    """Of this package the names at its top, of others none with an underscore."""
     names = []
     for node in ast.walk(code(path)):
         if isinstance(node, ast.Import):
@@ -70,8 +72,11 @@ def test_it_uses_public_names_only(path: Path) -> None:
         elif isinstance(node, ast.ImportFrom):
             names += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Attribute):
-            names.append(node.attr)
-    assert names and not [name for name in names if re.search(r"(?:^|\.)_", name)]
+            own = isinstance(node.value, ast.Name) and node.value.id == "sitreg_lumir"
+            names.append(f"sitreg_lumir.{node.attr}" if own else node.attr)
+    assert not [name for name in names if re.search(r"(?:^|\.)_", name)]
+    own_names = {name.removeprefix("sitreg_lumir.") for name in names if name.startswith("sitreg_lumir.")}
+    assert own_names and own_names <= set(sitreg_lumir.__all__)
 
 
 @pytest.mark.slow

@@ -31,6 +31,9 @@ def add_predict(verbs: Verbs) -> None:
         help="also write disagreement_<pair>.nii.gz: how far the members' updates differ, mm, fixed grid; members meet "
         "again at each stage, so a lower bound, and no uncertainty (needs two members or more)",
     )
+    parser.add_argument(
+        "--flip", action="store_true", help="also run the members on mirrored images, and average; twice the time"
+    )
     parser.add_argument("--overwrite", action="store_true", help="write fields again that were made otherwise")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: auto")
     parser.add_argument(
@@ -52,7 +55,7 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> None:
     predict(
         options.members, options.output, rest, inverse=options.inverse, warped=options.warped,
         disagreement=options.disagreement, overwrite=options.overwrite, device=options.device, devices=options.devices,
-        precision=options.precision, allow_imports=options.allow_imports,
+        precision=options.precision, flip=options.flip, allow_imports=options.allow_imports,
     )  # fmt: skip
 
 

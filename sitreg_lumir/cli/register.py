@@ -77,6 +77,9 @@ def add_register(verbs: Verbs) -> None:
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or gpu (default: auto)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     add_allow_imports(parser)
+    parser.add_argument(
+        "--flip", action="store_true", help="also run the members on mirrored scans, and average; twice the time"
+    )
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier registration in OUT")
     parser.set_defaults(run=_run)
@@ -107,8 +110,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
               "report": not options.no_report, "overwrite": options.overwrite}  # fmt: skip
     pairs = None if options.pairs is None else read_pairs(options.pairs)
     model = load_model(
-        options.members, device=options.device, precision=options.precision, allow_imports=options.allow_imports
-    )
+        options.members, device=options.device, precision=options.precision, flip=options.flip,
+        allow_imports=options.allow_imports,
+    )  # fmt: skip
     if pairs is None:
         found = register(out=options.output, model=model, **files, **common)
         print(f"verdict: {found.verdict}" + "".join(f"\n  {reason}" for reason in found.summary["reasons"]))

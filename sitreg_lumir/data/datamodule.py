@@ -26,6 +26,7 @@ from sitreg_lumir.data.sampler import (
 )
 from sitreg_lumir.data.volumes import read_affine, read_labels
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.network.mirrored import left_right_axis
 
 _PAIR, _TRIPLET = 2, 3
 
@@ -48,13 +49,23 @@ class LumirDataModule(LightningDataModule):
         num_workers: processes that load volumes, per device.
         cache: folder of the volume cache, by default ``~/.cache/sitreg_lumir`` (or in ``$XDG_CACHE_HOME``).
         images: the folder that the JSONs' paths start from, by default that of the first JSON.
+        mirror: train every other pair or triplet, drawn by the seed, with left and right exchanged; its images are
+            mirrored together. The grid must run from left to right with its middle at x = 0.
 
     After ``setup``: ``shape`` and ``affine`` (``(4, 4)``, RAS, mm) are the grid of the first training image
     (of the first fixed image where nothing is trained), ``pairs`` all validation pairs, ``groups`` the names of
-    the groups that they are in, ``evaluation_labels`` and ``label_names`` what the JSON says.
+    the groups that they are in, ``evaluation_labels`` and ``label_names`` what the JSON says; with ``mirror``,
+    ``left_right_axis`` is the axis of voxels that runs between left and right.
 
     Raises:
         InputError: from ``prepare_data``, which looks at all files and volumes before anything runs.
+
+    Examples:
+        >>> data = sitreg_lumir.LumirDataModule("LUMIR", pairs_per_epoch=4, batch_size=2, cache="cache", num_workers=0)
+        >>> data.prepare_data()
+        >>> data.setup("fit")
+        >>> data.shape, [pair.name for pair in data.pairs]
+        ((8, 10, 6), ['0100_0101', '0101_0102', '0102_0100'])
     """
 
     dataset: LumirDataset
@@ -64,6 +75,7 @@ class LumirDataModule(LightningDataModule):
     affine: NDArray[np.float64]
     evaluation_labels: tuple[int, ...] | None
     label_names: dict[int, str]
+    left_right_axis: int
 
     def __init__(
         self,
@@ -76,6 +88,7 @@ class LumirDataModule(LightningDataModule):
         num_workers: int = 2,
         cache: str | None = None,
         images: str | None = None,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         if seed < 0 or num_workers < 0:
@@ -90,6 +103,7 @@ class LumirDataModule(LightningDataModule):
         self.micro_batch: int | None = None if isinstance(micro_batch, str) else micro_batch
         self.resumed_micro_batch: int | None = None  # of the checkpoint within an epoch that a run goes on from
         self.num_workers = num_workers
+        self.mirror = mirror
         self.triplets_from: int | None = None
         self.triplets_per_epoch = 0
         self.cache = Path(cache).expanduser() if cache else default_folder()
@@ -167,6 +181,8 @@ class LumirDataModule(LightningDataModule):
         self._pair_cache.open()
         cache = self._training_cache if self._training() else self._pair_cache
         self.affine = cache.affine(self._first().path)
+        if self._training() and self.mirror:
+            self.left_right_axis = left_right_axis(self.affine, self.shape, f"{self.dataset.path}: --data.mirror true")
 
     def train_dataloader(self) -> EpochLoader:
         """The batches of the Trainer's current epoch, for this process."""
@@ -190,7 +206,7 @@ class LumirDataModule(LightningDataModule):
             # this one: in a longer one it would take them as done
             progress.current.completed = len(batches)
         return EpochLoader(
-            GroupDataset(images, self._training_cache, groups, self.seed, epoch),
+            GroupDataset(images, self._training_cache, groups, self.seed, epoch, self.mirror),
             batches,
             settings={
                 "seed": self.seed,
@@ -200,6 +216,7 @@ class LumirDataModule(LightningDataModule):
                 "micro_batch": micro_batch,
                 "world_size": world_size,
                 "images": _key(images),
+                "mirror": self.mirror,
             },
             processed=lambda: progress.current.processed,
             **self._loading(),

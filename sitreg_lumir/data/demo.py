@@ -70,6 +70,11 @@ def make_demo_data(
     Raises:
         InputError: the folder holds something else.
         ValueError: a parameter is out of range.
+
+    Examples:
+        >>> dataset = sitreg_lumir.make_demo_data("demo_data", shape=(20, 28, 24), voxel_size=8.0, training=2)
+        >>> dataset.name
+        'LUMIR_dataset.json'
     """
     folder = Path(folder)
     if training < 2 or validation < 2 or training > 100:

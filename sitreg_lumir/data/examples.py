@@ -22,7 +22,12 @@ _SUBJECTS = {"EXAMPLE-T1": ("0001", "0000"), "EXAMPLE-T2": ("0002", "0001")}  # 
 
 
 def labels_of(example: str) -> Path:
-    """The label map of an example; ids as in :data:`~sitreg_lumir.data.demo_brain.STRUCTURES`."""
+    """The label map of an example; ids as in :data:`~sitreg_lumir.data.demo_brain.STRUCTURES`.
+
+    Examples:
+        >>> sitreg_lumir.labels_of("EXAMPLE-T1").name
+        'example_t1_labels.nii.gz'
+    """
     return FOLDER / EXAMPLES[example].replace(".nii", "_labels.nii")
 
 

@@ -151,6 +151,11 @@ def read_dataset(
     Raises:
         InputError: the JSON or a needed part of it is missing, or entries are wrong: paths that leave the
             root, unknown file names, duplicates, missing files, other shapes, all of them named in one line.
+
+    Examples:
+        >>> dataset = sitreg_lumir.read_dataset("LUMIR", training=True, validation=True)
+        >>> len(dataset.training), dataset.validation[0].name
+        (5, '0100_0101')
     """
     file = _find_json(Path(path).expanduser().absolute())
     content = load_json(file, "a dataset JSON, it must hold one object with `tensorImageShape`")

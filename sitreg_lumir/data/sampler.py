@@ -15,7 +15,7 @@ from sitreg_lumir.data.lumir import Image
 from sitreg_lumir.errors import InputError
 
 # the first word of every seed sequence, so that the kinds of draws are independent
-_GROUPS, _VIEWS = 1, 2
+_GROUPS, _VIEWS, _MIRRORED = 1, 2, 3
 
 
 def draw_groups(seed: int, epoch: int, subjects: int, size: int, count: int) -> NDArray[np.int64]:
@@ -48,6 +48,12 @@ def view_seed(seed: int, epoch: int, index: int, position: int) -> int:
     """The seed (63 bits) of the augmented view of the image at ``position`` in an epoch's group ``index``."""
     words = np.random.SeedSequence((_VIEWS, seed, epoch, index, position)).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
+
+
+def is_mirrored(seed: int, epoch: int, index: int) -> bool:
+    """Whether an epoch's group ``index`` is trained on left-right mirrored, where mirroring is on: every other one."""
+    words = np.random.SeedSequence((_MIRRORED, seed, epoch, index)).generate_state(1, np.uint64)
+    return bool(words[0] & np.uint64(1))
 
 
 def split_batch(batch_size: int, world_size: int, micro_batch: int | None) -> tuple[int, int]:
@@ -87,17 +93,25 @@ def count_teams(world_size: int) -> int:
 class GroupDataset(Dataset[dict[str, Any]]):
     """The groups of one epoch; item ``index`` holds the stored volumes of that group's images.
 
-    A pure lookup: the groups are drawn before, and nothing random happens in a worker.
+    A pure lookup: the groups are drawn before, and nothing random happens in a worker. With ``mirror`` an item says
+    whether its group is to be mirrored; its volumes are as stored.
     """
 
     def __init__(
-        self, images: Sequence[Image], cache: VolumeCache, groups: NDArray[np.int64], seed: int, epoch: int
+        self,
+        images: Sequence[Image],
+        cache: VolumeCache,
+        groups: NDArray[np.int64],
+        seed: int,
+        epoch: int,
+        mirror: bool = False,
     ) -> None:
         self.images = images
         self.cache = cache
         self.groups = groups
         self.seed = seed
         self.epoch = epoch
+        self.mirror = mirror
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -109,6 +123,7 @@ class GroupDataset(Dataset[dict[str, Any]]):
             "index": index,
             "epoch": self.epoch,
             "view_seed": [view_seed(self.seed, self.epoch, index, position) for position in range(len(members))],
+            "mirrored": self.mirror and is_mirrored(self.seed, self.epoch, index),
             "names": tuple(image.name for image in members),
         }
 
@@ -124,6 +139,7 @@ def collate_groups(items: list[dict[str, Any]]) -> dict[str, Any]:
         "index": torch.tensor([item["index"] for item in items]),
         "epoch": torch.tensor([item["epoch"] for item in items]),
         "view_seed": torch.tensor([item["view_seed"] for item in items]),
+        "mirrored": torch.tensor([item["mirrored"] for item in items]),
         "names": [item["names"] for item in items],
     }
 
@@ -213,9 +229,10 @@ class EpochLoader(OneLineLoader):
             if state["epoch"] == self.epoch:
                 self.batches.start = self.handed_out = len(self)
             return  # a finished epoch, however it was divided
-        changed = [key for key, value in self.settings.items() if state["settings"].get(key) != value]
+        before = {"mirror": False, **state["settings"]}
+        changed = [key for key, value in self.settings.items() if before.get(key) != value]
         if changed or state["epoch"] != self.epoch:
-            what = ", ".join(f"{key} {state['settings'].get(key)} -> {self.settings[key]}" for key in changed)
+            what = ", ".join(f"{key} {before.get(key)} -> {self.settings[key]}" for key in changed)
             raise InputError(
                 f"the checkpoint stands within epoch {state['epoch']} and cannot be continued with other "
                 f"settings ({what or f'epoch {self.epoch}'}); keep them or resume from the end of an epoch"

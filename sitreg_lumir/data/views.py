@@ -3,9 +3,14 @@
 import math
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sitreg_lumir.data.curves import apply_curve, random_curve
+
+_CURVES = 4  # the first word of the curves' seeds: of no other kind of draws
 
 
 def clean_view(stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -16,6 +21,11 @@ def clean_view(stored: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         ``stored / 255`` float32, and ``stored > 0`` bool, both of the same shape.
+
+    Examples:
+        >>> image, mask = sitreg_lumir.clean_view(torch.tensor([0, 51, 255]))
+        >>> image, mask
+        (tensor([0.0000, 0.2000, 1.0000]), tensor([False,  True,  True]))
     """
     return stored.float() / 255, stored > 0
 
@@ -53,6 +63,10 @@ class Augmentation:
       fourfold. The values are not clipped to 0..1: clipping would make flat patches where the image is near 0
       or 1.
 
+    * Off by default, random curves of intensity inside the mask, after gamma: half of them only rise or only fall, the
+      others also change the order of the tissues (:mod:`~sitreg_lumir.data.curves`), as FLAIR, T2* and proton
+      density do. Their draws are their own: switching them on changes no other.
+
     A pure function of the image and its seed. The noise is drawn on the image's device, so that it differs
     between CPU and GPU, all else does not.
 
@@ -61,9 +75,17 @@ class Augmentation:
         blur_sigma: range of the standard deviation, voxels, uniform.
         gamma: range of the exponent, uniform in its logarithm.
         noise_sigma: range of the standard deviation, in units of the 0..1 intensities, uniform.
+        curve_probability: in 0..1, of a random curve of intensity.
 
     Raises:
         ValueError: a probability or range that makes no sense.
+
+    Examples:
+        >>> image = torch.rand(1, 1, 8, 10, 6)
+        >>> augmentation = sitreg_lumir.Augmentation(noise_probability=1.0)
+        >>> seen = augmentation(image, image > 0.2, torch.tensor([3]))
+        >>> bool((seen[image <= 0.2] == 0).all())
+        True
     """
 
     def __init__(
@@ -75,10 +97,13 @@ class Augmentation:
         inversion_probability: float = 0.5,
         noise_probability: float = 0.5,
         noise_sigma: tuple[float, float] = (0.0, 0.05),
+        curve_probability: float = 0.0,
     ) -> None:
         self.probabilities = (blur_probability, gamma_probability, inversion_probability, noise_probability)
-        if not all(0 <= p <= 1 for p in self.probabilities):
-            raise ValueError(f"augmentation probabilities must lie in 0..1, got {self.probabilities}")
+        if not all(0 <= p <= 1 for p in (*self.probabilities, curve_probability)):
+            raise ValueError(
+                f"augmentation probabilities must lie in 0..1, got {self.probabilities} and {curve_probability}"
+            )
         for name, (low, high) in (("blur_sigma", blur_sigma), ("gamma", gamma), ("noise_sigma", noise_sigma)):
             if not 0 <= low <= high or (name == "gamma" and low == 0):
                 raise ValueError(
@@ -87,6 +112,7 @@ class Augmentation:
         self.blur_sigma = blur_sigma
         self.gamma = gamma
         self.noise_sigma = noise_sigma
+        self.curve_probability = (curve_probability,)  # a tuple as all of them, for the card
 
     @torch.no_grad()
     def __call__(self, image: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
@@ -125,6 +151,7 @@ class Augmentation:
         if gamma:
             low, high = (math.log(limit) for limit in self.gamma)
             image = _plain(AdjustContrast(gamma=math.exp(_between(low, high, draws[5])))(image))
+        image = self._curved(image, mask, seed)
         if inversion:
             image = torch.where(mask, 1 - image, 0.0)
         if noise:
@@ -132,6 +159,17 @@ class Augmentation:
             normal = torch.randn(image.shape, generator=generator, device=image.device)
             image = image + _between(*self.noise_sigma, draws[6]) * normal
         return torch.where(mask, image, 0.0)
+
+    def _curved(self, image: Tensor, mask: Tensor, seed: int) -> Tensor:
+        """Perhaps with a random curve of intensity, by draws of its own."""
+        (probability,) = self.curve_probability
+        if not probability:
+            return image
+        words = np.random.SeedSequence((_CURVES, seed)).generate_state(3, np.uint64)
+        curved, monotone = (float(word) / 2**64 for word in words[:2])
+        if curved >= probability:
+            return image
+        return torch.where(mask, apply_curve(image, random_curve(int(words[2]), monotone < 0.5)), image)
 
 
 def _between(low: float, high: float, fraction: float) -> float:

@@ -33,6 +33,11 @@ def read_volume(
     Raises:
         InputError: the file is missing, truncated or no NIfTI image, is not 3-D, has another shape, holds NaN
             or infinite values or values outside 0..255, is scaled to 0..1, or is empty.
+
+    Examples:
+        >>> volume, affine = sitreg_lumir.read_volume("LUMIR/imagesTr/LUMIRMRI_0000_0000.nii.gz")
+        >>> volume.shape, volume.dtype
+        ((8, 10, 6), dtype('uint8'))
     """
     values, affine = _read_array(Path(path), shape)
     low, high = values.min(), values.max()

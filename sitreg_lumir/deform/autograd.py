@@ -94,8 +94,8 @@ class Update(torch.autograd.Function):
         tolerance: float, max_iterations: int, *maps: Tensor | None,
     ) -> Any:  # fmt: skip
         backend = backend_of(control_points)
-        fields = _upsampled(control_points, control_points_reverse, factor, shape)
         with backend.copies_shared():
+            fields = _upsampled(control_points, control_points_reverse, factor, shape)
             a_inv, b_inv = (backend.invert(fields[name], tolerance, max_iterations) for name in ("a", "b"))
             fields |= {"a_inv": a_inv, "b_inv": b_inv, **dict(zip(MAPS, maps, strict=True))}
             updated = tuple(backend.compose([fields[name] for name in names]) for names in _chains(maps))

@@ -108,6 +108,12 @@ def warp(values: Tensor, disp: Tensor, factor: int = 1) -> Tensor:
 
     Returns:
         ``(B, C, ...)``, on the grid of ``values``.
+
+    Examples:
+        >>> image, disp = torch.arange(5.0).reshape(1, 1, 5, 1, 1), torch.zeros(1, 3, 5, 1, 1)
+        >>> disp[:, 0] = 0.5
+        >>> sitreg_lumir.warp(image, disp).flatten()
+        tensor([0.5000, 1.5000, 2.5000, 3.5000, 4.0000])
     """
     _check_field(disp, "disp")
     expected = tuple(ceil(size / factor) for size in disp.shape[2:])

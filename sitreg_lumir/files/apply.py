@@ -49,13 +49,13 @@ class _Grid:
 
 def apply(
     transforms: Sequence[str | Path],
-    out: Path,
+    out: str | Path,
     *,
-    image: Path | None = None,
-    labels: Path | None = None,
-    points: Path | None = None,
+    image: str | Path | None = None,
+    labels: str | Path | None = None,
+    points: str | Path | None = None,
     to: Side | None = None,
-    reference: Path | None = None,
+    reference: str | Path | None = None,
     linear_labels: bool = False,
     lps: bool = False,
     outside: float | None = None,
@@ -85,8 +85,14 @@ def apply(
     Raises:
         InputError: a file is missing or another thing than it must be, options do not go together, nothing of the
             image would be seen, or the output cannot be written.
+
+    Examples:
+        >>> labels = sitreg_lumir.labels_of("EXAMPLE-T2")
+        >>> sitreg_lumir.apply(["registration"], "labels_on_fixed.nii.gz", labels=labels, to="fixed")
+        labels_on_fixed.nii.gz: 160 x 208 x 176, labels, nearest voxels, uint8
     """
-    moved = [path for path in (image, labels, points) if path is not None]
+    out, reference = Path(out), None if reference is None else Path(reference)
+    moved = [Path(path) for path in (image, labels, points) if path is not None]
     if len(moved) != 1:
         raise InputError(f"one of --image, --labels and --points is needed, {len(moved)} are given")
     if not transforms:
@@ -103,7 +109,7 @@ def apply(
     chain, files = _read_chain(transforms, to, header, points is not None)
     _check_output(out, [*moved, *files, *([reference] if reference else [])], points is not None)
     if points is not None:
-        _move_points(points, chain, out, lps)
+        _move_points(moved[0], chain, out, lps)
         return
     scan = read_image(moved[0], header, assume_orientation, frames=True, allow_constant=labels is not None)
     grid = _grid(chain, files, reference, header, assume_orientation)

@@ -42,9 +42,9 @@ class Evaluation:
 
 
 def evaluate(
-    folder: Path | None,
+    folder: str | Path | None,
     datasets: Sequence[LumirDataset],
-    out: Path | None = None,
+    out: str | Path | None = None,
     *,
     identity: bool = False,
     labels: Sequence[int] | Literal["found"] | None = None,
@@ -65,7 +65,15 @@ def evaluate(
         InputError: a pair comes from two data sets in two groups; fields are missing, were made from other images,
             or cannot be read; or the results cannot be written. Missing and unfit fields are all named before
             anything is scored.
+
+    Examples:
+        >>> dataset = sitreg_lumir.read_dataset("LUMIR", validation=True)
+        >>> evaluation = sitreg_lumir.evaluate(None, [dataset], "affine_only", identity=True)
+               pairs ...
+        >>> evaluation.summary["groups"]["all"]["ndv"]["mean"]
+        0.0
     """
+    folder, out = (None if path is None else Path(path) for path in (folder, out))
     pairs = _collect(datasets)
     grouped = bool(groups_of_pairs(pairs))
     notes: list[str] = []

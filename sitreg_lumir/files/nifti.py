@@ -22,7 +22,7 @@ FIELD_LEVEL = 1  # gzip: a field's digits are noise, level 6 takes longer and sa
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 
 
-def save_disp(path: Path, disp: NDArray[Any], affine: NDArray[Any], *, compresslevel: int = FIELD_LEVEL) -> None:
+def save_disp(path: str | Path, disp: NDArray[Any], affine: NDArray[Any], *, compresslevel: int = FIELD_LEVEL) -> None:
     """Writes a field as LUMIR expects it: float32, voxels, ``(X, Y, Z, 3)``; equal input gives equal bytes.
 
     Args:
@@ -34,8 +34,11 @@ def save_disp(path: Path, disp: NDArray[Any], affine: NDArray[Any], *, compressl
     Raises:
         ValueError: ``disp`` or ``affine`` has another form or holds NaN.
         InputError: the file cannot be written.
+
+    Examples:
+        >>> sitreg_lumir.save_disp("disp_0100_0101.nii.gz", np.zeros((3, 8, 10, 6)), np.eye(4))
     """
-    with writing(path) as temporary:
+    with writing(Path(path)) as temporary:
         write_disp(temporary, disp, affine, compresslevel=compresslevel)
 
 
@@ -77,7 +80,9 @@ def save_volume(path: Path, volume: NDArray[Any], affine: NDArray[Any], *, compr
         _write(temporary, array, affine, compresslevel)
 
 
-def load_disp(path: Path, *, shape: tuple[int, ...] | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def load_disp(
+    path: str | Path, *, shape: tuple[int, ...] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Reads a field in LUMIR's form.
 
     Args:
@@ -90,7 +95,14 @@ def load_disp(path: Path, *, shape: tuple[int, ...] | None = None) -> tuple[NDAr
     Raises:
         InputError: the file is missing, truncated or no NIfTI image, its shape or type is another, or it holds
             NaN.
+
+    Examples:
+        >>> sitreg_lumir.save_disp("disp_0100_0101.nii.gz", np.ones((3, 8, 10, 6)), np.eye(4))
+        >>> disp, affine = sitreg_lumir.load_disp("disp_0100_0101.nii.gz")
+        >>> disp.shape
+        (3, 8, 10, 6)
     """
+    path = Path(path)
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":

@@ -81,6 +81,14 @@ def resample_labels(
 
     Returns:
         ``shape``, the type of ``labels``.
+
+    Examples:
+        >>> labels = np.arange(8).reshape(2, 2, 2)
+        >>> shift = np.eye(4)
+        >>> shift[0, 3] = 1.0  # from the fixed to the moving world, mm
+        >>> sitreg_lumir.resample_labels(labels, np.eye(4), shift, (1, 2, 2), np.eye(4))[0]
+        array([[4, 5],
+               [6, 7]])
     """
     source = _checked(labels, interpolation)
     if source.ndim != 3:

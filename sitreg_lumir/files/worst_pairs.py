@@ -25,7 +25,12 @@ _MOST = 9  # pairs with pictures, whatever the number of groups: about 2 MB each
 
 
 def report_evaluation(
-    file: Path, evaluation: Evaluation, datasets: Sequence[LumirDataset], folder: Path | None, *, pairs: int = 3
+    file: str | Path,
+    evaluation: Evaluation,
+    datasets: Sequence[LumirDataset],
+    folder: str | Path | None,
+    *,
+    pairs: int = 3,
 ) -> None:
     """Writes the report of a run with pictures of its worst pairs, and says so.
 
@@ -38,8 +43,16 @@ def report_evaluation(
 
     Raises:
         InputError: an image or a field cannot be read any more, or the page not be written.
+
+    Examples:
+        >>> dataset = sitreg_lumir.read_dataset("LUMIR", validation=True)
+        >>> evaluation = sitreg_lumir.evaluate(None, [dataset], identity=True)
+               pairs ...
+        >>> sitreg_lumir.report_evaluation("report.html", evaluation, [dataset], None)
+        written: report.html...
     """
-    write_run_report(file, evaluation, _pictures(evaluation, datasets, folder, pairs))
+    fields = None if folder is None else Path(folder)
+    write_run_report(Path(file), evaluation, _pictures(evaluation, datasets, fields, pairs))
     print(f"written: {file}")
 
 

@@ -62,6 +62,12 @@ def dsc(fixed: Volume, moving: Volume, warped: Volume, labels: Iterable[int]) ->
 
     Returns:
         fractions; nan for a label that is absent from ``fixed`` or from ``moving``.
+
+    Examples:
+        >>> fixed, moving = np.zeros((2, 4, 4, 4), int)
+        >>> fixed[1:3], moving[2:] = 1, 1
+        >>> sitreg_lumir.dsc(fixed, moving, moving, [0, 1])
+        array([0.5, 0.5])
     """
     a, b, both = _numpy(fixed), _numpy(warped), _numpy(moving)
     in_fixed, in_moving, in_warped = _counts(a), _counts(both), _counts(b)

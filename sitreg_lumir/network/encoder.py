@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(ConvBlock(c, c, convolutions, groups) for c in channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        skip = self.projection(fastest_layout(images))
+        skip = fastest_layout(self.projection(images))
         features = [self.blocks[0](skip)]
         for downsampling, block in zip(self.downsamplings, self.blocks[1:], strict=True):
             skip = downsampling(features[-1], skip)

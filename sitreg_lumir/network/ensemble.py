@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
+from sitreg_lumir.network.mirrored import with_mirrored
+from sitreg_lumir.network.sitreg import Stage, StageNetwork, run_stages
 from sitreg_lumir.network.weights import Member
 
 
@@ -14,18 +15,28 @@ class Ensemble:
     """One network or several, and what they see of an image.
 
     Args:
-        networks: of one architecture.
+        networks: of one architecture, or mirrored ones.
         input_transform: an image ``(B, 1, X, Y, Z)``, intensity in [0, 1] -> ``(B, in_channels, X, Y, Z)``, such as
             :class:`~sitreg_lumir.network.mind.Mind`; None for the intensities themselves.
     """
 
-    networks: Sequence[SITReg]
+    networks: Sequence[StageNetwork]
     input_transform: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
-    def of(cls, members: Sequence[Member]) -> "Ensemble":
-        """The ensemble of members that agree in their input transform, as ``load_members`` makes sure."""
-        return cls([member.network for member in members], members[0].input_transform)
+    def of(cls, members: Sequence[Member], flip: bool = False) -> "Ensemble":
+        """The ensemble of members that agree in input transform and grid, as ``load_members`` makes sure.
+
+        Args:
+            members: one or more.
+            flip: also run them on mirrored images, and average: exactly left-right symmetric, twice the time.
+
+        Raises:
+            InputError: the members' grid cannot be mirrored.
+        """
+        own, card = [member.network for member in members], members[0].card
+        networks = with_mirrored(own, card.affine, card.shape) if flip else own
+        return cls(networks, members[0].input_transform)
 
     @property
     def levels(self) -> int:

@@ -1,6 +1,6 @@
 """What makes a network run in little memory and time: the arithmetic of :class:`~sitreg_lumir.network.sitreg.SITReg`.
 
-* Features are let go level by level, and written over where no gradient is asked for.
+* Features are let go level by level, and written over where no gradient is asked for: sums and differences in place.
 * An ensemble holds no features of full resolution, the largest by far: it computes them again for the last stage.
 * With ``recompute``, the backward pass computes activations again instead of finding them stored.
 * Large volumes go through the encoder's finest level, and through a head, one by one; small ones in one batch, which
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sitreg_lumir.deform import autograd
+from sitreg_lumir.deform.backends import compiled_on_cpu
+from sitreg_lumir.deform.backends.cpu import layers as cpu_layers
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.update import Maps
 from sitreg_lumir.network.encoder import Encoder
@@ -39,19 +41,28 @@ class Economical:
         hold_finest: hold the features of full resolution instead of computing them again.
         recompute: with gradients, keep no activation of the encoder or a head, and compute them again in the backward
             pass: a fraction of the memory for a little more time.
+        view: what the network sees of an image, made when it is needed; None for the image itself.
     """
 
-    def __init__(self, encoder: Encoder, heads: nn.ModuleList, hold_finest: bool, recompute: bool) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        heads: nn.ModuleList,
+        hold_finest: bool,
+        recompute: bool,
+        view: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.encoder = encoder
         self.heads = heads
         self.hold_finest = hold_finest
         self.recompute = recompute and torch.is_grad_enabled()
+        self.view = view if view is not None else _unchanged
         self.images: tuple[Tensor, ...] = ()  # whose finest features are to be computed again
 
     def features(self, moving: Tensor, fixed: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Features of both images, finest level first, for :meth:`control_points` to take out of the lists."""
-        encode = partial(recomputed, pyramids_of) if self.recompute else pyramids_of
-        pyramids: tuple[list[Tensor], list[Tensor]] = encode(self.encoder, moving, fixed)
+        encode = partial(recomputed, self._pyramids) if self.recompute else self._pyramids
+        pyramids: tuple[list[Tensor], list[Tensor]] = encode(moving, fixed)
         if not self.hold_finest:
             self.images = moving, fixed
             pyramids[0][0] = pyramids[1][0] = moving.new_empty(0)
@@ -63,11 +74,18 @@ class Economical:
         """The update at ``level``; the features of that level are taken out of the lists, coarsest level first."""
         if level == 0 and not self.hold_finest:
             for own, image in zip(features, self.images, strict=True):
-                own[0] = self.encoder.blocks[0](self.encoder.projection(fastest_layout(image)))
+                own[0] = self.encoder.blocks[0](fastest_layout(self.encoder.projection(self.view(image))))
         head: Any = self.heads[level]
         compute = partial(recomputed, control_points_of) if self.recompute else control_points_of
         update: tuple[Tensor, Tensor] = compute(head, 2**level, features[0].pop(), features[1].pop(), maps)
         return update
+
+    def _pyramids(self, moving: Tensor, fixed: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        return pyramids_of(self.encoder, self.view(moving), self.view(fixed))
+
+
+def _unchanged(image: Tensor) -> Tensor:
+    return image
 
 
 def recomputed(function: Callable[..., Any], *args: Any) -> Any:
@@ -89,7 +107,7 @@ def pyramids_of(encoder: Encoder, first: Tensor, second: Tensor) -> tuple[list[T
         batches = [torch.cat(batches)]
     finest, skips = [], []
     for images in batches:
-        skip = encoder.projection(fastest_layout(images))
+        skip = fastest_layout(encoder.projection(images))
         features = encoder.blocks[0](skip)
         finest.extend(features.chunk(2 // len(batches)))
         if encoder.downsamplings:
@@ -115,9 +133,7 @@ def control_points_of(
     if maps.left_fwd is not None and maps.right_fwd is not None:
         moving = warp(moving, maps.left_fwd, factor)
         fixed = warp(fixed, maps.right_fwd, factor)
-    if torch.is_grad_enabled():
-        return from_sum_and_difference(head, [moving + fixed, moving - fixed])
-    parts = [moving + fixed, moving.sub_(fixed)]  # in place: nobody needs these features any more
+    parts = list(sum_and_difference(moving, fixed))
     del moving, fixed
     return from_sum_and_difference(head, parts)
 
@@ -139,7 +155,25 @@ def from_sum_and_difference(head: ControlPointHead, parts: list[Tensor]) -> tupl
         del even, odd
         raw, raw_reverse = head.final(head.block.after_first(orders)).chunk(2)
     else:  # one order after the other takes half the memory
-        waiting = [even - odd, even.add_(odd)]
+        waiting = list(reversed(sum_and_difference(even, odd)))
         del even, odd
         raw, raw_reverse = (head.final(head.block.after_first(waiting.pop())) for _ in range(2))
     return head.bounded(raw), head.bounded(raw_reverse)
+
+
+def sum_and_difference(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """``first + second`` and ``first - second``; where no gradient is asked for, both may be overwritten.
+
+    Args:
+        first: ``(B, C, X, Y, Z)``.
+        second: of the same shape and type.
+    """
+    if torch.is_grad_enabled():
+        return first + second, first - second
+    alike = first.stride() == second.stride() and first.dtype == second.dtype
+    dense = first.is_contiguous() or cpu_layers.channels_are_last(first)
+    if not (alike and dense and compiled_on_cpu(first)):
+        difference = first - second
+        return first.add_(second), difference
+    cpu_layers.write_sum_and_difference(first, second)
+    return first, second

@@ -20,6 +20,12 @@ class Mind(nn.Module):
         sigma: of the patch's Gaussian ``exp(-|p|^2 / sigma^2)``, voxels.
         radius: of the patch, voxels.
 
+    Examples:
+        >>> image = torch.rand(1, 1, 8, 10, 6)
+        >>> features = sitreg_lumir.Mind()(image)
+        >>> features.shape, bool(torch.allclose(features, sitreg_lumir.Mind()(1 - image), atol=1e-5))
+        (torch.Size([1, 6, 8, 10, 6]), True)
+
     Source: Heinrich et al., MIND, Medical Image Analysis 2012; sigma 0.5: Honkamaa & Marttinen 2025. The order
     of the channels, the edge replication and the guard are this project's.
     """

@@ -7,6 +7,7 @@ members, and compose the update into the maps. ``memory`` does what ``SITReg`` s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from sitreg_lumir.deform.update import Maps
 from sitreg_lumir.network.encoder import Encoder
 from sitreg_lumir.network.head import ControlPointHead
 from sitreg_lumir.network.memory import Economical
+
+Pyramids = tuple[list[Tensor], list[Tensor]]
+"""Features of the moving and of the fixed image, finest level first: ``(B, features[l], ceil(X / 2^l), ...)``."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,13 @@ class SITReg(nn.Module):
         groups: of the group normalisations.
         bound_multiplier: share of the control point bound that is used.
         inversion_tolerance: voxels, of full resolution.
+
+    Examples:
+        >>> network = sitreg_lumir.SITReg(in_channels=1, features=[4, 4], head_features=[4, 4])
+        >>> fixed, moving = torch.rand(2, 1, 1, 8, 10, 6)
+        >>> disp, disp_inv = network(fixed=fixed, moving=moving)
+        >>> disp.shape, network.levels
+        (torch.Size([1, 3, 8, 10, 6]), 2)
 
     Source: Honkamaa & Marttinen, SITReg, Machine Learning for Biomedical Imaging 2024; Strategies for Robust
     Deep Learning Based Deformable Registration, 2025.
@@ -108,14 +119,12 @@ class SITReg(nn.Module):
         """Number of stages."""
         return len(self.heads)
 
-    def features(self, moving: Tensor, fixed: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The features of both images, finest level first: ``(B, features[l], ceil(X / 2^l), ...)``."""
+    def features(self, moving: Tensor, fixed: Tensor) -> Pyramids:
+        """The features of both images ``(B, in_channels, X, Y, Z)``."""
         both = [level.chunk(2) for level in self.encoder(torch.cat([moving, fixed]))]
         return [level[0] for level in both], [level[1] for level in both]
 
-    def control_points(
-        self, level: int, features: tuple[list[Tensor], list[Tensor]], maps: Maps
-    ) -> tuple[Tensor, Tensor]:
+    def control_points(self, level: int, features: Pyramids, maps: Maps) -> tuple[Tensor, Tensor]:
         """This network's update at ``level``: features warped half-way, the head in both orders.
 
         Args:
@@ -133,13 +142,37 @@ class SITReg(nn.Module):
         update: tuple[Tensor, Tensor] = self.heads[level](moving, fixed)
         return update
 
+    def economical(self, hold_finest: bool, recompute: bool) -> Economical:
+        """The same arithmetic in less memory and time, for one pair of images."""
+        return Economical(self.encoder, self.heads, hold_finest, recompute)
+
     def forward(self, *, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
         stage = run_stages([self], fixed=fixed, moving=moving)[-1]
         return stage.disp, stage.disp_inv
 
 
+class UpdateNetwork(Protocol):
+    """What each stage needs of a member: see the methods of :class:`SITReg`."""
+
+    def features(self, moving: Tensor, fixed: Tensor) -> Pyramids: ...
+
+    def control_points(self, level: int, features: Pyramids, maps: Maps) -> tuple[Tensor, Tensor]: ...
+
+
+class StageNetwork(UpdateNetwork, Protocol):
+    """What :func:`run_stages` needs of a member: see :class:`SITReg`, whose attributes and methods these are."""
+
+    architecture: dict[str, Any]
+    inversion_tolerance: float
+
+    @property
+    def levels(self) -> int: ...
+
+    def economical(self, hold_finest: bool, recompute: bool) -> UpdateNetwork: ...
+
+
 def run_stages(
-    members: Sequence[SITReg],
+    members: Sequence[StageNetwork],
     *,
     fixed: Tensor,
     moving: Tensor,
@@ -160,7 +193,7 @@ def run_stages(
     one side's updates, so exchanging the images gives the map of the other side's.
 
     Args:
-        members: networks of one architecture; each warps its own features by the common state.
+        members: networks of one architecture, or mirrored ones; each warps its own features by the common state.
         fixed: ``(B, C, X, Y, Z)``, the members' input (MIND features or intensities).
         moving: ``(B, C, X, Y, Z)``.
         levels: after which stages fields are wanted; 0 is the last.
@@ -179,9 +212,9 @@ def run_stages(
     """
     _check(members, fixed, moving, levels, disagreement)
     first = members[0]
-    networks: Sequence[SITReg | Economical] = members
+    networks: Sequence[UpdateNetwork] = members
     if not plain:
-        networks = [Economical(each.encoder, each.heads, len(members) == 1, recompute) for each in members]
+        networks = [member.economical(hold_finest=len(members) == 1, recompute=recompute) for member in members]
     state = SymmetricState(fixed.shape[2:], first.inversion_tolerance, inverse)
     features = [network.features(moving, fixed) for network in networks]
     del fixed, moving  # in inference nobody else holds them
@@ -206,7 +239,7 @@ def run_stages(
 
 
 def _check(
-    members: Sequence[SITReg], fixed: Tensor, moving: Tensor, levels: Sequence[int], disagreement: bool
+    members: Sequence[StageNetwork], fixed: Tensor, moving: Tensor, levels: Sequence[int], disagreement: bool
 ) -> None:  # fmt: skip
     if not members:
         raise ValueError("no member given")

@@ -46,10 +46,10 @@ class _Files:
 
 
 def preprocess(
-    raw: Path,
-    out: Path,
+    raw: str | Path,
+    out: str | Path,
     *,
-    mask: Path | None = None,
+    mask: str | Path | None = None,
     strip: Strip | None = None,
     bias_correction: bool = True,
     header: str | None = None,
@@ -75,6 +75,13 @@ def preprocess(
         InputError: a file cannot be used, the options contradict each other, deepbet is needed and missing, no
             brain was found, or the output cannot be written.
 
+    Examples:
+        >>> sitreg_lumir.preprocess("head.nii.gz", "brain.nii.gz", mask="head_brain.nii.gz")
+        head.nii.gz: brain of ... litres (head_brain.nii.gz); ...
+        aligned to MNI152...
+        wrote brain.nii.gz (160 x 224 x 192, 1 mm, 0..255), brain_mask.nii.gz, brain_points-raw-to-template.tfm
+        next: sitreg-lumir register --fixed brain.nii.gz --moving OTHER.nii.gz -o registration
+
     Source: Tustison et al., N4ITK: improved N3 bias correction, IEEE TMI 2010; Fisch et al., deepbet: fast brain
     extraction of T1-weighted MRI using convolutional neural networks, Comput. Biol. Med. 2024.
     """
@@ -82,7 +89,8 @@ def preprocess(
         raise ValueError(f"strip must be deepbet, template or none, got {strip!r}")
     if mask is not None and strip is not None:
         raise InputError(f"--strip {strip}: the brain is what --mask says; leave one of the two out")
-    files = _outputs(out, [raw] if mask is None else [raw, mask])
+    raw, mask = Path(raw), None if mask is None else Path(mask)
+    files = _outputs(Path(out), [raw] if mask is None else [raw, mask])
     scan = read_image(raw, header, assume_orientation)
     frame = load_frame()
     placed = None

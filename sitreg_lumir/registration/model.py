@@ -33,6 +33,12 @@ class Model:
         checksums: name and SHA-256 of each file.
         device: where they run.
         precision: of the convolutions, ``float32`` or ``bfloat16``.
+        flip: whether the members also run on mirrored images, and all are averaged.
+
+    Examples:
+        >>> model = sitreg_lumir.load_model(device="cpu")
+        >>> model.shape, model.spacing, len(model.members)
+        ((80, 112, 96), 2.0, 4)
     """
 
     members: tuple[Member, ...]
@@ -40,6 +46,7 @@ class Model:
     checksums: tuple[dict[str, str], ...]
     device: torch.device
     precision: str = "float32"
+    flip: bool = False
 
     @property
     def card(self) -> ModelCard:
@@ -48,8 +55,8 @@ class Model:
 
     @property
     def ensemble(self) -> Ensemble:
-        """The members' networks, and what they see of an image."""
-        return Ensemble.of(self.members)
+        """The members' networks, with ``flip`` their mirrored twins, too, and what they see of an image."""
+        return Ensemble.of(self.members, self.flip)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,7 +77,7 @@ class Model:
     def __str__(self) -> str:
         count = f"{len(self.members)} members" if len(self.members) > 1 else self.files[0].name
         x, y, z = self.shape
-        return f"{count}, {x} x {y} x {z} at {self.spacing:g} mm"
+        return f"{count}{' and mirrored' if self.flip else ''}, {x} x {y} x {z} at {self.spacing:g} mm"
 
     def __repr__(self) -> str:
         return f"Model({self}, {self.device}, {self.precision})"
@@ -85,11 +92,12 @@ class Model:
         """
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.inference_mode(), half:
-            return self.ensemble.run(
+            ensemble = self.ensemble
+            return ensemble.run(
                 fixed=fixed.to(self.device),
                 moving=moving.to(self.device),
                 levels=levels,
-                disagreement=len(self.members) > 1,
+                disagreement=len(ensemble.networks) > 1,
             )
 
 
@@ -98,6 +106,7 @@ def load_model(
     *,
     device: str = "auto",
     precision: str = "float32",
+    flip: bool = False,
     allow_imports: bool | str | Sequence[str] = (),
 ) -> Model:
     """Loads members once, to register any number of pairs.
@@ -107,10 +116,15 @@ def load_model(
             ``SITREG_LUMIR_WEIGHTS`` names, else what comes with the package.
         device: ``auto``, ``cpu``, or ``gpu`` (also ``cuda``, ``cuda:1``).
         precision: of the convolutions: ``float32`` or ``bfloat16``.
+        flip: also run the members on mirrored images, and average: exactly left-right symmetric, twice the time.
         allow_imports: see :func:`~sitreg_lumir.network.weights.load_member`.
 
     Raises:
         InputError: a file is missing or damaged, members do not go together, or there is no such device.
+
+    Examples:
+        >>> sitreg_lumir.load_model(device="cpu")
+        Model(4 members, 80 x 112 x 96 at 2 mm, cpu, float32)
     """
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision}: must be float32 or bfloat16")
@@ -121,7 +135,9 @@ def load_model(
     turn_tf32_off()
     where = _device(device)
     members = tuple(member.to(where) for member in load_members(files, allow_imports))
-    return Model(members, tuple(files), tuple(map(file_entry, files)), where, precision)
+    model = Model(members, tuple(files), tuple(map(file_entry, files)), where, precision, flip)
+    _ = model.ensemble  # refuses what cannot be mirrored
+    return model
 
 
 def _device(name: str) -> torch.device:

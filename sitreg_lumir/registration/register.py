@@ -84,6 +84,11 @@ def register(
 
     Raises:
         InputError: a file cannot be used, the scans do not fit the model, or the folder cannot be written.
+
+    Examples:
+        >>> registration = sitreg_lumir.register("EXAMPLE-T1", "EXAMPLE-T2")
+        >>> registration.verdict
+        'ok'
     """
     if align not in ALIGN:
         raise InputError(f"--align {align}: must be auto, each or none")

@@ -33,6 +33,15 @@ class Registration:
         backward: moving world -> fixed world.
         disagreement_voxels: ``(X, Y, Z)``, voxels, model grid, on which the fixed image lies; None for one network.
         summary: what was measured, plain values; see ``summary.json``.
+
+    Examples:
+        >>> registration = sitreg_lumir.register("EXAMPLE-T1", "EXAMPLE-T2")
+        >>> registration.warped.shape == registration.fixed.shape
+        True
+        >>> there = registration.transform_points([[10.0, -20.0, 5.0]], to="moving")
+        >>> back = registration.transform_points(there, to="fixed")
+        >>> bool(abs(back - [10.0, -20.0, 5.0]).max() < 0.5)
+        True
     """
 
     fixed: Side

@@ -78,6 +78,7 @@ def summarise(found: Registration, pair: ModelPair, *, align: str, refined: dict
             "spacing_mm": found.model.spacing,
             "training": found.model.card.training,
             "precision": found.model.precision,
+            "flip": found.model.flip,
         },
         "versions": {"sitreg_lumir": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": found.model.device.type,

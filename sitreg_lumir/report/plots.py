@@ -11,9 +11,15 @@ PLANES = (("sagittal", 0), ("coronal", 1), ("axial", 2))
 
 
 def plot_pair(
-    fixed: Array, moving: Array, warped: Array, disp: Array, file: Path | IO[bytes], title: str = "", spacing: int = 4,
+    fixed: Array,
+    moving: Array,
+    warped: Array,
+    disp: Array,
+    file: str | Path | IO[bytes],
+    title: str = "",
+    spacing: int = 4,
     moving_name: str = "moving",
-) -> None:  # fmt: skip
+) -> None:
     """Fixed, moving, warped and the deformed grid, in the middle slice of each plane, as a PNG.
 
     Args:
@@ -25,6 +31,10 @@ def plot_pair(
         title: above the picture.
         spacing: voxels between two lines of the grid.
         moving_name: what the moving image is called.
+
+    Examples:
+        >>> fixed, moving, warped = np.random.default_rng(0).random((3, 8, 10, 6))
+        >>> sitreg_lumir.plot_pair(fixed, moving, warped, np.zeros((3, 8, 10, 6)), "pair.png")
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -54,7 +54,7 @@ class Structure:
     lowest: str
 
 
-def read_scores(path: Path) -> StoredScores:
+def read_scores(path: str | Path) -> StoredScores:
     """What ``evaluate`` wrote.
 
     Args:
@@ -62,7 +62,15 @@ def read_scores(path: Path) -> StoredScores:
 
     Raises:
         InputError: one of them is missing or damaged.
+
+    Examples:
+        >>> dataset = sitreg_lumir.read_dataset("LUMIR", validation=True)
+        >>> evaluation = sitreg_lumir.evaluate(None, [dataset], "affine_only", identity=True)
+               pairs ...
+        >>> sitreg_lumir.read_scores("affine_only").cases[0]["pair"]
+        '0100_0000_0101_0000'
     """
+    path = Path(path)
     folder = path if path.is_dir() else path.parent
     table, summary = folder / "evaluation.csv", folder / "evaluation.json"
     try:

@@ -17,6 +17,11 @@ class WeightAverage(WeightAveraging):
         decay: share of the average that stays at each step, once ``1 / (1 - decay)`` steps are done; before, the
             average forgets its beginning faster: ``(1 + n) / (10 + n)`` stays at its n-th step.
 
+    Examples:
+        >>> average = sitreg_lumir.WeightAverage(decay=0.999)
+        >>> average.next_average(torch.zeros(()), torch.ones(()), count=0)
+        tensor(0.9000)
+
     Source: Polyak & Juditsky, Acceleration of stochastic approximation by averaging, 1992.
     """
 

@@ -20,6 +20,11 @@ class NdvPenalty(Callback):
         weight: of the folded volume, a sum over voxels. On a 2 mm grid a voxel sum has 1/8 of the terms of 1 mm: use
             8e-5 there.
 
+    Examples:
+        >>> penalty = sitreg_lumir.NdvPenalty(start_epoch=30)
+        >>> penalty.weight_at(29.9, 0), penalty.weight_at(30.0, 0)
+        (0.0, 1e-05)
+
     Source: weight from SITReg's public LUMIR configuration.
     """
 
@@ -52,6 +57,11 @@ class GroupConsistency(Callback):
         ramp_epochs: over which the weight grows from 0, linearly.
         learning_rate: of these epochs; None keeps the module's.
         triplets_per_epoch: drawn in each of these epochs; one is one optimiser step (of three processes, or one).
+
+    Examples:
+        >>> consistency = sitreg_lumir.GroupConsistency(start_epoch=30)
+        >>> consistency.weight_at(29.9, 0), consistency.weight_at(30.5, 0), consistency.weight_at(44.0, 0)
+        (0.0, 20.0, 40.0)
 
     Source: Honkamaa & Marttinen 2025; numbers from SITReg's public LUMIR configuration.
     """
@@ -102,7 +112,15 @@ class GroupConsistency(Callback):
 
 
 def add_term(module: LightningModule, term: LossTerm) -> None:
-    """Gives a module one more loss term, replacing one of the same name."""
+    """Gives a module one more loss term, replacing one of the same name.
+
+    Examples:
+        >>> module = sitreg_lumir.RawRegistration(features=[4, 4], head_features=[4, 4])
+        >>> term = sitreg_lumir.LossTerm("mean", "pair", lambda epoch, step: 1.0, lambda outputs: outputs.fixed.mean())
+        >>> sitreg_lumir.add_term(module, term)
+        >>> [term.name for term in module.terms]
+        ['lncc', 'diffusion', 'earlier_stages', 'mean']
+    """
     if not isinstance(module, RegistrationModule):
         raise InputError(f"{term.name} needs a RegistrationModule, got {type(module).__name__}")
     module.terms = [each for each in module.terms if each.name != term.name] + [term]

@@ -8,7 +8,13 @@ from sitreg_lumir.train.registration import RegistrationModule as RegistrationMo
 
 
 class RawRegistration(RegistrationModule):
-    """The baseline: SITReg on raw intensities; sizes and rates of the authors' public LUMIR configuration."""
+    """The baseline: SITReg on raw intensities; sizes and rates of the authors' public LUMIR configuration.
+
+    Examples:
+        >>> module = sitreg_lumir.RawRegistration(features=[4, 4], head_features=[4, 4])
+        >>> module.network.architecture["in_channels"]
+        1
+    """
 
     def __init__(
         self,
@@ -55,6 +61,13 @@ class MindRegistration(RegistrationModule):
         final_rate_share: share of the learning rate that is left at the end of training; below 1, the rate falls
             along half a cosine over the Trainer's ``max_epochs``.
         sigma: of MIND's patches, voxels.
+
+    Examples:
+        >>> module = sitreg_lumir.MindRegistration(features=[4, 4], head_features=[4, 4])
+        >>> fixed, moving = torch.rand(2, 1, 1, 8, 10, 6)
+        >>> disp, disp_inv = module(fixed=fixed, moving=moving)
+        >>> disp.shape, module.network.architecture["in_channels"]
+        (torch.Size([1, 3, 8, 10, 6]), 6)
     """
 
     def __init__(

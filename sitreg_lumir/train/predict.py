@@ -45,13 +45,19 @@ class Predictor(LightningModule):
     """Registers the pairs of a data set by the members' averaged control points."""
 
     def __init__(
-        self, members: Sequence[Member], inverse: bool = False, warped: bool = False, disagreement: bool = False
+        self,
+        members: Sequence[Member],
+        inverse: bool = False,
+        warped: bool = False,
+        disagreement: bool = False,
+        flip: bool = False,
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.inverse = inverse
         self.warped = warped
         self.disagreement = disagreement
+        self.flip = flip
 
     def setup(self, stage: str) -> None:
         turn_tf32_off()  # processes that share the pairs begin with PyTorch's defaults
@@ -63,7 +69,7 @@ class Predictor(LightningModule):
         """
         fixed, moving = clean_view(batch["fixed"])[0], clean_view(batch["moving"])[0]
         members = [member for member in self.members if isinstance(member, Member)]
-        (stage,) = Ensemble.of(members).run(
+        (stage,) = Ensemble.of(members, self.flip).run(
             fixed=fixed, moving=moving, inverse=self.inverse, disagreement=self.disagreement
         )
         found = {"disp": stage.disp}
@@ -80,12 +86,13 @@ class Predictor(LightningModule):
 
 def predict(
     member_paths: Sequence[str] | None,
-    folder: Path,
+    folder: str | Path,
     data_args: Sequence[str],
     *,
     inverse: bool = False,
     warped: bool = False,
     disagreement: bool = False,
+    flip: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     devices: int = 1,
@@ -102,6 +109,7 @@ def predict(
         warped: also write the moved images.
         disagreement: also write how far the members' updates differ, mm, fixed grid (see
             :func:`~sitreg_lumir.network.sitreg.run_stages`: a lower bound, no uncertainty).
+        flip: also run the members on mirrored images, and average: exactly left-right symmetric, twice the time.
         overwrite: replace fields that were made otherwise.
         device: ``auto``, ``cpu`` or ``gpu``.
         devices: processes that share the pairs, each on a device of its own.
@@ -111,12 +119,20 @@ def predict(
     Raises:
         InputError: members or data are wrong, or a field in the folder has another provenance; or a single member
             or voxels that are no cubes, and the disagreement is asked for.
+
+    Examples:
+        >>> data = ["--data.root", "LUMIR", "--data.cache", "cache", "--data.num_workers", "0"]
+        >>> sitreg_lumir.predict(["member.ckpt"], "predictions", data, device="cpu")
+        predictions: 0 fields are there already, 3 to predict
+        ...next: sitreg-lumir evaluate predictions --dataset ...LUMIR_dataset.json
     """
+    folder = Path(folder)
     prepare_process()
     files = default_members() if member_paths is None else member_files(member_paths)
-    if disagreement and len(files) < 2:
+    if disagreement and len(files) < 2 and not flip:
         raise InputError(f"{files[0]}: --disagreement needs two members or more; name them all with --members")
     members = load_members(files, allow_imports)
+    Ensemble.of(members, flip)  # refuses what cannot be mirrored
     data = data_module(data_args)
     trainer = Trainer(
         accelerator=device,
@@ -136,11 +152,12 @@ def predict(
     if disagreement:
         voxel_size(data.affine, data.dataset.path)
     asked = {"inverse": inverse, "warped": warped, "disagreement": disagreement}
+    changes = {"precision": precision} | ({"flip": True} if flip else {})
     plans = plan_predictions(
         folder,
         data.pairs,
         members=files,
-        options={"precision": precision},
+        options=changes,
         also=[kind for kind in ALSO if asked[kind]],
         overwrite=overwrite,
     )
@@ -156,7 +173,7 @@ def predict(
         data.trainer = None  # given the data module itself, Lightning would set up all its pairs again
         loader = data.predict_dataloader()  # of all pairs to do; with several processes Lightning shares them out
         try:
-            trainer.predict(Predictor(members, **asked), dataloaders=loader, return_predictions=False)
+            trainer.predict(Predictor(members, **asked, flip=flip), dataloaders=loader, return_predictions=False)
         except ProcessRaisedException as error:  # what one of several processes raises arrives as its whole traceback
             message = str(error).strip().splitlines()[-1]
             if f"{InputError.__name__}: " not in message:

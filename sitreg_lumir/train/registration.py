@@ -64,6 +64,13 @@ class RegistrationModule(LightningModule):
         final_rate_share: of the learning rate, at the end of training.
         input_transform: a module ``(B, 1, X, Y, Z)``, intensity in [0, 1] -> ``(B, channels, X, Y, Z)`` with an
             attribute ``channels``; None for the intensities themselves.
+
+    Examples:
+        >>> module = sitreg_lumir.RegistrationModule(features=[4, 4], head_features=[4, 4])
+        >>> fixed, moving = torch.rand(2, 1, 1, 8, 10, 6)
+        >>> disp, disp_inv = module(fixed=fixed, moving=moving)
+        >>> disp.shape
+        torch.Size([1, 3, 8, 10, 6])
     """
 
     def __init__(
@@ -188,6 +195,7 @@ class RegistrationModule(LightningModule):
         passes = self.trainer.accumulate_grad_batches
         if batch_idx % passes == 0:
             self.values, self._names = {}, []
+        batch = self.mirrored(batch)
         count = batch["images"].shape[1]
         alone = self.trainer.world_size == 1 or count == 2
         needed = range(count) if alone else pair_of(self.global_rank)
@@ -240,13 +248,17 @@ class RegistrationModule(LightningModule):
             inverse=inverse or any(term.inverse for term, _ in active),
             recompute=self.recompute,
         )
-        coarse = self.current_epoch < self.coarse_epochs
-        window = self.coarse_window if coarse and self.coarse_window is not None else self.window
-        outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask, window)
+        outputs = PairOutputs(stages, fixed.clean, moving.clean, fixed.mask, moving.mask, self.present_window())
         loss = fixed.clean.new_zeros(())
         for term, weight in active:
             loss = loss + weight * self.noted(term.name, term.call(outputs))
         return loss, stages[-1]
+
+    def present_window(self) -> int:
+        """Width of the local correlation in this epoch, voxels."""
+        if self.coarse_window is not None and self.current_epoch < self.coarse_epochs:
+            return self.coarse_window
+        return self.window
 
     def triplet_step(self, views: list[View]) -> Tensor:
         """Mean loss of a triplet's pairs, and its group consistency: all three here, or one on each of three ranks."""
@@ -278,6 +290,15 @@ class RegistrationModule(LightningModule):
         epoch, step = self.fractional_epoch(), self.global_step
         weighted = [(term, term.weight(epoch, step)) for term in self.terms if term.scope == scope]
         return [(term, weight) for term, weight in weighted if weight]
+
+    def mirrored(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with left and right exchanged in all images of the groups that are to be."""
+        chosen = batch.get("mirrored")
+        if chosen is None or not chosen.any():
+            return batch
+        images = batch["images"].clone()  # (B, N, 1, X, Y, Z)
+        images[chosen] = images[chosen].flip(self.lumir.left_right_axis + 3)
+        return {**batch, "images": images}
 
     def view(self, batch: dict[str, Any], position: int, needed: bool = True) -> View:
         """One image's views; the augmented one depends on its seed only, so that all ranks see the same."""
@@ -357,6 +378,7 @@ class RegistrationModule(LightningModule):
                 "steps": self.global_step,
                 "diffusion_weight": self.diffusion_weight,
                 **self.other_options(),
+                **({"mirror": True} if data.mirror else {}),
                 "augmentation": None if seen is None else {name: list(value) for name, value in vars(seen).items()},
                 **({} if self.initialised_from is None else {"initialised_from": self.initialised_from}),
             },

@@ -20,6 +20,12 @@ class PairOutputs:
         fixed_mask: bool, ``(B, 1, X, Y, Z)``.
         moving_mask: bool.
         window: of the LNCC at this resolution, voxels.
+
+    Examples:
+        >>> fixed, moving = torch.rand(2, 1, 1, 8, 10, 6)
+        >>> outputs = sitreg_lumir.PairOutputs([], fixed, moving, fixed > 0, moving > 0)
+        >>> outputs.window
+        11
     """
 
     stages: Sequence[Stage]
@@ -42,6 +48,13 @@ class LossTerm:
         call: the value.
         earlier: whether it looks at the stages before the last.
         inverse: whether it looks at inverse fields.
+
+    Examples:
+        >>> term = sitreg_lumir.LossTerm(
+        ...     "energy", "pair", lambda epoch, step: 0.01, lambda outputs: outputs.stages[-1].disp.square().mean()
+        ... )
+        >>> term.weight(2.5, 1000)
+        0.01
     """
 
     name: str

@@ -26,7 +26,8 @@ def checked_transform(
     """
     name = type(module).__name__
     for method in ("inputs", "clean", "forward"):
-        if getattr(type(module), method) is not getattr(base, method) or method in {**vars(module), **module._modules}:
+        own = getattr(getattr(module, method), "__func__", None)  # Lightning sets the bound method on the module itself
+        if own is not getattr(base, method) or method in module._modules:
             raise InputError(
                 f"{name} overrides {method}(), which predictions do not know: write an nn.Module with the attribute "
                 "`channels` that does it, and pass it as input_transform= to RegistrationModule"

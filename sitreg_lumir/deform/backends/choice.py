@@ -12,23 +12,31 @@ from sitreg_lumir.deform.backends.interface import Backend
 from sitreg_lumir.deform.backends.torch import backend as torch_backend
 
 BACKENDS = ("auto", "torch", "cpu", "cuda")
-_forced = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
+_forced: str | Backend = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(backend: str | Backend) -> Iterator[None]:
     """Forces a backend (``torch``, ``cpu``, ``cuda``) within the block; ``auto`` follows device and dtype.
 
-    ``cuda`` takes float32 alone, ``cpu`` tensors on the CPU alone; the rest is left to ``torch``. The environment
-    variable ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
+    A module with the functions of :class:`~sitreg_lumir.deform.backends.interface.Backend` is taken as it is, for all
+    tensors. ``cuda`` takes float32 alone, ``cpu`` tensors on the CPU alone; the rest is left to ``torch``. The
+    environment variable ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
 
     Raises:
         ValueError: there is no such backend.
+
+    Examples:
+        >>> image, disp = torch.rand(1, 1, 8, 10, 6), torch.rand(1, 3, 8, 10, 6)
+        >>> with sitreg_lumir.use_backend("torch"):
+        ...     warped = sitreg_lumir.warp(image, disp)
+        >>> bool(torch.allclose(warped, sitreg_lumir.warp(image, disp), atol=1e-5))
+        True
     """
     global _forced
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    before, _forced = _forced, name
+    if isinstance(backend, str) and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, or a module, got {backend!r}")
+    before, _forced = _forced, backend
     try:
         yield
     finally:
@@ -41,6 +49,8 @@ def backend_of(tensor: Tensor) -> Backend:
     Raises:
         ValueError: there is no such backend, or ``cuda`` was asked for where Triton's kernels cannot run.
     """
+    if not isinstance(_forced, str):
+        return _forced
     if _forced not in BACKENDS:
         raise ValueError(f"SITREG_LUMIR_BACKEND must be one of {', '.join(BACKENDS)}, got {_forced!r}")
     if _forced in ("auto", "cuda") and cuda.usable(tensor.device, asked=_forced == "cuda"):

@@ -44,6 +44,11 @@ def flat(tensor: Tensor, channels_last: bool = False) -> Any:
     return tensor.contiguous().view(-1).numpy()
 
 
+def by_voxel(values: Tensor) -> Any:
+    """A contiguous array ``(B, X, Y, Z, C)``."""
+    return values.detach().movedim(1, -1).contiguous().numpy()
+
+
 def empty(like: Tensor) -> Tensor:
     """A contiguous tensor of the same shape and type, not filled."""
     return torch.empty(like.shape, dtype=like.dtype)

@@ -1,4 +1,4 @@
-"""Compiled loop for the gradient of a convolution's weights: sums over a whole volume that are right at any size.
+"""Compiled loop without vectors for the gradient of a convolution's weights, right for volumes of any size.
 
 Volumes have their channels innermost in memory. Products are added up in the volumes' type along a few rows only, and
 those sums in float64; which rows belong together depends on the shape alone, so the number of threads changes nothing.

@@ -24,24 +24,32 @@ def upsample(
     rows = np.empty((level_y, size_z), field.dtype)
     for task in range(first, last):
         item, x = task // size_x, task % size_x
-        source, index, weights = control_points[item], index_x[x], weights_x[x]
-        _blend(source[index[0]], source[index[1]], source[index[2]], source[index[3]], scale * weights, plane)
-        for y in range(level_y):
-            line, row = plane[y], rows[y]
-            for z in range(size_z):
-                row[z] = (
-                    weights_z[z, 0] * line[np.uintp(index_z[z, 0])]
-                    + weights_z[z, 1] * line[np.uintp(index_z[z, 1])]
-                    + weights_z[z, 2] * line[np.uintp(index_z[z, 2])]
-                    + weights_z[z, 3] * line[np.uintp(index_z[z, 3])]
-                )
+        upsample_rows(control_points[item], index_x[x], scale * weights_x[x], index_z, weights_z, plane, rows)
         for y in range(size_y):
             index, weights = index_y[y], weights_y[y]
-            _blend_row(rows[index[0]], rows[index[1]], rows[index[2]], rows[index[3]], weights, field[item, x, y])
+            blend_row(rows[index[0]], rows[index[1]], rows[index[2]], rows[index[3]], weights, field[item, x, y])
 
 
 @compiled
-def _blend_row(a: Any, b: Any, c: Any, d: Any, weights: Any, out: Any) -> None:
+def upsample_rows(
+    source: Any, index: Any, weights: Any, index_z: Any, weights_z: Any, plane: Any, rows: Any
+) -> None:  # fmt: skip
+    """Blends four planes of control points, and upsamples the rows of the result."""
+    _blend(source[index[0]], source[index[1]], source[index[2]], source[index[3]], weights, plane)
+    for y in range(len(plane)):
+        line, row = plane[y], rows[y]
+        for z in range(len(row)):
+            row[z] = (
+                weights_z[z, 0] * line[np.uintp(index_z[z, 0])]
+                + weights_z[z, 1] * line[np.uintp(index_z[z, 1])]
+                + weights_z[z, 2] * line[np.uintp(index_z[z, 2])]
+                + weights_z[z, 3] * line[np.uintp(index_z[z, 3])]
+            )
+
+
+@compiled
+def blend_row(a: Any, b: Any, c: Any, d: Any, weights: Any, out: Any) -> None:
+    """Weighted sum of four rows."""
     wa, wb, wc, wd = weights[0], weights[1], weights[2], weights[3]
     for z in range(len(out)):
         out[z] = wa * a[z] + wb * b[z] + wc * c[z] + wd * d[z]
@@ -50,7 +58,7 @@ def _blend_row(a: Any, b: Any, c: Any, d: Any, weights: Any, out: Any) -> None:
 @compiled
 def _blend(a: Any, b: Any, c: Any, d: Any, weights: Any, out: Any) -> None:
     for y in range(len(out)):
-        _blend_row(a[y], b[y], c[y], d[y], weights, out[y])
+        blend_row(a[y], b[y], c[y], d[y], weights, out[y])
 
 
 @compiled

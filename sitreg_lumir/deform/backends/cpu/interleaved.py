@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sitreg_lumir.deform.backends.cpu.grids import blend_row, upsample_rows
 from sitreg_lumir.deform.backends.cpu.lookups import clamp_derivative, locate
 from sitreg_lumir.deform.backends.cpu.threads import compiled
 from sitreg_lumir.deform.backends.cpu.vectors import columns, fetch, first_voxel, put, second_voxel, voxel, voxels
@@ -42,6 +43,33 @@ def clear(first: Any, last: Any, shape: Any, copy: Any) -> None:
     numbers = 4 * shape[1] * shape[2]
     for i in range(first * numbers, last * numbers):
         copy[np.uintp(i)] = 0
+
+
+@compiled
+def upsample_interleaved(
+    first: Any, last: Any, control_points: Any, factor: Any, index_x: Any, weights_x: Any, index_y: Any,
+    weights_y: Any, index_z: Any, weights_z: Any, shape: Any, copy: Any,
+) -> None:  # fmt: skip
+    """Planes of an interleaved field on a grid of ``shape`` from ``control_points`` ``(B * 3, x, y, z)``."""
+    size_x, size_y, size_z = shape
+    _, _, level_y, level_z = control_points.shape
+    scale = copy.dtype.type(factor)
+    plane = np.empty((level_y, level_z), copy.dtype)
+    rows = np.empty((3, level_y, size_z), copy.dtype)
+    line = np.empty(3 * size_z, copy.dtype)
+    for task in range(first, last):
+        batch, x = task // size_x, task % size_x
+        for c in range(3):
+            upsample_rows(
+                control_points[3 * batch + c], index_x[x], scale * weights_x[x], index_z, weights_z, plane, rows[c]
+            )
+        for y in range(size_y):
+            index, weights = index_y[y], weights_y[y]
+            for c in range(3):
+                part = line[c * size_z : (c + 1) * size_z]
+                blend_row(rows[c, index[0]], rows[c, index[1]], rows[c, index[2]], rows[c, index[3]], weights, part)
+            to = np.uintp((task * size_y + y) * size_z) * FOUR
+            to_vectors(line, np.uintp(0), np.uintp(size_z), size_z, size_z, copy, to)
 
 
 @compiled

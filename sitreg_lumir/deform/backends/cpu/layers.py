@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform.backends.cpu import convolution
 from sitreg_lumir.deform.backends.cpu import normalization as loops
+from sitreg_lumir.deform.backends.cpu.fallback import working
 from sitreg_lumir.deform.backends.cpu.threads import run
 
 _LANES = 192  # about so many values a step: enough to fill the processor's registers, few enough to stay in its cache
 _STEPS = 256  # of a row
-_PARTS = 16  # so many parts of a volume have sums of their own, for as many threads
-_LARGEST = 2**23  # numbers in a volume's sums
+_LENGTH = 2**15  # of a row where values are taken one by one
 
 
 class Statistics(NamedTuple):
@@ -117,20 +116,19 @@ def weight_gradient(values: Tensor, grad: Tensor, weight: Tensor, stride: int, p
     Returns:
         the shape of ``weight``.
     """
-    batch, outputs, planes = grad.shape[:3]
-    channels, kernel = values.shape[1], weight.shape[2]
-    parts = max(1, min(_PARTS, planes, _LARGEST // weight.numel()))
-    length = -(-planes // parts)
-    parts = -(-planes // length) * batch
-    totals = np.empty((parts, outputs, kernel**3 * channels))
-    run(convolution.weight_gradient, parts, _by_voxel(values), _by_voxel(grad), kernel, stride, padding, length, totals)
-    by_window = torch.from_numpy(totals.sum(axis=0)).view(outputs, kernel, kernel, kernel, channels)
-    return by_window.permute(0, 4, 2, 3, 1).to(weight.dtype).contiguous()  # windows are ordered by z, x, y
+    by_weight: Tensor = working("weight_gradient", values.dtype)(values, grad, weight, stride, padding)
+    return by_weight
 
 
 def bias_gradient(grad: Tensor) -> Tensor:
     """Gradient of a convolution with respect to its bias, ``(N,)``, from that with respect to its result."""
     return torch.from_numpy(channel_sums(dense(grad))[0].sum(axis=0)).to(grad.dtype)
+
+
+def write_sum_and_difference(first: Tensor, second: Tensor) -> None:
+    """Writes the sum over ``first`` and the difference over ``second``, both dense and alike in layout and type."""
+    values = _flat(first)
+    run(loops.sum_and_difference, -(-len(values) // _LENGTH), values, _flat(second), _LENGTH)
 
 
 def channels_are_last(features: Tensor) -> bool:
@@ -202,7 +200,3 @@ def _flat(features: Tensor) -> Any:
     if channels_are_last(features):
         features = features.movedim(1, -1)
     return features.view(-1).numpy()
-
-
-def _by_voxel(values: Tensor) -> Any:
-    return values.detach().movedim(1, -1).contiguous().numpy()

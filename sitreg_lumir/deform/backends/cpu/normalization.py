@@ -190,3 +190,13 @@ def gradient(
                 centred = number(values[i]) - mean[lane]
                 grad = number(grads[i]) if centred * scale[lane] + shift[lane] > zero else zero
                 out[i] = stored(scale[lane] * grad - offset[lane] - factor[lane] * centred, out[i])
+
+
+@compiled
+def sum_and_difference(first: Any, last: Any, one: Any, two: Any, length: Any) -> None:
+    """Rows of ``length`` values: the sums take the place of the first array's, the differences of the second's."""
+    begin, end = first * length, min(last * length, len(one))
+    for index in range(begin, end):
+        i = np.uintp(index)
+        a, b = number(one[i]), number(two[i])
+        one[i], two[i] = stored(a + b, one[i]), stored(a - b, two[i])

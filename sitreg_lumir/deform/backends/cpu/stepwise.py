@@ -1,4 +1,4 @@
-"""Chains of look-ups and inversions one look-up after the other: what computes where ``vectorised`` does not work.
+"""What computes where ``vectorised`` does not work: chains and inversions one look-up after the other, plain loops.
 
 The same results to rounding (inversions: within their tolerance), in more time and memory. Results do not depend on the
 number of threads.
@@ -6,10 +6,18 @@ number of threads.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sitreg_lumir.deform.backends.cpu import convolution
+from sitreg_lumir.deform.backends.cpu.arrays import by_voxel
 from sitreg_lumir.deform.backends.cpu.sampling import look_up, look_up_adjoint
+from sitreg_lumir.deform.backends.cpu.threads import run
+from sitreg_lumir.deform.backends.cpu.upsampling import upsample_control_points as upsample_control_points
+
+_PARTS = 16  # so many parts of a volume have sums of their own, for as many threads
+_LARGEST = 2**23  # numbers in a volume's sums
 
 
 def invert(disp: Tensor, tolerance: float, max_iterations: int) -> Tensor:
@@ -60,3 +68,16 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
         grads.append(grad_disp)
         grad = grad + grad_points
     return [*grads, grad if needed[-1] else None]
+
+
+def weight_gradient(values: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """Gradient of a convolution with respect to its weight: see ``layers``."""
+    batch, outputs, planes = grad.shape[:3]
+    channels, kernel = values.shape[1], weight.shape[2]
+    parts = max(1, min(_PARTS, planes, _LARGEST // weight.numel()))
+    length = -(-planes // parts)
+    parts = -(-planes // length) * batch
+    totals = np.empty((parts, outputs, kernel**3 * channels))
+    run(convolution.weight_gradient, parts, by_voxel(values), by_voxel(grad), kernel, stride, padding, length, totals)
+    by_window = torch.from_numpy(totals.sum(axis=0)).view(outputs, kernel, kernel, kernel, channels)
+    return by_window.permute(0, 4, 2, 3, 1).to(weight.dtype).contiguous()  # windows are ordered by z, x, y

@@ -1,7 +1,8 @@
 """Short vectors for compiled loops: the numbers of one voxel, or of two, in one register of the processor.
 
 A vector has four numbers per voxel: the components x, y and z, and a spare one. It knows ``+``, ``-``, ``*`` and ``/``,
-with others and with scalars. In memory its numbers are consecutive ones of a flat array, from any index on.
+with others and with scalars. In memory its numbers are consecutive ones of a flat array, from any index on. Sums over
+rows of numbers, where voxels do not matter, take vectors of the largest width (``wide``).
 
 The functions here are instructions for the compiler. Each states the types it takes and gives, and how its code is
 built; they work in compiled loops only.
@@ -13,9 +14,13 @@ from importlib import import_module
 from typing import Any
 
 ir: Any = import_module("llvmlite.ir")  # it has no type information, nor have those that follow
+binding: Any = import_module("llvmlite.binding")
 types: Any = import_module("numba.types")
 cgutils: Any = import_module("numba.core.cgutils")
 extending: Any = import_module("numba.extending")
+
+
+REGISTER = 64 if binding.get_host_cpu_features().get("avx512f") else 32  # bytes
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -128,6 +133,17 @@ def scalars(typing: Any, values: Any, i: Any) -> Any:
         return _mix(builder, both, both, [0, 0, 0, 0, 1, 1, 1, 1])
 
     return Vector(values.dtype, 8)(values, i), build
+
+
+@_intrinsic
+def wide(typing: Any, values: Any, i: Any) -> Any:
+    """A whole register of numbers, not by voxel: ``values[i : i + REGISTER / itemsize]``."""
+    count = REGISTER * 8 // values.dtype.bitwidth
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _load(context, builder, values, args[0], args[1], count)
+
+    return Vector(values.dtype, count)(values, i), build
 
 
 @_intrinsic
