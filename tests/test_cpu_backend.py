@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from sitreg_lumir.deform import ops
 from sitreg_lumir.deform.backends.cpu import backend as cpu_backend
-from sitreg_lumir.deform.backends.cpu import threads, vectorised
+from sitreg_lumir.deform.backends.cpu import fallback, threads, vectorised
 from sitreg_lumir.deform.backends.torch import backend as torch_backend
 
 SHAPES = [(7, 9, 11), (17, 18, 5), (1, 5, 6), (6, 1, 1)]
@@ -293,6 +293,7 @@ def chains_and_inversions(random: Any, dtype: torch.dtype) -> list[tuple[Any, An
         ("invert", (small, tolerance, 100)),
         ("invert_adjoint", (grad, small, torch_backend.invert(small, tolerance, 100))),
     ]
+    calls += [("upsample_control_points", (small, 4, (26, 33, 41)))]
     with cpu_backend.copies_shared():
         return [(getattr(cpu_backend, name)(*args), getattr(torch_backend, name)(*args)) for name, args in calls]
 
@@ -310,16 +311,16 @@ def wrong(*_: Any) -> Any:
 def test_operations_without_vectors_equal_plain_torch(
     broken: Any, dtype: torch.dtype, random: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("compose", "compose_adjoint", "invert", "invert_adjoint"):
+    for name in ("upsample_control_points", "compose", "compose_adjoint", "invert", "invert_adjoint"):
         monkeypatch.setattr(vectorised, name, broken)
-    cpu_backend._working.cache_clear()
+    fallback.working.cache_clear()
     try:
         results = chains_and_inversions(random, dtype)
     finally:
-        cpu_backend._working.cache_clear()
+        fallback.working.cache_clear()
     for actual, expected in results:
         assert_same(actual, expected, dtype)
-    assert len(caplog.messages) == 4 and "slower loops instead" in caplog.text  # each operation once
+    assert len(caplog.messages) == 5 and "slower loops instead" in caplog.text  # each operation once
 
 
 _WITHOUT_INSIDES = """
@@ -330,9 +331,12 @@ numba.njit(lambda: 1)()  # what numba itself needs of it is loaded
 del numba.extending.register_model  # as if a new version had none
 import torch
 from sitreg_lumir.deform import ops
+from sitreg_lumir.network.layers import convolve
 field = torch.full((1, 3, 4, 4, 4), 0.25, requires_grad=True)
 ops.compose(field, ops.invert(field)).square().sum().backward()
-print(float(ops.compose(field, field).sum()), bool(field.grad.isfinite().all()))
+weight = torch.ones(1, 3, 1, 1, 1, requires_grad=True)
+convolve(field, weight).sum().backward()
+print(float(ops.compose(field, field).sum()), bool(field.grad.isfinite().all()), float(weight.grad.sum()))
 """
 
 
@@ -341,5 +345,6 @@ def test_a_numba_without_the_insides_that_vectors_need_still_computes() -> None:
         [sys.executable, "-c", _WITHOUT_INSIDES], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["96.0", "True"]
-    assert "compose: vectors do not work with this version of numba" in done.stderr
+    assert done.stdout.split() == ["96.0", "True", "48.0"]
+    for name in ("compose", "weight_gradient"):
+        assert f"{name}: vectors do not work with this version of numba" in done.stderr

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sitreg_lumir.network import memory
 from sitreg_lumir.network.ensemble import Ensemble
+from sitreg_lumir.network.mirrored import MirroredNetwork
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
 from sitreg_lumir.network.weights import load_member
 
@@ -16,11 +17,11 @@ STORED = Path(__file__).with_name("stored")
 SHAPES = [(18, 16, 14), (9, 13, 7), (5, 4, 1)]
 
 
-def networks(count: int, dtype: torch.dtype = torch.float64) -> list[SITReg]:
+def networks(count: int, dtype: torch.dtype = torch.float64, channels: int = 3) -> list[SITReg]:
     members = []
     for seed in range(count):
         torch.manual_seed(seed)
-        network = SITReg(3, (4, 8, 8), (4, 8, 8))
+        network = SITReg(channels, (4, 8, 8), (4, 8, 8))
         for head in network.heads:
             torch.nn.init.normal_(head.final.weight, std=0.3)
         members.append(network.to(dtype))
@@ -64,6 +65,21 @@ def test_less_memory_changes_no_bit(shape: tuple[int, ...], count: int, levels: 
         assert len(plain) == len(economical) == len(levels) * (3 + inverse + (count > 1))
         assert all(torch.equal(one, other) for one, other in zip(plain, economical, strict=True))
         assert float(plain[-1].abs().max()) > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("twins_alone", [False, True])
+def test_less_memory_changes_no_bit_of_mirrored_networks(count: int, twins_alone: bool) -> None:
+    members = networks(count, channels=1)
+    twins = [MirroredNetwork(member, axis=1) for member in members]
+    pair = {name: image[:, :1] for name, image in inputs(SHAPES[0]).items()}
+    mixed = twins if twins_alone else [*members, *twins]
+    plain, economical = (tensors(run_stages(mixed, **pair, levels=(0, 2), plain=plain)) for plain in (True, False))
+    assert len(plain) == len(economical) == 2 * 4
+    assert all(torch.equal(one, other) for one, other in zip(plain, economical, strict=True))
+    unmirrored = tensors(run_stages(members, **pair, levels=(0, 2)))
+    assert float((plain[0] - unmirrored[0]).abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("shape", SHAPES)

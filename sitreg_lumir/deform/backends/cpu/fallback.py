@@ -12,15 +12,10 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sitreg_lumir.deform.backends.cpu import stepwise
 from sitreg_lumir.deform.backends.torch import backend as torch_backend
-
-
-def _weight_gradient(values: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    return torch.nn.grad.conv3d_weight(values, weight.shape, grad, stride, padding)
-
+from sitreg_lumir.deform.backends.torch import layers as torch_layers
 
 _TRUTH: dict[str, Callable[..., Any]] = {
     "upsample_control_points": torch_backend.upsample_control_points,
@@ -28,7 +23,7 @@ _TRUTH: dict[str, Callable[..., Any]] = {
     "invert_adjoint": torch_backend.invert_adjoint,
     "compose": torch_backend.compose,
     "compose_adjoint": torch_backend.compose_adjoint,
-    "weight_gradient": _weight_gradient,
+    "weight_gradient": torch_layers.weight_gradient,
 }
 _log = logging.getLogger(__name__)
 

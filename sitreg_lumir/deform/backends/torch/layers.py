@@ -27,6 +27,14 @@ def convolve_adjoint(grad: Tensor, values: Tensor, weight: Tensor, stride: int, 
     return by_values
 
 
+def weight_gradient(values: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """Gradient of :func:`convolve` with respect to ``weight``, as PyTorch adds it up."""
+    by_weight: Tensor = torch.ops.aten.convolution_backward(
+        grad, values, weight, None, [stride] * 3, [padding] * 3, [1] * 3, False, [0] * 3, 1, [False, True, False]
+    )[1]
+    return by_weight
+
+
 def _is_product(values: Tensor, weight: Tensor) -> bool:
     """Whether windows of one voxel meet dense values, float32, on a CPU."""
     simple = values.device.type == "cpu" and values.dtype == torch.float32 and weight.shape[2] == 1
