@@ -264,11 +264,11 @@ print(float(ops.compose(torch.ones(1, 3, 4, 4, 4), torch.ones(1, 3, 4, 4, 4)).su
 def test_loops_compile_with_and_without_a_writable_folder(tmp_path: Path, writable: bool) -> None:
     """Files where numba wants folders stop it even if root runs the test."""
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(cpu_backend.__file__).parents[2], tmp_path / "sitreg_lumir", ignore=ignored)
+    shutil.copytree(Path(cpu_backend.__file__).parents[3], tmp_path / "sitreg_lumir", ignore=ignored)
     blocked = tmp_path / "blocked"
     blocked.touch()
     if not writable:
-        (tmp_path / "sitreg_lumir" / "deform" / "cpu" / "__pycache__").touch()
+        (tmp_path / "sitreg_lumir" / "deform" / "backends" / "cpu" / "__pycache__").touch()
     places = {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked / "cache"), "PYTHONPATH": str(tmp_path)}
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"} | places
     for announcements in (1, 0) if writable else (1, 1):  # machine code of the first run serves the second
