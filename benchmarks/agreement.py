@@ -17,9 +17,9 @@ from torch import Tensor
 
 from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.data.views import clean_view
-from sitreg_lumir.deform.ops import use_backend
+from sitreg_lumir.deform.backends import use_backend
 from sitreg_lumir.io.read import read_volume
-from sitreg_lumir.network.sitreg import run_stages
+from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.weights import load_members, member_files
 
 
@@ -41,22 +41,21 @@ def compare(members: list[str] | None, data: Path | None, device: str, with_torc
     """Differences from the device's backend in float32, by name."""
     if members is None or data is None:
         module = random_module().to(device)
-        networks = [module.network]
-        inputs = [module.inputs(brain(SHAPES["1mm"], seed).to(device)) for seed in range(2)]
+        ensemble = module.ensemble
+        fixed, moving = (brain(SHAPES["1mm"], seed).to(device) for seed in range(2))
     else:
-        loaded = [member.to(device) for member in load_members(member_files(members))]
-        networks = [member.network for member in loaded]
+        ensemble = Ensemble.of([member.to(device) for member in load_members(member_files(members))])
         pair = read_dataset(data, validation=True).validation[0]
         stored = [torch.as_tensor(read_volume(image.path)[0])[None, None] for image in (pair.fixed, pair.moving)]
-        inputs = [loaded[0].inputs(clean_view(each)[0].to(device)) for each in stored]
+        fixed, moving = (clean_view(each)[0].to(device) for each in stored)
 
     def forward(backend: str = "auto", half: bool = False) -> tuple[Tensor, Tensor]:
         with use_backend(backend), torch.autocast(device, torch.bfloat16, enabled=half):
-            (stage,) = run_stages(networks, fixed=inputs[0], moving=inputs[1])
+            (stage,) = ensemble.run(fixed=fixed, moving=moving)
         return stage.disp, stage.disp_inv
 
     reference = forward()
-    found = {"shape": list(inputs[0].shape[2:]), "members": len(networks), "device": device}
+    found = {"shape": list(fixed.shape[2:]), "members": len(ensemble.networks), "device": device}
     found["mean_size_of_field"] = float(reference[0].abs().mean())
     others = {"bfloat16": forward(half=True)}
     if with_torch:

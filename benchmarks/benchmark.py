@@ -159,7 +159,7 @@ def _case(kind: str, shape: tuple[int, ...], device: Any, recompute: bool) -> Ca
     """The computation to be measured."""
     import torch
 
-    from sitreg_lumir.network.sitreg import run_stages
+    from sitreg_lumir.network.ensemble import Ensemble
     from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty, add_term
     from sitreg_lumir.train.terms import LossTerm
     from sitreg_lumir.train.triplets import View, three_pairs_in_turn
@@ -168,15 +168,11 @@ def _case(kind: str, shape: tuple[int, ...], device: Any, recompute: bool) -> Ca
     images = [brain(shape, seed).to(device) for seed in range(3)]
     module = modules[0]
     if kind in ("forward", "ensemble", "one_way"):
+        ensemble = Ensemble([each.network for each in modules], module.input_transform)
 
         def forward() -> None:
             with torch.inference_mode():
-                run_stages(
-                    [each.network for each in modules],
-                    fixed=module.inputs(images[0]),
-                    moving=module.inputs(images[1]),
-                    inverse=kind != "one_way",
-                )
+                ensemble.run(fixed=images[0], moving=images[1], inverse=kind != "one_way")
 
         return forward
     views = [View(image, image > 0, module.inputs(image)) for image in images]

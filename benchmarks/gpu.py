@@ -24,8 +24,8 @@ from agreement import compare
 from benchmark import CASES, GPU_CASES, conditions
 from kernels import all_kernels, measure, table
 
-from sitreg_lumir.deform import torch_backend
-from sitreg_lumir.deform.ops import backend_of
+from sitreg_lumir.deform.backends import backend_of
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
 
 SMALL_SHAPES = ((7, 9, 11), (12, 10, 17), (33, 21, 40))
 TOLERANCE = 2e-3  # relative to the largest number: sums of float32 in another order

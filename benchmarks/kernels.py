@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform import torch_backend
-from sitreg_lumir.deform.ops import backend_of
+from sitreg_lumir.deform.backends import backend_of
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ def all_kernels(device: torch.device, shape: tuple[int, ...], tolerance: float =
         Kernel("the same, adjoint", lambda m: m.warp_adjoint(coarse_grad, coarse, a, 2, True, True), 18),
         Kernel("warp mask", lambda m: m.mask_at(mask, a, True), 3.5),
         Kernel("MIND", lambda m: m.mind(image, 0.5, 2), 7),
-        Kernel("LNCC", lambda m: m.correlation(image, other, mask, 11, False, False), 2.25),
-        Kernel("LNCC with gradient", lambda m: m.correlation(image, other, mask, 11, True, False), 3.25),
-        Kernel("folding", lambda m: m.folding(a, False), 3),
-        Kernel("folding with gradient", lambda m: m.folding(a, True), 6),
+        Kernel("LNCC", lambda m: m.lncc_and_gradients(image, other, mask, 11, False, False), 2.25),
+        Kernel("LNCC with gradient", lambda m: m.lncc_and_gradients(image, other, mask, 11, True, False), 3.25),
+        Kernel("folding", lambda m: m.ndv_sum_and_gradient(a, False), 3),
+        Kernel("folding with gradient", lambda m: m.ndv_sum_and_gradient(a, True), 6),
         Kernel("diffusion", lambda m: m.diffusion(a, slopes), 3),
         Kernel("diffusion, adjoint", lambda m: m.diffusion_adjoint(one, a, slopes), 6),
     ]

@@ -23,7 +23,7 @@ import yaml
 from held_back import cycle_mm, full, markdown, mean_scores, read_brain, score, seen, split
 from lightning.pytorch import Callback
 
-from sitreg_lumir.network.sitreg import run_stages
+from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.weights import load_member, read_checkpoint
 from sitreg_lumir.train.run import build
 
@@ -195,9 +195,9 @@ def scored(checkpoint: Path, arguments: argparse.Namespace) -> dict[str, float]:
         pairs, disps = [], []
         for k in range(3):
             fixed, moving = brains[k], brains[k - 1]
-            inputs = {"fixed": fixed, "moving": moving}
-            inputs = {side: member.inputs(seen(brain, not arguments.full)[0]) for side, brain in inputs.items()}
-            (stage,) = run_stages([member.network], **inputs)
+            images = {"fixed": fixed, "moving": moving}
+            images = {side: seen(brain, not arguments.full)[0] for side, brain in images.items()}
+            (stage,) = Ensemble.of([member]).run(**images)
             disp, disp_inv = full(stage.disp, fixed.image), full(stage.disp_inv, moving.image)
             pairs.append(score(disp, disp_inv, fixed, moving, VOXEL_SIZE))
             disps.append(disp)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers, editors and
     from sitreg_lumir.data.datamodule import LumirDataModule
     from sitreg_lumir.data.lumir import read_dataset
     from sitreg_lumir.data.views import Augmentation, clean_view
-    from sitreg_lumir.deform.ops import use_backend, warp
+    from sitreg_lumir.deform.backends.choice import use_backend
+    from sitreg_lumir.deform.ops import warp
     from sitreg_lumir.demo.brain import STRUCTURES
     from sitreg_lumir.demo.data import make_demo_data
     from sitreg_lumir.demo.examples import labels_of
@@ -74,7 +75,7 @@ _HOMES = {
     "add_term": "train.final_epochs",
     "Mind": "network.mind",
     "SITReg": "network.sitreg",
-    "use_backend": "deform.ops",
+    "use_backend": "deform.backends.choice",
     # volumes and fields
     "read_volume": "io.read",
     "clean_view": "data.views",

@@ -20,7 +20,6 @@ from sitreg_lumir import __version__
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.io.read import read_volume
 from sitreg_lumir.io.write import save_disp
-from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.registration.model import Model, load_model
 from sitreg_lumir.registration.pair import ModelPair
 from sitreg_lumir.registration.register import optimise_pair
@@ -68,12 +67,11 @@ def register(model: Model, fixed: Tensor, moving: Tensor, steps: int) -> Tensor:
     """``(1, 3, X, Y, Z)``, voxels, fixed grid, of stored intensities ``(1, 1, X, Y, Z)``."""
     (fixed, fixed_mask), (moving, moving_mask) = clean_view(fixed), clean_view(moving)
     if steps:
-        stages = model.run(fixed=fixed, moving=moving, levels=range(model.networks[0].levels))
+        stages = model.run(fixed=fixed, moving=moving, levels=range(model.ensemble.levels))
         pair = ModelPair(fixed, fixed_mask, moving, moving_mask)
         return optimise_pair(model, pair, stages, steps, "lncc").disp
     with torch.inference_mode():
-        inputs = {"fixed": model.inputs(fixed), "moving": model.inputs(moving)}
-        return run_stages(model.networks, **inputs, inverse=False)[-1].disp
+        return model.ensemble.run(fixed=fixed, moving=moving, inverse=False)[-1].disp
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import check_folder_is_writable
-from sitreg_lumir.network.mirrored import with_mirrored
+from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
-from sitreg_lumir.network.sitreg import StageNetwork, run_stages
 from sitreg_lumir.network.weights import (
     Member,
     ModelCard,
@@ -80,16 +79,8 @@ class Predictor(LightningModule):
         """
         fixed, moving = clean_view(batch["fixed"])[0], clean_view(batch["moving"])[0]
         members = [member for member in self.members if isinstance(member, Member)]
-        member = members[0]  # one input transform and one grid for all
-        networks: Sequence[StageNetwork] = [member.network for member in members]
-        if self.flip:
-            networks = with_mirrored([member.network for member in members], member.card.affine, member.card.shape)
-        (stage,) = run_stages(
-            networks,
-            fixed=member.inputs(fixed),
-            moving=member.inputs(moving),
-            inverse=self.inverse,
-            disagreement=self.disagreement,
+        (stage,) = Ensemble.of(members, self.flip).run(
+            fixed=fixed, moving=moving, inverse=self.inverse, disagreement=self.disagreement
         )
         prediction = {"disp": stage.disp}
         if self.inverse:
@@ -151,8 +142,7 @@ def predict(
     if disagreement and len(files) < 2 and not flip:
         raise InputError(f"{files[0]}: --disagreement needs two members or more; name them all with --members")
     members = load_members(files, allow_imports)
-    if flip:  # refuses what cannot be mirrored
-        with_mirrored([member.network for member in members], members[0].card.affine, members[0].card.shape)
+    Ensemble.of(members, flip)  # refuses what cannot be mirrored
     data = data_module(data_args)
     trainer = Trainer(
         accelerator=device,

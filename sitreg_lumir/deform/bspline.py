@@ -59,22 +59,22 @@ def control_point_bound(factors: Sequence[int]) -> float:
     """
     if not factors or any(factor < 1 for factor in factors):
         raise ValueError(f"factors must be positive integers, got {factors}")
-    values, slopes = zip(*(_samples_and_slopes(factor) for factor in factors), strict=True)
+    values, gradients = zip(*(_samples_and_gradients(factor) for factor in factors), strict=True)
     worst = 0.0
     for offsets in product(*(range(ceil((factor + 1) / 2)) for factor in factors)):
         total: Array = np.zeros(())
-        for sloped_axis in range(len(factors)):
+        for differenced_axis in range(len(factors)):
             term: Array = np.ones(())
             for axis, (factor, offset) in enumerate(zip(factors, offsets, strict=True)):
-                sequence = slopes[axis] if axis == sloped_axis else values[axis]
+                sequence = gradients[axis] if axis == differenced_axis else values[axis]
                 term = np.multiply.outer(term, sequence[offset::factor])
             total = total + term
         worst = max(worst, float(np.abs(total).sum()))
     return 1 / worst
 
 
-def _samples_and_slopes(factor: int) -> tuple[Array, Array]:
-    """One axis' B-spline at the sampling positions, and the slopes between them (per control point spacing)."""
+def _samples_and_gradients(factor: int) -> tuple[Array, Array]:
+    """One axis' B-spline at the sampling positions, and the gradients between them (per control point spacing)."""
     odd = factor % 2
     positions = -2 + (1 + odd) / (2 * factor) + np.arange(4 * factor - odd) / factor
     padded = np.concatenate([[0.0], cubic_bspline(positions), [0.0]])

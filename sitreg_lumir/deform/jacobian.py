@@ -48,8 +48,8 @@ def jacobian_determinant(disp: Tensor) -> Tensor:
     columns = []
     for axis in range(3):
         step = [int(axis == other) for other in range(3)]
-        slope = (neighbour(disp, step) - neighbour(disp, [-unit for unit in step])) / 2
-        columns.append(_add(slope, step))
+        gradient = (neighbour(disp, step) - neighbour(disp, [-unit for unit in step])) / 2
+        columns.append(_add(gradient, step))
     return triple_product(*columns)
 
 
@@ -109,10 +109,10 @@ def _folded(disp: Tensor, name: str) -> Tensor:
 
 
 def _determinant(disp: Tensor, name: str) -> Tensor:
-    return triple_product(*slopes(disp, name))
+    return triple_product(*gradients(disp, name))
 
 
-def slopes(disp: Tensor, name: str) -> list[list[Tensor]]:
+def gradients(disp: Tensor, name: str) -> list[list[Tensor]]:
     """The three columns of a determinant, each a list of components ``(B, X-2, Y-2, Z-2)``, no unit.
 
     Differences of ``disp`` plus the step are more exact in float32 than differences of positions.
@@ -132,9 +132,9 @@ def neighbour(disp: Tensor, step: tuple[int, int, int] | list[int]) -> Tensor:
     return disp
 
 
-def _add(slope: Tensor, step: list[int]) -> list[Tensor]:
-    """Slope of the map from the slope of its displacement, by component; ``slope`` is ``(B, 3, X, Y, Z)``."""
-    return [slope[:, axis] + unit if unit else slope[:, axis] for axis, unit in enumerate(step)]
+def _add(gradient: Tensor, step: list[int]) -> list[Tensor]:
+    """Gradient of the map from the gradient of its displacement, by component; ``gradient`` is ``(B, 3, X, Y, Z)``."""
+    return [gradient[:, axis] + unit if unit else gradient[:, axis] for axis, unit in enumerate(step)]
 
 
 def triple_product(first: list[Tensor], second: list[Tensor], third: list[Tensor]) -> Tensor:

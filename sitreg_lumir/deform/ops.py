@@ -1,83 +1,24 @@
-"""Operations on deformations: shape checks, gradients, and the choice of the backend.
+"""Operations on deformations and images: what they take and give, and the checks of that.
 
-Fields are ``(B, 3, X, Y, Z)``, voxels, channel = array axis; a field ``u`` stands for the map ``x + u(x)``.
-Look-ups are trilinear with the look-up coordinate clamped to the volume, while positions may leave it.
-The autograd Functions here are the only ones; they keep their inputs and recompute the rest. Half precision
-is computed in float32 and given back in the input's dtype.
+Fields are ``(B, 3, X, Y, Z)``, voxels, channel = array axis; a field ``u`` stands for the map ``x + u(x)``. Look-ups
+are trilinear with the look-up coordinate clamped to the volume, while positions may leave it. Half precision is
+computed in float32 and given back in the input's dtype; scalars are summed up in float64. ``autograd`` holds the
+gradients, ``backends`` the arithmetic.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from functools import wraps
-from importlib import import_module
 from math import ceil
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform import cuda, torch_backend
+from sitreg_lumir.deform import autograd
+from sitreg_lumir.deform.backends import backend_of
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
 
-BACKENDS = ("auto", "torch", "cpu", "cuda")
-_forced: str | ModuleType = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
-
-
-@contextmanager
-def use_backend(backend: str | ModuleType) -> Iterator[None]:
-    """Forces a backend (``torch``, ``cpu``, ``cuda``) within the block; ``auto`` follows device and dtype.
-
-    A module with the functions of the plain PyTorch backend is taken as it is, for all tensors. ``cuda`` takes float32
-    alone, ``cpu`` tensors on the CPU alone; the rest is left to ``torch``. The environment variable
-    ``SITREG_LUMIR_BACKEND`` does the same for a whole process.
-
-    Examples:
-        >>> image, disp = torch.rand(1, 1, 8, 10, 6), torch.rand(1, 3, 8, 10, 6)
-        >>> with sitreg_lumir.use_backend("torch"):
-        ...     warped = sitreg_lumir.warp(image, disp)
-        >>> bool(torch.allclose(warped, sitreg_lumir.warp(image, disp), atol=1e-5))
-        True
-    """
-    global _forced
-    if isinstance(backend, str) and backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, or a module, got {backend!r}")
-    before, _forced = _forced, backend
-    try:
-        yield
-    finally:
-        _forced = before
-
-
-def backend_of(tensor: Tensor) -> Any:
-    """The module whose functions compute on this tensor.
-
-    Raises:
-        ValueError: there is no such backend, or ``cuda`` was asked for where Triton's kernels cannot run.
-    """
-    if isinstance(_forced, ModuleType):
-        return _forced
-    if _forced not in BACKENDS:
-        raise ValueError(f"SITREG_LUMIR_BACKEND must be one of {', '.join(BACKENDS)}, got {_forced!r}")
-    if _forced in ("auto", "cuda") and cuda.usable(tensor.device, asked=_forced == "cuda"):
-        return import_module("sitreg_lumir.deform.cuda.backend") if tensor.dtype == torch.float32 else torch_backend
-    if _forced in ("auto", "cpu") and tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
-        return import_module("sitreg_lumir.deform.cpu.backend")
-    return torch_backend
-
-
-def compiled_on_cpu(tensor: Tensor) -> bool:
-    """Whether the compiled CPU loops are to compute on this tensor, among them those for bfloat16."""
-    plain = torch.empty(0, dtype=torch.float32) if tensor.dtype == torch.bfloat16 else tensor
-    return tensor.device.type == "cpu" and backend_of(plain).__name__.endswith(".cpu.backend")
-
-
-def copies_shared(tensor: Tensor) -> AbstractContextManager[None]:
-    """A block that changes no field which is looked up in it: the backend of ``tensor`` may keep copies of them."""
-    if not compiled_on_cpu(tensor):
-        return nullcontext()
-    shared: AbstractContextManager[None] = backend_of(tensor).copies_shared()
-    return shared
+HALF = (torch.float16, torch.bfloat16)
 
 
 def in_float(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -86,7 +27,7 @@ def in_float(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @wraps(operation)
     def wrapped(*args: Any, **kwargs: Any) -> Tensor:
         first = next(arg for arg in args if isinstance(arg, Tensor))
-        half = any(isinstance(arg, Tensor) and arg.dtype in (torch.float16, torch.bfloat16) for arg in args)
+        half = any(isinstance(arg, Tensor) and arg.dtype in HALF for arg in args)
         if half:
             args = tuple(arg.float() if isinstance(arg, Tensor) else arg for arg in args)
         with torch.autocast(first.device.type, enabled=False):
@@ -111,14 +52,8 @@ def upsample_control_points(control_points: Tensor, factor: int, shape: Sequence
     Raises:
         ValueError: the shapes do not belong together.
     """
-    _check_field(control_points, "control_points")
-    expected = tuple(ceil(size / factor) for size in shape)
-    if tuple(control_points.shape[2:]) != expected:
-        raise ValueError(
-            f"control_points of factor {factor} on {tuple(shape)} must be {expected}, "
-            f"got {tuple(control_points.shape[2:])}"
-        )
-    result: Tensor = _Upsample.apply(control_points, factor, tuple(shape))
+    check_control_points(control_points, factor, shape)
+    result: Tensor = autograd.Upsample.apply(control_points, factor, tuple(shape))
     return result
 
 
@@ -137,7 +72,7 @@ def invert(disp: Tensor, tolerance: float = 1e-2, max_iterations: int = 50) -> T
     Source: Honkamaa & Marttinen, SITReg, Machine Learning for Biomedical Imaging 2024.
     """
     _check_field(disp, "disp")
-    result: Tensor = _Invert.apply(disp, tolerance, max_iterations)
+    result: Tensor = autograd.Invert.apply(disp, tolerance, max_iterations)
     return result
 
 
@@ -157,7 +92,7 @@ def compose(*disps: Tensor) -> Tensor:
         _check_field(disp, "disp")
         if disp.shape != disps[0].shape:
             raise ValueError(f"fields differ in shape: {tuple(disps[0].shape)} and {tuple(disp.shape)}")
-    result: Tensor = _Compose.apply(*disps)
+    result: Tensor = autograd.Compose.apply(*disps)
     return result
 
 
@@ -187,7 +122,7 @@ def warp(values: Tensor, disp: Tensor, factor: int = 1) -> Tensor:
             f"values must be ({len(disp)}, C, {', '.join(map(str, expected))}) for factor {factor}, "
             f"got {tuple(values.shape)}"
         )
-    result: Tensor = _Warp.apply(values, disp, factor)
+    result: Tensor = autograd.Warp.apply(values, disp, factor)
     return result
 
 
@@ -211,7 +146,7 @@ def mask_at(mask: Tensor, points: Tensor, relative: bool = False) -> Tensor:
 
     ``relative`` points count from their own voxel.
     """
-    points = points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
+    points = points.float() if points.dtype in HALF else points
     kept: Tensor = backend_of(points).mask_at(mask.bool(), points, relative)
     return kept
 
@@ -238,57 +173,150 @@ def warp_labels(labels: Tensor, disp: Tensor) -> Tensor:
     return torch.where(inside, picked.view_as(labels), torch.zeros((), dtype=labels.dtype, device=labels.device))
 
 
-def _check_field(disp: Tensor, name: str) -> None:
-    if disp.ndim != 5 or disp.shape[1] != 3:
-        raise ValueError(f"{name} must be (B, 3, X, Y, Z), got {tuple(disp.shape)}")
+@torch.no_grad()
+def interpolate(values: Tensor, points: Tensor) -> Tensor:
+    """Values at points, trilinear, border values outside; no gradient.
+
+    Args:
+        values: ``(B, C, X, Y, Z)``.
+        points: ``(B, 3, I, J, K)`` or ``(1, 3, I, J, K)``, voxels of the grid of ``values``; they may be more exact
+            than ``values``.
+
+    Returns:
+        ``(B, C, I, J, K)``, of the dtype of ``values``.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    if values.ndim != 5 or points.ndim != 5 or points.shape[1] != 3 or len(points) not in (1, len(values)):
+        raise ValueError(
+            f"values must be (B, C, X, Y, Z) and points (B, 3, I, J, K), got {tuple(values.shape)} and "
+            f"{tuple(points.shape)}"
+        )
+    return backend_of(points).interpolate(values, points)
 
 
-class _Upsample(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, control_points: Tensor, factor: int, shape: tuple[int, ...]) -> Any:
-        ctx.factor = factor
-        return backend_of(control_points).upsample_control_points(control_points, factor, shape)
+@in_float
+def lncc(image_1: Tensor, image_2: Tensor, mask: Tensor | None = None, window: int = 11) -> Tensor:
+    """Mean squared local correlation of two images, over all voxels and the batch, in [0, 1].
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return backend_of(grads[0]).upsample_control_points_adjoint(grads[0], ctx.factor), None, None
+    Both images are multiplied by the mask; masked voxels and the outside enter the windows as zeros. The loss being a
+    scalar, its gradient is computed along with it, and only scaled later on.
 
+    Args:
+        image_1: ``(B, 1, X, Y, Z)``.
+        image_2: the same shape.
+        mask: ``(B, 1, X, Y, Z)``, bool or 0/1, or None.
+        window: width of the cube, voxels, odd.
 
-class _Invert(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, disp: Tensor, tolerance: float, max_iterations: int) -> Any:
-        inverse = backend_of(disp).invert(disp, tolerance, max_iterations)
-        ctx.save_for_backward(disp, inverse)
-        return inverse
+    Returns:
+        a scalar.
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        disp, inverse = ctx.saved_tensors
-        return backend_of(disp).invert_adjoint(grads[0], disp, inverse), None, None
+    Raises:
+        ValueError: the shapes do not belong together, or the window is even.
 
-
-class _Compose(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *disps: Tensor) -> Any:
-        ctx.save_for_backward(*disps)
-        return backend_of(disps[0]).compose(disps)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        disps = ctx.saved_tensors
-        return tuple(backend_of(disps[0]).compose_adjoint(grads[0], disps, ctx.needs_input_grad))
+    Source: Avants et al., Symmetric diffeomorphic image registration with cross-correlation, MedIA 2008.
+    """
+    if image_1.ndim != 5 or image_1.shape[1] != 1 or image_2.shape != image_1.shape:
+        raise ValueError(f"images must be (B, 1, X, Y, Z) alike, got {tuple(image_1.shape)} and {tuple(image_2.shape)}")
+    if mask is not None and mask.shape != image_1.shape:
+        raise ValueError(f"mask must be {tuple(image_1.shape)}, got {tuple(mask.shape)}")
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window must be odd and positive, got {window}")
+    mask = None if mask is None else mask.bool()
+    result: Tensor = autograd.Lncc.apply(image_1, image_2, mask, window, torch.is_grad_enabled())
+    return result
 
 
-class _Warp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, disp: Tensor, factor: int) -> Any:
-        ctx.save_for_backward(values, disp)
-        ctx.factor = factor
-        return backend_of(values).warp(values, disp, factor)
+@in_float
+def ndv_sum(disp: Tensor) -> Tensor:
+    """Volume that the map ``x + disp(x)`` folds, summed over all inner voxels and the batch, with its gradient.
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        values, disp = ctx.saved_tensors
-        needed = ctx.needs_input_grad
-        adjoint = backend_of(values).warp_adjoint(grads[0], values, disp, ctx.factor, needed[0], needed[1])
-        return (*adjoint, None)
+    The sum of :func:`~sitreg_lumir.deform.jacobian.non_diffeomorphic_volume`.
+
+    Args:
+        disp: ``(B, 3, X, Y, Z)``, voxels, each axis at least 3 long.
+
+    Returns:
+        a scalar, voxels^3, never negative.
+
+    Raises:
+        ValueError: ``disp`` has another form.
+
+    Source: Liu et al., On finite difference Jacobian computation, IJCV 2024.
+    """
+    _check_field(disp, shortest=3)
+    result: Tensor = autograd.NdvSum.apply(disp, torch.is_grad_enabled())
+    return result
+
+
+@torch.no_grad()
+@in_float
+def ndv_map(disp: Tensor) -> Tensor:
+    """:func:`~sitreg_lumir.deform.jacobian.non_diffeomorphic_volume` in one pass, without gradient."""
+    _check_field(disp, shortest=3)
+    volume: Tensor = backend_of(disp).ndv_map(disp)
+    return volume
+
+
+@in_float
+def diffusion(disp: Tensor, voxel_size: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
+    """Mean squared gradient of a field, by forward differences; an axis of one voxel has none.
+
+    Args:
+        disp: ``(B, 3, X, Y, Z)``, voxels.
+        voxel_size: of each axis; only ratios matter.
+
+    Returns:
+        a scalar, no unit.
+
+    Raises:
+        ValueError: ``disp`` has another form, or a voxel has no size.
+    """
+    _check_field(disp, shortest=1)
+    if len(voxel_size) != 3 or min(voxel_size) <= 0:
+        raise ValueError(f"voxel_size must be three positive numbers, got {tuple(voxel_size)}")
+    scales = tuple(tuple((own / step) ** 2 for own in voxel_size) for step in voxel_size)
+    result: Tensor = autograd.Diffusion.apply(disp, scales)
+    return result
+
+
+@in_float
+def mind(image: Tensor, sigma: float, radius: int) -> Tensor:
+    """The MIND descriptor of :class:`~sitreg_lumir.network.mind.Mind`.
+
+    Args:
+        image: ``(B, 1, X, Y, Z)``. An image that is to get a gradient is left to plain torch.
+        sigma: of the patch's Gaussian, voxels.
+        radius: of the patch, voxels.
+
+    Returns:
+        ``(B, 6, X, Y, Z)``, no unit, in (0, 1].
+
+    Raises:
+        ValueError: ``image`` has another form, or the patch has no size.
+    """
+    if image.ndim != 5 or image.shape[1] != 1:
+        raise ValueError(f"image must be (B, 1, X, Y, Z), got {tuple(image.shape)}")
+    if sigma <= 0 or radius < 1:
+        raise ValueError(f"MIND needs sigma > 0 and radius >= 1, got {sigma} and {radius}")
+    learning = torch.is_grad_enabled() and image.requires_grad
+    descriptor: Tensor = (torch_backend if learning else backend_of(image)).mind(image, sigma, radius)
+    return descriptor
+
+
+def check_control_points(control_points: Tensor, factor: int, shape: Sequence[int]) -> None:
+    """Raises a ValueError unless control points ``(B, 3, ...)`` belong to a grid of ``shape`` at this spacing."""
+    _check_field(control_points, "control_points")
+    expected = tuple(ceil(size / factor) for size in shape)
+    if tuple(control_points.shape[2:]) != expected:
+        raise ValueError(
+            f"control_points of factor {factor} on {tuple(shape)} must be {expected}, "
+            f"got {tuple(control_points.shape[2:])}"
+        )
+
+
+def _check_field(disp: Tensor, name: str = "disp", shortest: int = 0) -> None:
+    if disp.ndim != 5 or disp.shape[1] != 3 or min(disp.shape[2:]) < shortest:
+        axes = f" with axes of {shortest} or more" if shortest else ""
+        raise ValueError(f"{name} must be (B, 3, X, Y, Z){axes}, got {tuple(disp.shape)}")

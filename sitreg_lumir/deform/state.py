@@ -48,7 +48,7 @@ class SymmetricState:
     def add_variance(self, difference: Tensor, factor: int, weight: float) -> None:
         """Adds ``weight * |u|^2`` to the running sum that :meth:`disagreement` shows.
 
-        ``u`` is the upsampled ``difference``. Each stage's part lies in the middle as that stage found it; the
+        ``u`` is the upsampled ``difference``. Each stage's part lies in the middle as that stage left it; the
         parts are added as they are, although later stages still move the middle.
 
         Args:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sitreg_lumir.deform.cpu.backend import interpolate
+from sitreg_lumir.deform.ops import interpolate
 
 Matrix: TypeAlias = NDArray[np.float64]
 Points: TypeAlias = NDArray[np.float64]

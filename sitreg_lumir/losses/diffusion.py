@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sitreg_lumir.deform.fused import mean_squared_slope
+from sitreg_lumir.deform import ops
 
 
 def diffusion(disp: Tensor, voxel_size: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
@@ -19,4 +19,4 @@ def diffusion(disp: Tensor, voxel_size: Sequence[float] = (1.0, 1.0, 1.0)) -> Te
 
     Source: Balakrishnan et al., VoxelMorph, IEEE TMI 2019.
     """
-    return mean_squared_slope(disp, voxel_size)
+    return ops.diffusion(disp, voxel_size)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sitreg_lumir.deform.fused import local_correlation
+from sitreg_lumir.deform import ops
 from sitreg_lumir.deform.ops import warp, warp_mask
 
 
@@ -32,7 +32,7 @@ def lncc(
     """
     masks = [mask.bool() for mask in (mask_1, mask_2) if mask is not None]
     both = masks[0] & masks[-1] if masks else None
-    return -local_correlation(image_1, image_2, both, window)
+    return -ops.lncc(image_1, image_2, both, window)
 
 
 def warped_lncc(

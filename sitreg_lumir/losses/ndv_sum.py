@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from sitreg_lumir.deform.fused import folded_volume
+from sitreg_lumir.deform import ops
 
 
 def ndv_sum(disp: Tensor) -> Tensor:
     """Volume that a field folds, summed over all inner voxels and the batch, voxels^3."""
-    return folded_volume(disp)
+    return ops.ndv_sum(disp)

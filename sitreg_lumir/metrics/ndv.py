@@ -5,7 +5,7 @@ Source: Liu et al., On finite difference Jacobian computation, IJCV 2024.
 
 import torch
 
-from sitreg_lumir.deform.fused import folded_map
+from sitreg_lumir.deform.ops import ndv_map
 from sitreg_lumir.deform.sums import exact_sum
 from sitreg_lumir.metrics.labels import Volume, as_field, as_volume
 
@@ -31,6 +31,6 @@ def ndv(disp: Volume, mask: Volume | None = None) -> float:
     volume = 0.0
     for start in range(0, weight.shape[0], _SLAB):
         slab = field[None, :, start : start + _SLAB + 2].double()
-        volume += float(exact_sum(folded_map(slab)[0, 0] * weight[start : start + _SLAB]))
+        volume += float(exact_sum(ndv_map(slab)[0, 0] * weight[start : start + _SLAB]))
     voxels = float(exact_sum(weight))
     return 100 * volume / voxels if voxels else float("nan")

@@ -27,7 +27,7 @@ class ModelCard:
         licence: of the weights.
         version: of this package when it was written.
         input_transform: what the network sees of an image, as
-            :func:`~sitreg_lumir.network.input_transform.describe` tells it; None for raw intensities. Follows from
+            :func:`~sitreg_lumir.network.input_transform.describe` states it; None for raw intensities. Follows from
             ``mind`` where that alone is given.
 
     Raises:

@@ -63,25 +63,30 @@ def describe(transform: nn.Module | None) -> dict[str, Any] | None:
             f"the input transform {kind.__qualname__} is defined where predictions cannot import it: "
             "move the class to the top level of a module, a file such as my_variant.py"
         )
-    found: dict[str, Any] = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": _arguments(transform)}
+    description: dict[str, Any] = {
+        "class_path": f"{kind.__module__}.{kind.__qualname__}",
+        "init_args": _arguments(transform),
+    }
     if _of_package(kind.__module__):
-        return found
+        return description
     original = copy.deepcopy(transform).cpu().float().eval()
     response = _response(original)
     with torch.random.fork_rng(devices=[]):
         try:
-            again = kind(**copy.deepcopy(found["init_args"])).eval()
+            again = kind(**copy.deepcopy(description["init_args"])).eval()
             again.load_state_dict(original.state_dict())
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
-            raise InputError(f"{found['class_path']}: cannot be made again from its arguments ({reason})") from None
+            raise InputError(
+                f"{description['class_path']}: cannot be made again from its arguments ({reason})"
+            ) from None
         if not _agree(_response(again), response):
             raise InputError(
-                f"{found['class_path']}: made again from its arguments {found['init_args']} it gives other values; "
-                "keep each constructor argument as an attribute of its name, learned values as parameters or buffers, "
-                "and draw nothing at random"
+                f"{description['class_path']}: made again from its arguments {description['init_args']} it gives other "
+                "values; keep each constructor argument as an attribute of its name, learned values as parameters or "
+                "buffers, and draw nothing at random"
             )
-    return {**found, "response": response}
+    return {**description, "response": response}
 
 
 def same_transform(first: dict[str, Any] | None, second: dict[str, Any] | None) -> bool:
@@ -184,7 +189,7 @@ def _allowed(module: str, allow_imports: bool | str | Sequence[str]) -> bool:
 
 def _arguments(transform: nn.Module) -> dict[str, Any]:
     """Constructor arguments by name, from the attributes that keep them."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, parameter in _parameters(type(transform)).items():
         default = parameter.default
         value = getattr(transform, name, getattr(transform, f"_{name}", default))
@@ -200,13 +205,13 @@ def _arguments(transform: nn.Module) -> dict[str, Any]:
                 f"the input transform {type(transform).__name__} does not keep its argument {name}: keep it as the "
                 f"attribute self.{name}, for the model card"
             )
-        found[name] = _plain(value, f"the input transform {type(transform).__name__}: its argument {name}")
-    return found
+        arguments[name] = _plain(value, f"the input transform {type(transform).__name__}: its argument {name}")
+    return arguments
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:
     """What a class's constructor takes by name, along the inheritance as far as ``**kwargs`` passes it on."""
-    found: dict[str, inspect.Parameter] = {}
+    by_name: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if base is nn.Module:
             break
@@ -215,10 +220,10 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
         parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(parameter.name, parameter)
+                by_name.setdefault(parameter.name, parameter)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return found
+    return by_name
 
 
 def _plain(value: Any, where: str) -> Any:

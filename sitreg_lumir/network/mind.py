@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from sitreg_lumir.deform.fused import mind
-from sitreg_lumir.deform.torch_images import mind_distances
+from sitreg_lumir.deform.backends.torch.images import mind_distances
+from sitreg_lumir.deform.ops import mind
 
 
 class Mind(nn.Module):

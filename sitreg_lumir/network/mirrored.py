@@ -1,13 +1,16 @@
 """Left and right exchanged: of images, of fields, and of what a network does."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sitreg_lumir.deform.update import Maps
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.network.sitreg import SITReg, StageNetwork
+from sitreg_lumir.network.memory import Economical
+from sitreg_lumir.network.sitreg import Pyramids, SITReg, StageNetwork, UpdateNetwork
 
 _MIND_CHANNELS = 6  # two per axis, of the neighbours before and behind
 _TOLERANCE = 1.0  # voxels, by which a mirrored grid may lie beside itself: less than brains differ by
@@ -79,28 +82,49 @@ class MirroredNetwork:
         """Number of stages."""
         return self.network.levels
 
-    def features(self, moving: Tensor, fixed: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def features(self, moving: Tensor, fixed: Tensor) -> Pyramids:
         """As :meth:`SITReg.features`, of mirrored images."""
-        return self.network.features(self._input(moving), self._input(fixed))
+        return self.network.features(self.view(moving), self.view(fixed))
 
-    def finest_features(self, image: Tensor) -> list[Tensor]:
-        """As :meth:`SITReg.finest_features`, of the mirrored image."""
-        return self.network.finest_features(self._input(image))
-
-    def control_points(
-        self, level: int, moving: Tensor, fixed: Tensor, left_fwd: Tensor | None, right_fwd: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def control_points(self, level: int, features: Pyramids, maps: Maps) -> tuple[Tensor, Tensor]:
         """As :meth:`SITReg.control_points`: features of mirrored images, but maps and control points of the images."""
-        if left_fwd is not None and right_fwd is not None:
-            left_fwd, right_fwd = mirrored_field(left_fwd, self.axis), mirrored_field(right_fwd, self.axis)
-        first, second = self.network.control_points(level, moving, fixed, left_fwd, right_fwd)
-        return mirrored_field(first, self.axis), mirrored_field(second, self.axis)
+        return _mirrored_update(self.network, self.axis, level, features, maps)
 
-    def _input(self, image: Tensor) -> Tensor:
+    def economical(self, hold_finest: bool, recompute: bool) -> UpdateNetwork:
+        """As :meth:`SITReg.economical`."""
+        encoder, heads = self.network.encoder, self.network.heads
+        return _MirroredUpdates(Economical(encoder, heads, hold_finest, recompute, self.view), self.axis)
+
+    def view(self, image: Tensor) -> Tensor:
+        """The mirrored image ``(B, in_channels, X, Y, Z)``."""
         size, spacing = image.shape[self.axis + 2], 2 ** (self.levels - 1)
         if size % spacing:
             raise ValueError(f"an axis of {size} voxels cannot be mirrored: it must divide by {spacing}")
         return image.flip(self.axis + 2)[:, self.order]
+
+
+@dataclass(frozen=True, eq=False)
+class _MirroredUpdates:
+    """Updates of a network that mirrors its images itself, mirrored back."""
+
+    network: UpdateNetwork
+    axis: int
+
+    def features(self, moving: Tensor, fixed: Tensor) -> Pyramids:
+        return self.network.features(moving, fixed)
+
+    def control_points(self, level: int, features: Pyramids, maps: Maps) -> tuple[Tensor, Tensor]:
+        return _mirrored_update(self.network, self.axis, level, features, maps)
+
+
+def _mirrored_update(
+    network: UpdateNetwork, axis: int, level: int, features: Pyramids, maps: Maps
+) -> tuple[Tensor, Tensor]:
+    """The update from features of mirrored images and the images' own maps, for the images themselves."""
+    if maps.left_fwd is not None and maps.right_fwd is not None:
+        maps = Maps(mirrored_field(maps.left_fwd, axis), mirrored_field(maps.right_fwd, axis))
+    first, second = network.control_points(level, features, maps)
+    return mirrored_field(first, axis), mirrored_field(second, axis)
 
 
 def with_mirrored(networks: Sequence[SITReg], affine: ArrayLike, shape: Sequence[int]) -> list[StageNetwork]:

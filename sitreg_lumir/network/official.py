@@ -66,7 +66,7 @@ class OfficialWeights:
     Attributes:
         network: float32, on the CPU.
         groups_from: a sentence on how the number of groups was chosen.
-        shape: of the grid, where ``training_config.json`` tells it.
+        shape: of the grid, where ``training_config.json`` states it.
     """
 
     network: SITReg
@@ -81,8 +81,8 @@ def network_from_official(state: Mapping[str, Tensor], groups: int = 4, bound_mu
 
     Args:
         state: tensors by official names.
-        groups: of the group normalisations; the tensors do not tell it.
-        bound_multiplier: share of the control point bound that is used; the tensors do not tell it.
+        groups: of the group normalisations; the tensors do not show it.
+        bound_multiplier: share of the control point bound that is used; the tensors do not show it.
 
     Raises:
         ValueError: parameters are missing, unknown or of another shape; or it is an architecture that this package
@@ -111,12 +111,12 @@ def network_from_official(state: Mapping[str, Tensor], groups: int = 4, bound_mu
 
 
 def _listed(first: str, missing: Sequence[str], unknown: Sequence[str]) -> str:
-    told = ""
+    words = ""
     for word, names in ((first, missing), ("unknown", unknown)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            told += f" {word} {', '.join(names[:3])}{more};"
-    return told.rstrip(";")
+            words += f" {word} {', '.join(names[:3])}{more};"
+    return words.rstrip(";")
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -136,11 +136,11 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
     def count(prefix: str) -> int:
         """How many numbered entries a module list has."""
-        found = {int(m[1]) for name in state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
-        if found and found != set(range(len(found))):
-            gap = min(set(range(max(found) + 1)) - found)
+        numbers = {int(m[1]) for name in state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
+        if numbers and numbers != set(range(len(numbers))):
+            gap = min(set(range(max(numbers) + 1)) - numbers)
             raise ValueError(f"not a state dict of the official SITReg: {prefix}.{gap} is missing")
-        return len(found)
+        return len(numbers)
 
     features, channels = shape(f"{_EXTRACTOR}.initial_projection.weight")[:2]
     levels, heads = 1 + count(_BLOCKS), count(_HEADS)
@@ -174,7 +174,7 @@ def read_official(path: str | Path, groups: int | None = None) -> OfficialWeight
 
     Args:
         path: read with ``weights_only=True``; or ``.safetensors``.
-        groups: of the group normalisations, which the tensors do not tell. By default what ``training_config.json``
+        groups: of the group normalisations, which the tensors do not show. By default what ``training_config.json``
             beside the file says, else 4, as in the authors' LUMIR configuration.
 
     Raises:
@@ -193,10 +193,10 @@ def read_official(path: str | Path, groups: int | None = None) -> OfficialWeight
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: cannot be read as weights ({reason})") from None
     settings = _training_config(path)
-    told, groups_from = settings.get("groups"), "as --groups says"
+    stated, groups_from = settings.get("groups"), "as --groups says"
     if groups is None:
-        groups = told or _LUMIR_GROUPS
-        groups_from = "as training_config.json says" if told else "as in the LUMIR configuration (the file is silent)"
+        groups = stated or _LUMIR_GROUPS
+        groups_from = "as training_config.json says" if stated else "as in the LUMIR configuration (the file is silent)"
     try:
         state = _only_state(content)
         network = network_from_official(state, groups, settings.get("bound_multiplier", 0.99)).float()
@@ -228,20 +228,20 @@ def import_official(
         InputError: missing, damaged, not such a state dict, or trained on another input or grid.
     """
     path = Path(path)
-    found = read_official(path, groups)
-    channels = found.network.architecture["in_channels"]
+    official = read_official(path, groups)
+    channels = official.network.architecture["in_channels"]
     if channels not in (1, 6):
         raise InputError(f"{path}: has {channels} input channels; known are 1 (intensities) and 6 (MIND)")
-    if found.shape is not None and found.shape != list(shape):
+    if official.shape is not None and official.shape != list(shape):
         raise InputError(
-            f"{path.with_name('training_config.json')}: the network was trained on {tuple(found.shape)}, but the data "
-            f"set's volumes are {tuple(shape)}; name the data set that it was trained on"
+            f"{path.with_name('training_config.json')}: the network was trained on {tuple(official.shape)}, but the "
+            f"data set's volumes are {tuple(shape)}; name the data set that it was trained on"
         )
     mind = {"sigma": 0.5, "radius": 2} if channels == 6 else None
     rows = [[float(value) for value in row] for row in affine]
-    training = {"imported": path.name, "groups": found.groups_from}
+    training = {"imported": path.name, "groups": official.groups_from}
     return Member(
-        found.network, ModelCard(found.network.architecture, mind, list(shape), rows, training=training)
+        official.network, ModelCard(official.network.architecture, mind, list(shape), rows, training=training)
     ).eval()
 
 
@@ -251,16 +251,16 @@ def _only_state(content: Any) -> dict[str, Tensor]:
     Raises:
         ValueError: there is none, or several, or other tensors stand among its names.
     """
-    found = _find_states(content, "")
-    if len(found) > 1:
-        raise ValueError(f"holds several models ({', '.join(sorted(found))}); save one of them alone")
-    if not found:
+    states = _find_states(content, "")
+    if len(states) > 1:
+        raise ValueError(f"holds several models ({', '.join(sorted(states))}); save one of them alone")
+    if not states:
         optimiser = isinstance(content, Mapping) and any(
             isinstance(value, Mapping) and "param_groups" in value for value in (content, *content.values())
         )
         hint = ": this is an optimiser's state; name the file of the model, model_epoch_..." if optimiser else ""
         raise ValueError(f"holds no state dict of the official SITReg{hint}")
-    return next(iter(found.values()))
+    return next(iter(states.values()))
 
 
 def _find_states(content: Any, place: str) -> dict[str, dict[str, Tensor]]:
@@ -269,20 +269,20 @@ def _find_states(content: Any, place: str) -> dict[str, dict[str, Tensor]]:
         return {}
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     prefixes = {match[1] for name in tensors if (match := _OFFICIAL.match(name))}
-    found: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, dict[str, Tensor]] = {}
     for prefix in prefixes:
         where = f"{place}{prefix}".rstrip(".") or "the file itself"
-        found[where] = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        states[where] = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     stray = [name for name, value in tensors.items() if value.numel() and not name.startswith(tuple(prefixes))]
     if len(prefixes) == 1 and stray:
         raise ValueError(f"holds tensors that do not belong to the network: {', '.join(sorted(stray)[:3])}")
     for name, value in content.items():
-        found.update(_find_states(value, f"{place}{name}."))
-    return found
+        states.update(_find_states(value, f"{place}{name}."))
+    return states
 
 
 def _training_config(path: Path) -> dict[str, Any]:
-    """What ``training_config.json`` beside a file tells of the network beyond its tensors.
+    """What ``training_config.json`` beside a file says of the network beyond its tensors.
 
     Raises:
         InputError: the settings are such that this package has no such network.
@@ -294,7 +294,7 @@ def _training_config(path: Path) -> dict[str, Any]:
         model = json.loads(file.read_text(encoding="utf-8"))["application"]["config"]["model"]
         normalizer, activation = model["normalizer"], model.get("activation", {"type": "ReLUFactory"})
         kinds = normalizer["type"], activation["type"]
-        told = {
+        settings = {
             "groups": int(normalizer["args"]["n_groups"]) if kinds[0] == "GroupNormalizerFactory" else None,
             "bound_multiplier": float(model["max_control_point_multiplier"]),
             "shape": [int(size) for size in model["input_shape"]],
@@ -303,7 +303,7 @@ def _training_config(path: Path) -> dict[str, Any]:
         factors = [float(factor) for factor in model["transformation_downsampling_factor"]]
     except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
         raise InputError(
-            f"{file}: cannot be understood as the settings of {path.name} ({type(error).__name__}: {error}); mend it, "
+            f"{file}: cannot be understood as the settings of {path.name} ({type(error).__name__}: {error}); fix it, "
             "or move the weights to a folder of their own"
         ) from None
     for name, value, wanted in (
@@ -313,4 +313,4 @@ def _training_config(path: Path) -> dict[str, Any]:
     ):
         if value != wanted:
             raise InputError(f"{file}: {name} is {value}; this package has {wanted} only")
-    return told
+    return settings

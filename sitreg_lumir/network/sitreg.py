@@ -1,22 +1,27 @@
 """SITReg: symmetric, inverse consistent, diffeomorphic registration from coarse to fine.
 
-One loop over the stages serves a single network and an ensemble: a single network is a list of one.
+One loop over the stages serves a single network and an ensemble: a single network is a list of one. Per stage, as in
+the paper's figure: warp both images' features half-way, let the head predict an update in both orders, average over the
+members, and compose the update into the maps. ``memory`` does what ``SITReg`` says in less memory and time.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.state import SymmetricState
-from sitreg_lumir.network.encoder import ControlPointHead, Encoder
-from sitreg_lumir.network.normalization import sum_and_difference
+from sitreg_lumir.deform.update import Maps
+from sitreg_lumir.network.encoder import Encoder
+from sitreg_lumir.network.head import ControlPointHead
+from sitreg_lumir.network.memory import Economical
+
+Pyramids = tuple[list[Tensor], list[Tensor]]
+"""Features of the moving and of the fixed image, finest level first: ``(B, features[l], ceil(X / 2^l), ...)``."""
 
 
 @dataclass(frozen=True)
@@ -114,45 +119,47 @@ class SITReg(nn.Module):
         """Number of stages."""
         return len(self.heads)
 
-    def features(self, moving: Tensor, fixed: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Both images' features at every level, finest first, from ``(B, in_channels, X, Y, Z)``."""
-        pyramids: tuple[list[Tensor], list[Tensor]] = self.encoder(moving, fixed)
-        return pyramids
+    def features(self, moving: Tensor, fixed: Tensor) -> Pyramids:
+        """The features of both images ``(B, in_channels, X, Y, Z)``."""
+        both = [level.chunk(2) for level in self.encoder(torch.cat([moving, fixed]))]
+        return [level[0] for level in both], [level[1] for level in both]
 
-    def finest_features(self, image: Tensor) -> list[Tensor]:
-        """One image's features of full resolution alone."""
-        return self.encoder.finest(image)
-
-    def control_points(
-        self, level: int, moving: Tensor, fixed: Tensor, left_fwd: Tensor | None, right_fwd: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """This network's update at ``level``, given what is known so far.
+    def control_points(self, level: int, features: Pyramids, maps: Maps) -> tuple[Tensor, Tensor]:
+        """This network's update at ``level``: features warped half-way, the head in both orders.
 
         Args:
             level: 0 is full resolution.
-            moving: the encoder's features of the moving image at that level; without gradients, overwritten.
-            fixed: of the fixed image.
-            left_fwd: the state's map from the middle to the moving image, voxels; None at the first stage.
-            right_fwd: the same for the fixed image.
+            features: of the moving and of the fixed image, as :meth:`features` gives them.
+            maps: from the middle to both images, as known so far; None before the first stage.
 
         Returns:
             control points of the moving and of the fixed side, ``(B, 3, ...)``, voxels of the level.
         """
-        if left_fwd is not None and right_fwd is not None:
-            moving = warp(moving, left_fwd, 2**level)
-            fixed = warp(fixed, right_fwd, 2**level)
-        head = self.heads[level]
-        assert isinstance(head, ControlPointHead)
-        parts = list(sum_and_difference(moving, fixed))  # overwrites what nobody needs any more, where it may
-        del moving, fixed
-        return head.from_sum_and_difference(parts)
+        moving, fixed = features[0][level], features[1][level]
+        if maps.left_fwd is not None and maps.right_fwd is not None:
+            moving = warp(moving, maps.left_fwd, 2**level)
+            fixed = warp(fixed, maps.right_fwd, 2**level)
+        update: tuple[Tensor, Tensor] = self.heads[level](moving, fixed)
+        return update
+
+    def economical(self, hold_finest: bool, recompute: bool) -> Economical:
+        """The same arithmetic in less memory and time, for one pair of images."""
+        return Economical(self.encoder, self.heads, hold_finest, recompute)
 
     def forward(self, *, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
         stage = run_stages([self], fixed=fixed, moving=moving)[-1]
         return stage.disp, stage.disp_inv
 
 
-class StageNetwork(Protocol):
+class UpdateNetwork(Protocol):
+    """What each stage needs of a member: see the methods of :class:`SITReg`."""
+
+    def features(self, moving: Tensor, fixed: Tensor) -> Pyramids: ...
+
+    def control_points(self, level: int, features: Pyramids, maps: Maps) -> tuple[Tensor, Tensor]: ...
+
+
+class StageNetwork(UpdateNetwork, Protocol):
     """What :func:`run_stages` needs of a member: see :class:`SITReg`, whose attributes and methods these are."""
 
     architecture: dict[str, Any]
@@ -161,13 +168,7 @@ class StageNetwork(Protocol):
     @property
     def levels(self) -> int: ...
 
-    def features(self, moving: Tensor, fixed: Tensor) -> tuple[list[Tensor], list[Tensor]]: ...
-
-    def finest_features(self, image: Tensor) -> list[Tensor]: ...
-
-    def control_points(
-        self, level: int, moving: Tensor, fixed: Tensor, left_fwd: Tensor | None, right_fwd: Tensor | None
-    ) -> tuple[Tensor, Tensor]: ...
+    def economical(self, hold_finest: bool, recompute: bool) -> UpdateNetwork: ...
 
 
 def run_stages(
@@ -179,28 +180,29 @@ def run_stages(
     inverse: bool = True,
     disagreement: bool = False,
     recompute: bool = False,
+    plain: bool = False,
 ) -> list[Stage]:
     """Runs all stages, averaging the members' control points at each, and gives the wanted stages' results.
 
-    The members run one after the other at each stage, and their average is a running one: besides the networks
-    only the features of the coarser levels are held per member. Those of full resolution, the largest by far, an
-    ensemble computes again for the last stage.
+    The members run one after the other at each stage, and their average is a running one.
 
     The disagreement is ``sqrt(sum over the stages of the members' variance)``: of the upsampled updates of the
     moving side, population variance, summed over the three components, added up in the middle between the images
     and pulled to the fixed grid by ``right_inv``. At each stage the members go on from the common state, so what
-    they would have drifted apart by themselves is not in it: a lower bound, and no measure of the error. It takes
+    they would have drifted apart independently is not in it: a lower bound, and no measure of the error. It takes
     one side's updates, so exchanging the images gives the map of the other side's.
 
     Args:
         members: networks of one architecture, or mirrored ones; each warps its own features by the common state.
         fixed: ``(B, C, X, Y, Z)``, the members' input (MIND features or intensities).
-        moving: the same shape.
+        moving: ``(B, C, X, Y, Z)``.
         levels: after which stages fields are wanted; 0 is the last.
         inverse: also give ``disp_inv``; without it less is computed.
-        disagreement: also tell how far the members' updates differ, up to each of those stages.
+        disagreement: also measure how far the members' updates differ, up to each of those stages.
         recompute: with gradients, keep no activation of an encoder or a head, and compute them again in the backward
             pass: a fraction of the memory for a little more time, the same numbers.
+        plain: compute as the text of :class:`SITReg` says, without what :mod:`~sitreg_lumir.network.memory` does to
+            save memory and time; the same numbers up to the rounding.
 
     Returns:
         one :class:`Stage` per wanted level, coarsest first.
@@ -208,6 +210,37 @@ def run_stages(
     Raises:
         ValueError: shapes or architectures differ, a level does not exist, or a single member is to disagree.
     """
+    _check(members, fixed, moving, levels, disagreement)
+    first = members[0]
+    networks: Sequence[UpdateNetwork] = members
+    if not plain:
+        networks = [member.economical(hold_finest=len(members) == 1, recompute=recompute) for member in members]
+    state = SymmetricState(fixed.shape[2:], first.inversion_tolerance, inverse)
+    features = [network.features(moving, fixed) for network in networks]
+    del fixed, moving  # in inference nobody else holds them
+    stages = []
+    for level in reversed(range(first.levels)):
+        average: tuple[Tensor, Tensor] | None = None
+        for count, (network, own) in enumerate(zip(networks, features, strict=True), start=1):
+            update = network.control_points(level, own, state.maps)
+            if average is None:
+                average = update
+                continue
+            change = update[0] - average[0], update[1] - average[1]
+            if disagreement:  # what this member adds to the sum of squares about the mean of all so far
+                state.add_variance(change[0], 2**level, weight=(count - 1) / count / len(members))
+            average = average[0] + change[0] / count, average[1] + change[1] / count
+        assert average is not None
+        state.update(*average, 2**level, last=level == min(levels))
+        if level in levels:
+            spread = state.disagreement() if disagreement else None
+            stages.append(Stage(level, *state.fields(), *average, spread))
+    return stages
+
+
+def _check(
+    members: Sequence[StageNetwork], fixed: Tensor, moving: Tensor, levels: Sequence[int], disagreement: bool
+) -> None:  # fmt: skip
     if not members:
         raise ValueError("no member given")
     if disagreement and len(members) < 2:
@@ -222,39 +255,3 @@ def run_stages(
         )
     if not set(levels) <= set(range(first.levels)):
         raise ValueError(f"levels must lie in 0..{first.levels - 1}, got {list(levels)}")
-    recompute = recompute and torch.is_grad_enabled()
-    held = slice(1 if len(members) > 1 else 0, None)
-    shape = tuple(fixed.shape[2:])
-    pyramids = []
-    for member in members:
-        encode = partial(recomputed, member.features) if recompute else member.features
-        pyramids.append([levels[held] for levels in encode(moving, fixed)])
-    if len(members) == 1:
-        del fixed, moving  # in inference nobody else holds them
-    state = SymmetricState(shape, first.inversion_tolerance, inverse)
-    stages = []
-    for level in reversed(range(first.levels)):
-        averages: tuple[Tensor, Tensor] | None = None
-        for count, (member, pyramid) in enumerate(zip(members, pyramids, strict=True), start=1):
-            if not pyramid[0]:
-                pyramid = [member.finest_features(moving), member.finest_features(fixed)]
-            compute = member.control_points if not recompute else partial(recomputed, member.control_points)
-            update = compute(level, pyramid[0].pop(), pyramid[1].pop(), state.maps.left_fwd, state.maps.right_fwd)
-            if averages is None:
-                averages = update
-                continue
-            differences = update[0] - averages[0], update[1] - averages[1]
-            if disagreement:  # what this member adds to the sum of squares about the mean of all so far
-                state.add_variance(differences[0], 2**level, weight=(count - 1) / count / len(members))
-            averages = averages[0] + differences[0] / count, averages[1] + differences[1] / count
-        assert averages is not None
-        state.update(*averages, 2**level, last=level == min(levels))
-        if level in levels:
-            spread = state.disagreement() if disagreement else None
-            stages.append(Stage(level, *state.fields(), *averages, spread))
-    return stages
-
-
-def recomputed(function: Any, *args: Any) -> Any:
-    """Calls the function, and again in the backward pass instead of keeping what it computed on the way."""
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)

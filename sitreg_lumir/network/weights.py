@@ -65,13 +65,6 @@ class Member(nn.Module):
         """The input transform, if it is MIND."""
         return self.input_transform if type(self.input_transform) is Mind else None
 
-    def inputs(self, image: Tensor) -> Tensor:
-        """The network's input from an image ``(B, 1, X, Y, Z)`` with intensity in [0, 1]."""
-        if self.input_transform is None:
-            return image
-        features: Tensor = self.input_transform(image)
-        return features
-
 
 @dataclass(frozen=True, eq=False)
 class StoredMember:
@@ -196,10 +189,10 @@ def member_files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.ckpt"))
-            if not found:
+            inside = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.ckpt"))
+            if not inside:
                 raise InputError(f"{path}: the folder holds no .safetensors or .ckpt file")
-            files += found
+            files += inside
         elif path.is_file():
             files.append(path)
         else:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from sitreg_lumir.deform.backends.torch.images import patch_weights
 from sitreg_lumir.deform.ops import warp, warp_mask
 from sitreg_lumir.deform.sums import exact_sum
-from sitreg_lumir.deform.torch_images import patch_weights
 from sitreg_lumir.losses import lncc
 from sitreg_lumir.network.mind import Mind
 

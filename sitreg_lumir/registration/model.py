@@ -14,10 +14,10 @@ from torch import Tensor
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.io.checksum import file_entry
-from sitreg_lumir.network.mirrored import with_mirrored
+from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
-from sitreg_lumir.network.sitreg import Stage, StageNetwork, run_stages
+from sitreg_lumir.network.sitreg import Stage
 from sitreg_lumir.network.weights import Member, ModelCard, load_members, member_files
 
 PRECISIONS = ("float32", "bfloat16")
@@ -54,10 +54,9 @@ class Model:
         return self.members[0].card
 
     @property
-    def networks(self) -> Sequence[StageNetwork]:
-        """The members' networks, with ``flip`` their mirrored twins, too."""
-        own = [member.network for member in self.members]
-        return with_mirrored(own, self.affine, self.shape) if self.flip else own
+    def ensemble(self) -> Ensemble:
+        """The members' networks, with ``flip`` their mirrored twins, too, and what they see of an image."""
+        return Ensemble.of(self.members, self.flip)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,10 +82,6 @@ class Model:
     def __repr__(self) -> str:
         return f"Model({self}, {self.device}, {self.precision})"
 
-    def inputs(self, image: Tensor) -> Tensor:
-        """The networks' input from an image ``(B, 1, X, Y, Z)`` with intensity in [0, 1]."""
-        return self.members[0].inputs(image)
-
     def run(self, *, fixed: Tensor, moving: Tensor, levels: Sequence[int] = (0,)) -> list[Stage]:
         """The stages of :func:`~sitreg_lumir.network.sitreg.run_stages`, fields both ways, without gradients.
 
@@ -97,12 +92,12 @@ class Model:
         """
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.inference_mode(), half:
-            return run_stages(
-                self.networks,
-                fixed=self.inputs(fixed.to(self.device)),
-                moving=self.inputs(moving.to(self.device)),
+            ensemble = self.ensemble
+            return ensemble.run(
+                fixed=fixed.to(self.device),
+                moving=moving.to(self.device),
                 levels=levels,
-                disagreement=len(self.networks) > 1,
+                disagreement=len(ensemble.networks) > 1,
             )
 
 
@@ -141,7 +136,7 @@ def load_model(
     target = _device(device)
     members = tuple(member.to(target) for member in load_members(files, allow_imports))
     model = Model(members, tuple(files), tuple(map(file_entry, files)), target, precision, flip)
-    _ = model.networks  # refuses what cannot be mirrored
+    _ = model.ensemble  # refuses what cannot be mirrored
     return model
 
 

@@ -171,7 +171,7 @@ def _read(fixed: str | Path, moving: str | Path, options: RegisterOptions) -> tu
 
 def _predict(model: Model, pair: ModelPair, options: RegisterOptions) -> list[Stage]:
     """The stages whose fields are needed: of the finest level, or of all levels for instance optimisation."""
-    levels = range(model.networks[0].levels) if options.refine else (0,)
+    levels = range(model.ensemble.levels) if options.refine else (0,)
     return model.run(fixed=pair.fixed, moving=pair.moving, levels=levels)
 
 
@@ -201,7 +201,7 @@ def optimise_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps:
     def on_device(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(model.device)
 
-    points = control_points_of(stages, model.networks[0].levels)
+    points = control_points_of(stages, model.ensemble.levels)
     return optimise(
         [(first.float().clone(), second.float().clone()) for first, second in points],
         fixed=pair.fixed.to(model.device),

@@ -140,8 +140,8 @@ def _backends(reasons: list[str]) -> Report:
     """Which loops compute deformations: found out by a small composition on each device."""
     import torch
 
-    from sitreg_lumir.deform import cuda
-    from sitreg_lumir.deform.ops import backend_of, compose
+    from sitreg_lumir.deform.backends import backend_of, cuda
+    from sitreg_lumir.deform.ops import compose
 
     asked = os.environ.get("SITREG_LUMIR_BACKEND", "auto")
     report: Report = {"asked for": asked, "triton": find_spec("triton") is not None}
@@ -149,15 +149,14 @@ def _backends(reasons: list[str]) -> Report:
     for device in devices:
         field = torch.zeros(1, 3, 2, 2, 2, device=device)
         try:
-            module = backend_of(field).__name__
+            backend = backend_of(field).NAME
             compose(field, field)
         except ValueError as error:
             reasons.append(f"deformations on {device}: {error}")
             report[device] = {"chosen": None, "why": str(error)}
             continue
-        chosen, why = _why(module, asked)
-        report[device] = {"chosen": chosen, "why": why}
-        if device != "cpu" and chosen == "torch" and asked == "auto":
+        report[device] = {"chosen": backend, "why": _why(backend, asked)}
+        if device != "cpu" and backend == "torch" and asked == "auto":
             try:
                 cuda.usable(torch.device(device), asked=True)
             except ValueError as error:
@@ -169,22 +168,21 @@ def _backends(reasons: list[str]) -> Report:
     return report
 
 
-def _why(module: str, asked: str) -> tuple[str, str]:
-    """Name and reason of a backend module."""
-    if module.endswith("torch_backend"):
-        chosen, why = "torch", "plain PyTorch, no faster kernels for this device"
-    elif ".cuda." in module:
-        chosen, why = "cuda", "Triton kernels, compiled and run on this device"
-    else:
-        chosen, why = "cpu", "loops compiled by numba"
-    return chosen, why if asked == "auto" else f"SITREG_LUMIR_BACKEND={asked}"
+def _why(backend: str, asked: str) -> str:
+    """Why a backend computes."""
+    reasons = {
+        "torch": "plain PyTorch, no faster kernels for this device",
+        "cuda": "Triton kernels, compiled and run on this device",
+        "cpu": "loops compiled by numba",
+    }
+    return reasons[backend] if asked == "auto" else f"SITREG_LUMIR_BACKEND={asked}"
 
 
 def _numba_cache() -> tuple[str | None, bool]:
     """Where numba keeps machine code, and whether it can."""
-    from sitreg_lumir.deform.cpu import chains
+    from sitreg_lumir.deform.backends.cpu import lookups
 
-    path = chains.compose.stats.cache_path  # type: ignore[attr-defined]
+    path = lookups.lookup.stats.cache_path  # type: ignore[attr-defined]
     if path is None:
         return None, False
     folder = Path(path)

@@ -21,6 +21,7 @@ from sitreg_lumir.errors import CollectiveError, InputError
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.metrics import PairTable, score_pair, values_outside
 from sitreg_lumir.network.card import CARD_KEY, ModelCard
+from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.input_transform import channels_of
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
 from sitreg_lumir.train.automatic import settle
@@ -130,6 +131,11 @@ class RegistrationModule(LightningModule):
         """The network's input from an image ``(B, 1, X, Y, Z)`` in [0, 1]."""
         return image if self.input_transform is None else self.input_transform(image)
 
+    @property
+    def ensemble(self) -> Ensemble:
+        """The network, and what it sees of an image, as an ensemble of one."""
+        return Ensemble([self.network], self.inputs)
+
     def check_variant(self) -> dict[str, Any] | None:
         """What the card tells of the input transform, once it is sure that predictions can do what this module does.
 
@@ -144,13 +150,13 @@ class RegistrationModule(LightningModule):
 
     def forward(self, *, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
         """``disp`` and ``disp_inv`` ``(B, 3, X, Y, Z)``, voxels, from images ``(B, 1, X, Y, Z)`` in [0, 1]."""
-        (stage,) = run_stages([self.network], fixed=self.inputs(fixed), moving=self.inputs(moving))
+        (stage,) = self.ensemble.run(fixed=fixed, moving=moving)
         return stage.disp, stage.disp_inv
 
     @torch.no_grad()
     def disp(self, *, fixed: Tensor, moving: Tensor) -> Tensor:
         """``disp`` of ``forward`` alone, bit by bit the same; without the inverse field less is computed."""
-        (stage,) = run_stages([self.network], fixed=self.inputs(fixed), moving=self.inputs(moving), inverse=False)
+        (stage,) = self.ensemble.run(fixed=fixed, moving=moving, inverse=False)
         return stage.disp
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

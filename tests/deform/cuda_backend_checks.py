@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform import fused, ops, torch_backend
-from sitreg_lumir.deform.cuda import backend, images
-from sitreg_lumir.deform.cuda.launch import blocks
+from sitreg_lumir.deform import ops
+from sitreg_lumir.deform.backends import backend_of, use_backend
+from sitreg_lumir.deform.backends.cuda import backend, images
+from sitreg_lumir.deform.backends.cuda.launch import blocks
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -210,16 +212,16 @@ def test_correlation_equals_plain_torch(shape: tuple[int, ...], random: Any) -> 
     both, one, none = ((True, True),), ((False, True), (True, False)), ((False, False),)
     for window, mask, needs in ((3, None, both + one + none), (11, random(2, 1, *shape) > -1, both)):
         for needed in needs:
-            exact = torch_backend.correlation(image_1.double(), image_2.double(), mask, window, *needed)
-            found = backend.correlation(image_1, image_2, mask, window, *needed)
+            exact = torch_backend.lncc_and_gradients(image_1.double(), image_2.double(), mask, window, *needed)
+            found = backend.lncc_and_gradients(image_1, image_2, mask, window, *needed)
             for one, other in zip(found, exact, strict=True):
                 assert_close_to_largest(one, other)
 
 
 def test_correlation_keeps_what_a_bright_window_varies(random: Any) -> None:
     image_1, image_2 = 0.9 + 0.01 * torch.rand(2, 1, 1, 12, 13, 14, device=DEVICE)
-    exact = torch_backend.correlation(image_1.double(), image_2.double(), None, 11, True, True)
-    for one, other in zip(backend.correlation(image_1, image_2, None, 11, True, True), exact, strict=True):
+    exact = torch_backend.lncc_and_gradients(image_1.double(), image_2.double(), None, 11, True, True)
+    for one, other in zip(backend.lncc_and_gradients(image_1, image_2, None, 11, True, True), exact, strict=True):
         assert_close_to_largest(one, other)
 
 
@@ -236,15 +238,15 @@ def assert_close_to_largest(actual: Tensor | None, expected: Tensor | None) -> N
 def test_folding_equals_plain_torch(random: Any) -> None:
     for shape in ((7, 9, 11), (3, 4, 3)):
         disp = random(2, 3, *shape, scale=0.6)
-        exact = torch_backend.folding(disp.double(), True)
+        exact = torch_backend.ndv_sum_and_gradient(disp.double(), True)
         assert float(exact[0]) > 0.1
-        for one, other in zip(backend.folding(disp, True), exact, strict=True):
+        for one, other in zip(backend.ndv_sum_and_gradient(disp, True), exact, strict=True):
             assert_close_to_largest(one, other)
-        value, nothing = backend.folding(disp, False)
+        value, nothing = backend.ndv_sum_and_gradient(disp, False)
         assert nothing is None
         assert_close_to_largest(value, exact[0])
-        assert_close_to_largest(backend.folded_map(disp), torch_backend.folded_map(disp.double()))
-        for gradient in backend.folding(0.01 * disp, True):
+        assert_close_to_largest(backend.ndv_map(disp), torch_backend.ndv_map(disp.double()))
+        for gradient in backend.ndv_sum_and_gradient(0.01 * disp, True):
             assert gradient is not None and not gradient.any()
 
 
@@ -280,21 +282,21 @@ def test_gradients_reach_the_inputs_of_public_operations(random: Any) -> None:
     results = []
     for name in ("cuda", "torch"):
         control_points, disp, features = (tensor.clone().requires_grad_() for tensor in inputs)
-        with ops.use_backend(name):
+        with use_backend(name):
             update = ops.upsample_control_points(control_points, 2, shape)
             field = ops.compose(update, disp, ops.invert(update, 1e-6, 100))
             loss = ops.warp(features, field, 2).square().sum() + field.square().sum()
-            loss = loss + fused.local_correlation(field[:, :1], disp[:, :1], window=3) + fused.folded_volume(field)
-            loss = loss + fused.mean_squared_slope(field, (1.0, 2.0, 1.5))
+            loss = loss + ops.lncc(field[:, :1], disp[:, :1], window=3) + ops.ndv_sum(field)
+            loss = loss + ops.diffusion(field, (1.0, 2.0, 1.5))
             results.append([loss, *torch.autograd.grad(loss, [control_points, disp, features])])
     assert_same(*results)
 
 
 def test_only_float32_comes_here() -> None:
-    with ops.use_backend("cuda"):
-        assert ops.backend_of(torch.zeros(1, device=DEVICE)) is backend
-        assert ops.backend_of(torch.zeros(1, device=DEVICE, dtype=torch.float64)) is torch_backend
-    assert INTERPRETED or ops.backend_of(torch.zeros(1, device=DEVICE)) is backend
+    with use_backend("cuda"):
+        assert backend_of(torch.zeros(1, device=DEVICE)) is backend
+        assert backend_of(torch.zeros(1, device=DEVICE, dtype=torch.float64)) is torch_backend
+    assert INTERPRETED or backend_of(torch.zeros(1, device=DEVICE)) is backend
 
 
 def test_volumes_too_large_for_32_bits_are_refused() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sitreg_lumir.deform.cuda import backend, images
+from sitreg_lumir.deform.backends.cuda import backend, images
 
 TARGETS = (80, 90, 120)  # compute capabilities of A100, H100 and RTX 50: one of each generation
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int8: "*i8"}
@@ -64,13 +64,13 @@ def test_every_kernel_compiles(compiled: set[str]) -> None:
         backend.warp_adjoint(features, features, field, factor, True, True)
     image, mask = disp[:, :1], torch.ones(2, 1, 8, 6, 4, dtype=torch.bool)
     backend.mask_at(mask, disp, True)
-    backend.correlation(image, image, mask, 11, True, True)
-    backend.folding(disp, True)
+    backend.lncc_and_gradients(image, image, mask, 11, True, True)
+    backend.ndv_sum_and_gradient(disp, True)
     backend.diffusion(disp, [[1.0] * 3] * 3)
     backend.diffusion_adjoint(torch.ones(()), disp, [[1.0] * 3] * 3)
     backend.mind(image, 0.5, 2)
     assert compiled == {
-        "compose", "scatter_compose", "invert", "scatter_invert", "multiply_axis", "lookup", "scatter_lookup", "hits",
-        "sum_products", "sum_axis", "correlate", "correlate_adjoint", "fold", "squared_slopes",
-        "squared_slopes_adjoint", "smooth_differences", "describe",
+        "compose", "scatter_compose", "invert", "scatter_invert", "multiply_axis", "lookup", "scatter_lookup",
+        "inside_mask", "sum_products", "sum_axis", "correlate", "correlate_adjoint", "fold", "squared_differences",
+        "squared_differences_adjoint", "smooth_differences", "describe",
     }  # fmt: skip

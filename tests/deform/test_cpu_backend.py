@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sitreg_lumir.deform import ops, torch_backend
-from sitreg_lumir.deform.cpu import backend as cpu_backend
-from sitreg_lumir.deform.cpu import threads
+from sitreg_lumir.deform import ops
+from sitreg_lumir.deform.backends.cpu import backend as cpu_backend
+from sitreg_lumir.deform.backends.cpu import fallback, threads, vectorised
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
 
 SHAPES = [(7, 9, 11), (17, 18, 5), (1, 5, 6), (6, 1, 1)]
 
@@ -263,11 +264,11 @@ print(float(ops.compose(torch.ones(1, 3, 4, 4, 4), torch.ones(1, 3, 4, 4, 4)).su
 def test_loops_compile_with_and_without_a_writable_folder(tmp_path: Path, writable: bool) -> None:
     """Files where numba wants folders stop it even if root runs the test."""
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(cpu_backend.__file__).parents[2], tmp_path / "sitreg_lumir", ignore=ignored)
+    shutil.copytree(Path(cpu_backend.__file__).parents[3], tmp_path / "sitreg_lumir", ignore=ignored)
     blocked = tmp_path / "blocked"
     blocked.touch()
     if not writable:
-        (tmp_path / "sitreg_lumir" / "deform" / "cpu" / "__pycache__").touch()
+        (tmp_path / "sitreg_lumir" / "deform" / "backends" / "cpu" / "__pycache__").touch()
     places = {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked / "cache"), "PYTHONPATH": str(tmp_path)}
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"} | places
     for announcements in (1, 0) if writable else (1, 1):  # machine code of the first run serves the second
@@ -278,3 +279,72 @@ def test_loops_compile_with_and_without_a_writable_folder(tmp_path: Path, writab
         assert done.returncode == 0, done.stderr
         assert float(done.stdout) == 2 * 3 * 64
         assert done.stderr.count("compiling CPU kernels, once") == announcements
+
+
+def chains_and_inversions(random: Any, dtype: torch.dtype) -> list[tuple[Any, Any]]:
+    """Results of the CPU backend and of plain torch."""
+    shape = (7, 9, 11)
+    disps, grad = [random(2, 3, *shape, dtype=dtype, scale=0.5) for _ in range(3)], random(2, 3, *shape, dtype=dtype)
+    small, tolerance = random(2, 3, *shape, dtype=dtype, scale=0.05), 1e-13 if dtype == torch.float64 else 1e-6
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("compose", (disps,)),
+        ("compose_adjoint", (grad, disps, [True, False, True])),
+        ("compose_adjoint", (grad, disps, [False, True, False])),
+        ("invert", (small, tolerance, 100)),
+        ("invert_adjoint", (grad, small, torch_backend.invert(small, tolerance, 100))),
+    ]
+    calls += [("upsample_control_points", (small, 4, (26, 33, 41)))]
+    with cpu_backend.copies_shared():
+        return [(getattr(cpu_backend, name)(*args), getattr(torch_backend, name)(*args)) for name, args in calls]
+
+
+def raises(*_: Any) -> Any:
+    raise AttributeError("module 'numba.core.cgutils' has no attribute 'create_struct_proxy'")
+
+
+def wrong(*_: Any) -> Any:
+    return [torch.ones(2, 3, 3, 4, 5, dtype=torch.float64)] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("broken", [raises, wrong])
+def test_operations_without_vectors_equal_plain_torch(
+    broken: Any, dtype: torch.dtype, random: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("upsample_control_points", "compose", "compose_adjoint", "invert", "invert_adjoint"):
+        monkeypatch.setattr(vectorised, name, broken)
+    fallback.working.cache_clear()
+    try:
+        results = chains_and_inversions(random, dtype)
+    finally:
+        fallback.working.cache_clear()
+    for actual, expected in results:
+        assert_same(actual, expected, dtype)
+    assert len(caplog.messages) == 5 and "slower loops instead" in caplog.text  # each operation once
+
+
+_WITHOUT_INSIDES = """
+import logging
+import numba.extending
+logging.basicConfig()
+numba.njit(lambda: 1)()  # what numba itself needs of it is loaded
+del numba.extending.register_model  # as if a new version had none
+import torch
+from sitreg_lumir.deform import ops
+from sitreg_lumir.network.layers import convolve
+field = torch.full((1, 3, 4, 4, 4), 0.25, requires_grad=True)
+ops.compose(field, ops.invert(field)).square().sum().backward()
+weight = torch.ones(1, 3, 1, 1, 1, requires_grad=True)
+convolve(field, weight).sum().backward()
+print(float(ops.compose(field, field).sum()), bool(field.grad.isfinite().all()), float(weight.grad.sum()))
+"""
+
+
+def test_a_numba_without_the_insides_that_vectors_need_still_computes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_INSIDES], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["96.0", "True", "48.0"]
+    for name in ("compose", "weight_gradient"):
+        assert f"{name}: vectors do not work with this version of numba" in done.stderr

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sitreg_lumir.deform import cuda, ops, torch_backend
+from sitreg_lumir.deform import ops
+from sitreg_lumir.deform.backends import backend_of, cuda, use_backend
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
 
 pytestmark = pytest.mark.timeout(600)  # less than a minute, unless the machine is shared
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (Linux alone has it)")
@@ -48,7 +50,7 @@ def test_operations_equal_plain_torch_on_a_gpu(tmp_path: Path) -> None:
 
 
 def test_cpu_tensors_are_refused_outside_the_interpreter() -> None:
-    with ops.use_backend("cuda"), pytest.raises(ValueError, match=r"cannot compute on cpu: .*TRITON_INTERPRET=1"):
+    with use_backend("cuda"), pytest.raises(ValueError, match=r"cannot compute on cpu: .*TRITON_INTERPRET=1"):
         ops.compose(torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, 3, 2, 2, 2))
 
 
@@ -61,4 +63,4 @@ def test_a_gpu_without_working_kernels_falls_back_and_says_so(caplog: pytest.Log
 
 
 def test_other_devices_are_left_to_plain_torch() -> None:
-    assert ops.backend_of(torch.zeros(1, device="meta")) is torch_backend
+    assert backend_of(torch.zeros(1, device="meta")) is torch_backend

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from sitreg_lumir.deform.backends import use_backend
+from sitreg_lumir.deform.backends.torch.images import box_sum
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import (
     compose,
     invert,
     upsample_control_points,
-    use_backend,
     warp,
     warp_labels,
     warp_mask,
 )  # fmt: skip
 from sitreg_lumir.deform.state import SymmetricState
-from sitreg_lumir.deform.torch_images import box_sum
 from sitreg_lumir.deform.update import Maps, update_maps
 
 SHAPE = (7, 6, 5)

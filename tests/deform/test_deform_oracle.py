@@ -11,9 +11,10 @@ from oracle_samples import random_field
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sitreg_lumir.deform.backends import use_backend
+from sitreg_lumir.deform.backends.torch.backend import grid_points
 from sitreg_lumir.deform.bspline import control_point_bound
-from sitreg_lumir.deform.ops import compose, invert, upsample_control_points, use_backend, warp, warp_mask
-from sitreg_lumir.deform.torch_backend import grid_points
+from sitreg_lumir.deform.ops import compose, invert, upsample_control_points, warp, warp_mask
 
 PRECISIONS = [(torch.float64, 1e-6), (torch.float32, 1e-4)]
 

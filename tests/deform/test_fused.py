@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sitreg_lumir.deform import fused, ops, torch_backend
-from sitreg_lumir.deform.cpu import backend as cpu_backend
+from sitreg_lumir.deform import ops
+from sitreg_lumir.deform.backends import use_backend
+from sitreg_lumir.deform.backends.cpu import backend as cpu_backend
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
 from sitreg_lumir.deform.jacobian import non_diffeomorphic_volume
 
 SHAPES = [(9, 13, 7), (18, 6, 21), (3, 4, 5)]
@@ -74,7 +76,7 @@ def test_plain_correlation_has_the_gradient_of_its_formula(shape: tuple[int, ...
     for mask in (None, draw(2, 1, *shape) > 0.3):
         expected = plain_correlation(image_1, image_2, mask, window)
         grads = torch.autograd.grad(expected, (image_1, image_2))
-        value, *found = torch_backend.correlation(image_1.detach(), image_2.detach(), mask, window, True, True)
+        value, *found = torch_backend.lncc_and_gradients(image_1.detach(), image_2.detach(), mask, window, True, True)
         assert float(value) == pytest.approx(float(expected.detach()), rel=1e-12, abs=1e-18)
         assert_same(found, grads, torch.float64)
 
@@ -89,8 +91,8 @@ def test_compiled_correlation_equals_plain_torch(
     exact = torch.float64  # plain torch sums up in the images' dtype, the loops in float64
     for mask in (None, draw(2, 1, *shape) > 0.3, torch.zeros(2, 1, *shape, dtype=torch.bool)):
         for needed in ((False, False), (True, False), (False, True), (True, True)):
-            expected = torch_backend.correlation(image_1.to(exact), image_2.to(exact), mask, window, *needed)
-            found = cpu_backend.correlation(image_1, image_2, mask, window, *needed)
+            expected = torch_backend.lncc_and_gradients(image_1.to(exact), image_2.to(exact), mask, window, *needed)
+            found = cpu_backend.lncc_and_gradients(image_1, image_2, mask, window, *needed)
             assert_same(found, [None if each is None else each.to(dtype) for each in expected], dtype)
 
 
@@ -99,15 +101,15 @@ def test_compiled_correlation_takes_any_layout(draw: Any) -> None:
     image_2 = draw(1, 1, 14, 6, 10)[..., ::2, :, ::2].expand(2, -1, -1, -1, -1)
     mask = (draw(2, 1, 5, 6, 7) > 0.2).transpose(2, 4)
     args = (image_1, image_2, mask, 5, True, True)
-    assert_same(cpu_backend.correlation(*args), torch_backend.correlation(*args), torch.float64)
+    assert_same(cpu_backend.lncc_and_gradients(*args), torch_backend.lncc_and_gradients(*args), torch.float64)
 
 
 def test_correlation_in_float32_keeps_what_a_bright_window_varies(draw: Any) -> None:
     """Variances are small differences of large sums; the loops take them in float64."""
     image_1, image_2 = (0.9 + draw(1, 1, 20, 21, 22, scale=1e-2) for _ in range(2))
     single = (image_1.float(), image_2.float())
-    exact = torch_backend.correlation(*(image.double() for image in single), None, 11, True, False)
-    found = cpu_backend.correlation(*single, None, 11, True, False)
+    exact = torch_backend.lncc_and_gradients(*(image.double() for image in single), None, 11, True, False)
+    found = cpu_backend.lncc_and_gradients(*single, None, 11, True, False)
     assert float(found[0]) == pytest.approx(float(exact[0]), rel=1e-6)
     assert exact[1] is not None and found[1] is not None
     assert float((found[1] - exact[1]).norm() / exact[1].norm()) < 1e-4
@@ -117,15 +119,15 @@ def test_correlation_in_float32_keeps_what_a_bright_window_varies(draw: Any) -> 
 def test_local_correlation_learns_and_scales(backend: str, draw: Any) -> None:
     image_1, image_2 = (draw(1, 1, 6, 7, 5).requires_grad_() for _ in range(2))
     mask = draw(1, 1, 6, 7, 5) > 0.2
-    with ops.use_backend(backend):
-        assert torch.autograd.gradcheck(lambda *images: fused.local_correlation(*images, mask, 3), (image_1, image_2))
-        (once,) = torch.autograd.grad(fused.local_correlation(image_1, image_2, mask, 3), image_1)
-        (thrice,) = torch.autograd.grad(-3 * fused.local_correlation(image_1, image_2.detach(), mask, 3), image_1)
+    with use_backend(backend):
+        assert torch.autograd.gradcheck(lambda *images: ops.lncc(*images, mask, 3), (image_1, image_2))
+        (once,) = torch.autograd.grad(ops.lncc(image_1, image_2, mask, 3), image_1)
+        (thrice,) = torch.autograd.grad(-3 * ops.lncc(image_1, image_2.detach(), mask, 3), image_1)
         torch.testing.assert_close(thrice, -3 * once)
-        half = fused.local_correlation(image_1.bfloat16(), image_2.bfloat16(), mask, 3)
+        half = ops.lncc(image_1.bfloat16(), image_2.bfloat16(), mask, 3)
         assert half.dtype == torch.bfloat16
         with torch.no_grad():
-            assert not fused.local_correlation(image_1, image_2, mask, 3).requires_grad
+            assert not ops.lncc(image_1, image_2, mask, 3).requires_grad
 
 
 def folding_field(draw: Any, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -148,12 +150,12 @@ def test_plain_field_losses_have_the_gradients_of_their_formulas(shape: tuple[in
     volume = non_diffeomorphic_volume(disp)
     assert 0.2 < float((volume > 0).double().mean()) < 1
     (grad,) = torch.autograd.grad(volume.sum(), disp)
-    assert_same(torch_backend.folding(disp.detach(), True), (volume.sum().detach(), grad), torch.float64)
+    assert_same(torch_backend.ndv_sum_and_gradient(disp.detach(), True), (volume.sum().detach(), grad), torch.float64)
     size = (1.0, 2.0, 1.5)
     expected = plain_diffusion(disp, size)
     (grad,) = torch.autograd.grad(expected, disp)
-    with ops.use_backend("torch"):
-        value = fused.mean_squared_slope(disp, size)
+    with use_backend("torch"):
+        value = ops.diffusion(disp, size)
         assert_same((value.detach(), *torch.autograd.grad(value, disp)), (expected.detach(), grad), torch.float64)
 
 
@@ -163,9 +165,13 @@ def test_compiled_folding_equals_plain_torch(shape: tuple[int, ...], dtype: torc
     fields = [folding_field(draw, *shape, dtype=dtype), 0.1 * folding_field(draw, *shape, dtype=dtype)]
     fields += [fields[0].permute(0, 1, 4, 2, 3), fields[0][:1].expand(3, -1, -1, -1, -1)]
     for disp in fields:
-        assert_same(cpu_backend.folded_map(disp), torch_backend.folded_map(disp), dtype)
+        assert_same(cpu_backend.ndv_map(disp), torch_backend.ndv_map(disp), dtype)
         for need_grad in (True, False):
-            assert_same(cpu_backend.folding(disp, need_grad), torch_backend.folding(disp, need_grad), dtype)
+            assert_same(
+                cpu_backend.ndv_sum_and_gradient(disp, need_grad),
+                torch_backend.ndv_sum_and_gradient(disp, need_grad),
+                dtype,
+            )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -194,23 +200,23 @@ def test_compiled_mind_equals_plain_torch(shape: tuple[int, ...], dtype: torch.d
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_field_losses_learn_and_scale(backend: str, draw: Any) -> None:
     disp = folding_field(draw, 4, 5, 3).requires_grad_()
-    with ops.use_backend(backend):
-        assert torch.autograd.gradcheck(fused.folded_volume, disp)
-        assert torch.autograd.gradcheck(lambda field: fused.mean_squared_slope(field, (1.0, 2.0, 3.0)), disp)
-        for loss in (fused.folded_volume, fused.mean_squared_slope):
+    with use_backend(backend):
+        assert torch.autograd.gradcheck(ops.ndv_sum, disp)
+        assert torch.autograd.gradcheck(lambda field: ops.diffusion(field, (1.0, 2.0, 3.0)), disp)
+        for loss in (ops.ndv_sum, ops.diffusion):
             (once,) = torch.autograd.grad(loss(disp), disp)
             (thrice,) = torch.autograd.grad(-3 * loss(disp), disp)
             torch.testing.assert_close(thrice, -3 * once)
             assert loss(disp.bfloat16()).dtype == torch.bfloat16
             with torch.no_grad():
                 assert not loss(disp).requires_grad
-        assert not fused.folded_map(disp).requires_grad
+        assert not ops.ndv_map(disp).requires_grad
 
 
 def test_mind_of_an_image_that_learns_has_a_gradient(draw: Any) -> None:
     image = draw(1, 1, 3, 4, 3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda each: fused.mind(each, 0.5, 1), image)
-    torch.testing.assert_close(fused.mind(image.detach(), 0.5, 1), fused.mind(image, 0.5, 1).detach())
+    assert torch.autograd.gradcheck(lambda each: ops.mind(each, 0.5, 1), image)
+    torch.testing.assert_close(ops.mind(image.detach(), 0.5, 1), ops.mind(image, 0.5, 1).detach())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -238,10 +244,10 @@ def test_results_do_not_depend_on_the_number_of_threads(draw: Any, two_threads: 
 
     def results() -> list[Tensor]:
         tensors = [
-            *cpu_backend.correlation(image_1, image_2, mask, 5, True, True),
+            *cpu_backend.lncc_and_gradients(image_1, image_2, mask, 5, True, True),
             cpu_backend.mask_at(mask, disp, True),
-            *cpu_backend.folding(disp, True),
-            cpu_backend.folded_map(disp),
+            *cpu_backend.ndv_sum_and_gradient(disp, True),
+            cpu_backend.ndv_map(disp),
             cpu_backend.diffusion(disp, scales),
             cpu_backend.diffusion_adjoint(grad, disp, scales),
             cpu_backend.mind(image_1, 0.5, 2),
@@ -258,13 +264,13 @@ def test_results_do_not_depend_on_the_number_of_threads(draw: Any, two_threads: 
 def test_what_is_not_finite_stays_so_and_ends(backend: Any, draw: Any) -> None:
     image = draw(1, 1, 6, 7, 8)
     image[0, 0, 2, 3, 4] = float("nan")
-    value, grad, _ = backend.correlation(image, draw(1, 1, 6, 7, 8), None, 3, True, False)
+    value, grad, _ = backend.lncc_and_gradients(image, draw(1, 1, 6, 7, 8), None, 3, True, False)
     assert bool(value.isnan()) and bool(grad.isnan().any())
     assert bool(backend.mind(image, 0.5, 2).isnan().any())
     disp = folding_field(draw, 6, 7, 8)
     disp[0, 1, 2, 3, 4] = float("nan")
-    value, grad = backend.folding(disp, True)
-    assert bool(value.isnan()) and backend.folded_map(disp).isnan().sum() == 13  # the voxels that look at it
+    value, grad = backend.ndv_sum_and_gradient(disp, True)
+    assert bool(value.isnan()) and backend.ndv_map(disp).isnan().sum() == 13  # the voxels that look at it
     scales = ((1.0,) * 3,) * 3
     assert bool(backend.diffusion(disp, scales).isnan())
     assert backend.diffusion_adjoint(torch.ones((), dtype=disp.dtype), disp, scales).isnan().sum() == 7
@@ -274,23 +280,23 @@ def test_what_is_not_finite_stays_so_and_ends(backend: Any, draw: Any) -> None:
 
 def test_wrong_shapes_are_named(draw: Any) -> None:
     image = draw(1, 1, 4, 5, 6)
-    assert 0 <= float(fused.local_correlation(image, image, window=1)) < 1e-20
+    assert 0 <= float(ops.lncc(image, image, window=1)) < 1e-20
     with pytest.raises(ValueError, match="images must be"):
-        fused.local_correlation(image, image[..., 1:])
+        ops.lncc(image, image[..., 1:])
     with pytest.raises(ValueError, match="images must be"):
-        fused.local_correlation(image.expand(1, 2, -1, -1, -1), image.expand(1, 2, -1, -1, -1))
+        ops.lncc(image.expand(1, 2, -1, -1, -1), image.expand(1, 2, -1, -1, -1))
     with pytest.raises(ValueError, match="mask must be"):
-        fused.local_correlation(image, image, torch.ones(1, 1, 4, 5, 5))
+        ops.lncc(image, image, torch.ones(1, 1, 4, 5, 5))
     with pytest.raises(ValueError, match="odd"):
-        fused.local_correlation(image, image, None, 4)
-    for loss in (fused.folded_volume, fused.folded_map):
+        ops.lncc(image, image, None, 4)
+    for loss in (ops.ndv_sum, ops.ndv_map):
         with pytest.raises(ValueError, match="axes of 3 or more"):
             loss(torch.zeros(1, 3, 3, 2, 3))
     with pytest.raises(ValueError, match=r"\(B, 3, X, Y, Z\)"):
-        fused.mean_squared_slope(image)
+        ops.diffusion(image)
     with pytest.raises(ValueError, match="three positive"):
-        fused.mean_squared_slope(torch.zeros(1, 3, 3, 2, 3), (1.0, 0.0, 1.0))
+        ops.diffusion(torch.zeros(1, 3, 3, 2, 3), (1.0, 0.0, 1.0))
     with pytest.raises(ValueError, match="image must be"):
-        fused.mind(torch.zeros(1, 3, 3, 2, 3), 0.5, 2)
+        ops.mind(torch.zeros(1, 3, 3, 2, 3), 0.5, 2)
     with pytest.raises(ValueError, match="radius"):
-        fused.mind(image, 0.5, 0)
+        ops.mind(image, 0.5, 0)

@@ -5,6 +5,8 @@ import pytest
 import torch
 from transform_samples import CASES, case, distance, grid_points, matrix, random_points, truth
 
+from sitreg_lumir.deform.backends import use_backend
+from sitreg_lumir.deform.backends.cpu import backend as cpu_backend
 from sitreg_lumir.deform.ops import invert
 from sitreg_lumir.geometry import transforms as chain_module
 from sitreg_lumir.geometry.transforms import CompositeTransform, DisplacementField, composite_field, map_points, swap
@@ -19,6 +21,21 @@ def test_the_chain_is_its_formula(name: str) -> None:
     assert mapped.dtype == np.float64
     assert distance(mapped, truth(given.chain, points)).max() < 1e-5
     assert distance(mapped, points).max() > 5  # it does something
+
+
+def test_a_forced_backend_computes_chains_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = case("oblique")
+    points = random_points(given.fixed_shape, given.fixed, 50, border=-8)
+    expected = map_points(given.chain, points)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the compiled loops were called")
+
+    monkeypatch.setattr(cpu_backend, "interpolate", refuse)
+    with pytest.raises(AssertionError, match="compiled loops"):
+        map_points(given.chain, points)
+    with use_backend("torch"):
+        assert distance(map_points(given.chain, points), expected).max() < 1e-5
 
 
 def test_swapped_chain_and_inverse_field_lead_back() -> None:

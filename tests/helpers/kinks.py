@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sitreg_lumir.deform import torch_backend
-from sitreg_lumir.deform.cpu import backend as cpu_backend
+from sitreg_lumir.deform.backends.cpu import backend as cpu_backend
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
+from sitreg_lumir.deform.backends.torch.backend import grid_points, interpolate
 from sitreg_lumir.deform.jacobian import COLUMNS, determinant
-from sitreg_lumir.deform.torch_backend import grid_points, interpolate
-from sitreg_lumir.network.encoder import ControlPointHead, ConvBlock
+from sitreg_lumir.network.head import ControlPointHead
+from sitreg_lumir.network.layers import ConvBlock
 from sitreg_lumir.network.sitreg import SITReg
 
 MASK_THRESHOLD = 1 - 1e-3  # of an interpolated mask

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform import torch_backend
-from sitreg_lumir.deform.ops import use_backend
+from sitreg_lumir.deform.backends import use_backend
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
 
 _interpolate_adjoint = torch_backend.interpolate_adjoint
 

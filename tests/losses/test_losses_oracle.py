@@ -9,8 +9,9 @@ from mistakes import only_in_float32, slopes_a_percent_off
 from oracle_samples import group_sample, similarity_sample
 from safetensors.torch import load_file
 
-from sitreg_lumir.deform.ops import compose, use_backend, warp, warp_mask
-from sitreg_lumir.deform.torch_backend import grid_points
+from sitreg_lumir.deform.backends import use_backend
+from sitreg_lumir.deform.backends.torch.backend import grid_points
+from sitreg_lumir.deform.ops import compose, warp, warp_mask
 from sitreg_lumir.losses import cycle_mask, diffusion, group_consistency, lncc, ndv_sum, warped_lncc
 
 DTYPES = [torch.float64, torch.float32]

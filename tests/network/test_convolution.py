@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sitreg_lumir.network.convolution import Convolution, convolve
+from sitreg_lumir.deform.backends.cpu import fallback, vectorised
+from sitreg_lumir.network.layers import Convolution, convolve
 
 KINDS = {"3x3x3": (3, 1, 1), "half": (2, 2, 0), "1x1x1": (1, 1, 0), "5x5x5": (5, 1, 2)}  # width, stride, padding
 
@@ -58,6 +59,31 @@ def test_gradients_of_any_shape_agree_with_float64(
     kind: str, shape: tuple[int, ...], channels: tuple[int, int]
 ) -> None:  # fmt: skip
     check(kind, *case(kind, 2, *channels, shape), tolerance=2e-6)
+
+
+def raises(*_: Any) -> Any:
+    raise AttributeError("module 'llvmlite.binding' has no attribute 'get_host_cpu_features'")
+
+
+def wrong(values: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    return torch.zeros_like(weight)
+
+
+@pytest.mark.parametrize("broken", [raises, wrong])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_without_vectors_are_exact_too(
+    broken: Any, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(vectorised, "weight_gradient", broken)
+    fallback.working.cache_clear()
+    try:
+        check(kind, *case(kind, 2, 3, 5, (7, 6, 5)), tolerance=2e-6)
+        check(kind, *case(kind, 1, 9, 8, (6, 5, 40)), tolerance=2e-6)
+    finally:
+        fallback.working.cache_clear()
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "weight_gradient: vectors do not work with this version of numba"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["3x3x3", "half", "1x1x1"])

@@ -3,6 +3,7 @@
 import json
 import weakref
 from pathlib import Path
+from typing import Any
 
 import data_samples
 import nibabel
@@ -14,6 +15,8 @@ from torch import Tensor
 from sitreg_lumir.cli import main
 from sitreg_lumir.deform.ops import upsample_control_points, warp
 from sitreg_lumir.deform.state import SymmetricState
+from sitreg_lumir.deform.update import Maps
+from sitreg_lumir.network import memory
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import ModelCard, save_member
 
@@ -36,13 +39,13 @@ def images() -> tuple[Tensor, Tensor]:
 
 def brute_force(members: list[SITReg], fixed: Tensor, moving: Tensor, side: int = 0) -> tuple[Tensor, SymmetricState]:
     """The summed variance in the middle, from all members' fields at once, and the state after the last stage."""
-    pyramids = [member.encoder(moving, fixed) for member in members]
+    pyramids = [member.features(moving, fixed) for member in members]
     state = SymmetricState(SHAPE, members[0].inversion_tolerance)
     total = torch.zeros(1, 1, *SHAPE, dtype=torch.float64)
     for level in reversed(range(members[0].levels)):
         updates = [
-            m.control_points(level, p[0][level], p[1][level], state.maps.left_fwd, state.maps.right_fwd)
-            for m, p in zip(members, pyramids, strict=True)
+            member.control_points(level, features, state.maps)
+            for member, features in zip(members, pyramids, strict=True)
         ]
         fields = torch.stack([upsample_control_points(update[side], 2**level, SHAPE) for update in updates])
         total += fields.var(dim=0, correction=0).sum(dim=1, keepdim=True)
@@ -97,17 +100,17 @@ def test_the_state_does_not_grow_with_the_number_of_members(monkeypatch: pytest.
     """Never more than one member's full-resolution features and control points exist at once."""
     alive: set[int] = set()
     most = 0
-    original = SITReg.control_points
+    original = memory.control_points_of
 
-    def watched(self: SITReg, level: int, moving: Tensor, fixed: Tensor, *maps: Tensor | None):  # type: ignore[no-untyped-def]
+    def watched(head: Any, factor: int, moving: Tensor, fixed: Tensor, maps: Maps) -> tuple[Tensor, Tensor]:
         nonlocal most
-        if level == 0:
+        if factor == 1:
             alive.add(id(moving))
             weakref.finalize(moving, alive.discard, id(moving))
             most = max(most, len(alive))
-        return original(self, level, moving, fixed, *maps)
+        return original(head, factor, moving, fixed, maps)
 
-    monkeypatch.setattr(SITReg, "control_points", watched)
+    monkeypatch.setattr(memory, "control_points_of", watched)
     fixed, moving = images()
     run_stages([network(seed) for seed in range(4)], fixed=fixed, moving=moving, disagreement=True)
     assert 1 <= most <= 2  # the last one is let go when the next takes its name

@@ -8,7 +8,7 @@ import torch
 
 from sitreg_lumir.deform.ops import compose
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.network import encoder
+from sitreg_lumir.network import memory
 from sitreg_lumir.network.official import import_official, network_from_official, official_name
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import ModelCard, load_member, load_members, save_member
@@ -107,7 +107,7 @@ def test_volumes_together_and_one_by_one_give_the_same(monkeypatch: pytest.Monke
     fixed, moving = (image.double() for image in images())
     found = []
     for few in (10**9, 0):
-        monkeypatch.setattr(encoder, "_SLOW_ALONE", few)
+        monkeypatch.setattr(memory, "SLOW_ALONE", few)
         with torch.set_grad_enabled(gradients):
             disp, disp_inv = network(fixed=fixed, moving=moving)
         if gradients:

@@ -19,7 +19,7 @@ from oracle_samples import network_sample
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sitreg_lumir.deform.ops import use_backend
+from sitreg_lumir.deform.backends import use_backend
 from sitreg_lumir.network.official import network_from_official, official_name
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 
@@ -86,7 +86,7 @@ def test_features_match_the_oracle(oracles: Path, file):
     tensors = load_file(oracles / f"{file}.safetensors")
     (network,) = members_of(tensors, torch.float64, 1e-8)
     with torch.no_grad():
-        pyramid = zip(*network.encoder(tensors["image_1"].double(), tensors["image_2"].double()), strict=True)
+        pyramid = zip(*network.features(tensors["image_1"].double(), tensors["image_2"].double()), strict=True)
     compared = 0
     for level, (moving, fixed) in enumerate(pyramid):
         for image, features in (("image_1", moving), ("image_2", fixed)):

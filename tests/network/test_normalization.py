@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sitreg_lumir.deform.ops import use_backend
+from sitreg_lumir.deform.backends import use_backend
+from sitreg_lumir.deform.backends.cpu.layers import channel_sums
+from sitreg_lumir.network.layers import GroupNormRelu, group_norm_relu
 from sitreg_lumir.network.mind import Mind
-from sitreg_lumir.network.normalization import GroupNormRelu, channel_sums, group_norm_relu
 
 LAYOUTS = {"last": torch.channels_last_3d, "first": torch.contiguous_format}
 SIZES = {"2mm": (80, 112, 96), "1mm": (160, 224, 192)}

@@ -1,0 +1,71 @@
+"""Which operations compute with vectors on this machine, and what computes where those do not work.
+
+Vectors are built with numba's insides, which may change with any version: so each operation is tried once in a process,
+on small tensors, against plain torch.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from sitreg_lumir.deform.backends.cpu import stepwise
+from sitreg_lumir.deform.backends.torch import backend as torch_backend
+from sitreg_lumir.deform.backends.torch import layers as torch_layers
+
+_TRUTH: dict[str, Callable[..., Any]] = {
+    "upsample_control_points": torch_backend.upsample_control_points,
+    "invert": torch_backend.invert,
+    "invert_adjoint": torch_backend.invert_adjoint,
+    "compose": torch_backend.compose,
+    "compose_adjoint": torch_backend.compose_adjoint,
+    "weight_gradient": torch_layers.weight_gradient,
+}
+_log = logging.getLogger(__name__)
+
+
+@lru_cache
+def working(name: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """An operation of ``vectorised`` if that gives the right numbers here, else that of ``stepwise``."""
+    try:
+        vectorised: Callable[..., Any] = getattr(_vectorised(), name)
+        with _vectorised().copies_shared():
+            computed = vectorised(*_small_arguments(name, dtype))
+        torch.testing.assert_close(computed, _TRUTH[name](*_small_arguments(name, dtype)), rtol=0, atol=1e-3)
+    except Exception as error:  # whatever a numba that has changed raises, wrong numbers included
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        _log.warning("%s: vectors do not work with this version of numba, slower loops instead (%s)", name, reason)
+        without_vectors: Callable[..., Any] = getattr(stepwise, name)
+        return without_vectors
+    return vectorised
+
+
+def copies_shared() -> AbstractContextManager[None]:
+    """The block of ``vectorised``, if there are vectors."""
+    try:
+        shared: AbstractContextManager[None] = _vectorised().copies_shared()
+    except Exception:  # whatever a numba that has changed raises; ``working`` reports it
+        return nullcontext()
+    return shared
+
+
+def _vectorised() -> Any:
+    return import_module("sitreg_lumir.deform.backends.cpu.vectorised")
+
+
+def _small_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
+    field = torch.linspace(-0.4, 0.4, 2 * 3 * 3 * 4 * 5, dtype=dtype).view(2, 3, 3, 4, 5).sin()
+    if name == "weight_gradient":
+        return field, torch.cat([field, -field], dim=1), torch.zeros(6, 3, 3, 3, 3, dtype=dtype), 1, 1
+    arguments: dict[str, tuple[Any, ...]] = {
+        "upsample_control_points": (field, 2, (6, 8, 9)),
+        "invert": (field / 2, 1e-4, 50),
+        "invert_adjoint": (field, field / 2, -field / 2),
+        "compose": ([field, -field, field],),
+        "compose_adjoint": (field, [field, -field, field], [True, True, True]),
+    }
+    return arguments[name]
