@@ -19,6 +19,7 @@ from sitreg_lumir.deform.torch_images import diffusion_adjoint as diffusion_adjo
 from sitreg_lumir.deform.torch_images import folded_map as folded_map
 from sitreg_lumir.deform.torch_images import folding as folding
 from sitreg_lumir.deform.torch_images import mind as mind
+from sitreg_lumir.deform.torch_splines import move_points as move_points
 
 _BILINEAR, _BORDER = 0, 1  # the integer codes of ATen's grid_sampler_3d
 

@@ -70,9 +70,9 @@ def save_registration(
         fixed, moving = registration.fixed, registration.moving
         save_volume(temporary / WARPED["fixed"], of_type(registration.warped, moving.data.dtype), fixed.affine)
         save_volume(temporary / WARPED["moving"], of_type(registration.warped_fixed, fixed.data.dtype), moving.affine)
-        for to, chain, scan in (("fixed", registration.forward, fixed), ("moving", registration.backward, moving)):
-            grid = field_grid(scan.shape, scan.affine, padding_mm)
-            save_itk_field(temporary / IMAGES_TO[to], composite_field(chain, *grid), grid[1])  # type: ignore[index]
+        for to, scan in (("fixed", fixed), ("moving", moving)):
+            field = registration.field_on(*field_grid(scan.shape, scan.affine, padding_mm), to=to)
+            save_itk_field(temporary / IMAGES_TO[to], field.disp, field.affine)  # type: ignore[index]
         save_volume(temporary / "jac_det.nii.gz", registration.jacobian(), fixed.affine)
         deformation = registration.jacobian(with_alignment=False)
         save_volume(temporary / "jac_det_deformation.nii.gz", deformation, fixed.affine)
@@ -85,8 +85,8 @@ def save_registration(
         save_disp(temporary / "disp_fixed_moving.nii.gz", registration.disp, affine)
         save_disp(temporary / "disp_moving_fixed.nii.gz", registration.disp_inv, affine)
         deformation_alone = CompositeTransform(np.eye(4), np.eye(4), affine, registration.disp)
-        field = composite_field(deformation_alone, registration.disp.shape[1:], affine)
-        save_itk_field(temporary / "deformation_xfm.nii.gz", field, affine)
+        samples = composite_field(deformation_alone, registration.disp.shape[1:], affine)
+        save_itk_field(temporary / "deformation_xfm.nii.gz", samples, affine)
         (temporary / SUMMARY).write_text(json.dumps(registration.summary, indent=1, ensure_ascii=False) + "\n")
         if report:
             volumes = picture_volumes(registration)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sitreg_lumir.deform.bspline import upsampling_matrix
-from sitreg_lumir.deform.cpu import chains, features, grids, interleaved, inversion, lookups, scatter
+from sitreg_lumir.deform.cpu import chains, features, grids, interleaved, inversion, lookups, scatter, splines
 from sitreg_lumir.deform.cpu.images import correlation as correlation
 from sitreg_lumir.deform.cpu.images import diffusion as diffusion
 from sitreg_lumir.deform.cpu.images import diffusion_adjoint as diffusion_adjoint
@@ -346,3 +346,22 @@ def _planes(field: Tensor) -> int:
 def _rows(field: Tensor) -> int:
     """Number of rows along the last axis, over the batch."""
     return len(field) * field.shape[2] * field.shape[3]
+
+
+def move_points(
+    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Sequence[Tensor], factors: Sequence[int],
+    shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
+) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+    """Points ``(3, N)`` through a chain of updates: see :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`."""
+    count = points.shape[1]
+    flat, sizes = np.concatenate([part.numpy().ravel() for part in coefficients]), [p.shape[:3] for p in coefficients]
+    starts = np.cumsum([0, *(part.numel() for part in coefficients[:-1])])
+    moved, derivatives = torch.empty_like(points), torch.empty(9, count if jacobians else 0, dtype=torch.float64)
+    unsettled = np.zeros(count, np.bool_)
+    steps = np.array([index for index, _ in chain]), np.array([inverted for _, inverted in chain])
+    run(
+        splines.move_points, -(-count // splines.POINTS), points.contiguous().numpy(), *steps, flat, starts,
+        np.array(sizes), np.array(factors, np.float64), np.array(shape), tolerance, max_iterations, moved.numpy(),
+        derivatives.numpy(), unsettled,
+    )  # fmt: skip
+    return moved, derivatives.view(3, 3, count) if jacobians else None, not bool(unsettled.any())

@@ -147,6 +147,27 @@ def wide(typing: Any, values: Any, i: Any) -> Any:
 
 
 @_intrinsic
+def sixteen(typing: Any, values: Any, i: Any) -> Any:
+    """Four voxels, one after the other: ``values[i : i + 16]``."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _load(context, builder, values, args[0], args[1], 16)
+
+    return Vector(values.dtype, 16)(values, i), build
+
+
+@_intrinsic
+def of_all_voxels(typing: Any, vector: Any) -> Any:
+    """The sum of four voxels' numbers as those of one voxel."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        quarters = [_mix(builder, args[0], args[0], range(start, start + 4)) for start in range(0, 16, 4)]
+        return builder.fadd(builder.fadd(quarters[0], quarters[1]), builder.fadd(quarters[2], quarters[3]))
+
+    return Vector(vector.real, 4)(vector), build
+
+
+@_intrinsic
 def put(typing: Any, values: Any, i: Any, vector: Any) -> Any:
     """Writes a vector to ``values``, from index ``i`` on."""
 
