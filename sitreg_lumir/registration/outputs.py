@@ -13,6 +13,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import CompositeTransform, composite_field
 from sitreg_lumir.io.atomic import reason_of, temporary_folder_beside
 from sitreg_lumir.io.itk import field_grid, save_affine_tfm, save_itk_field
+from sitreg_lumir.io.maps import DESCRIPTION, MAP, save_map
 from sitreg_lumir.io.write import of_type, save_disp, save_volume
 from sitreg_lumir.registration.apply import IMAGES_TO
 from sitreg_lumir.registration.pictures import picture_png, picture_volumes
@@ -31,6 +32,8 @@ FILES = {
     "jac_det.nii.gz": "local volume change of the whole map, fixed grid",
     "jac_det_deformation.nii.gz": "local volume change of the deformation alone, fixed grid",
     "disagreement.nii.gz": "of the members, mm, fixed grid (ensembles)",
+    MAP: "the exact map itself, both ways, for `apply` and `load_map`",
+    DESCRIPTION: "what the map's file holds, and both scans' grids",
     "fixed_to-MNI152.tfm": "alignment of the fixed scan, ITK affine",
     "moving_to-MNI152.tfm": "alignment of the moving scan",
     "disp_fixed_moving.nii.gz": "deformation on the model's grid, voxels, as in LUMIR",
@@ -79,6 +82,8 @@ def save_registration(
         disagreement = registration.disagreement()
         if disagreement is not None:
             save_volume(temporary / "disagreement.nii.gz", disagreement, fixed.affine)
+        grids = {"fixed": (fixed.shape, fixed.affine), "moving": (moving.shape, moving.affine)}
+        save_map(temporary, registration.forward, grids)
         save_affine_tfm(temporary / "fixed_to-MNI152.tfm", registration.forward.fixed_to_model)
         save_affine_tfm(temporary / "moving_to-MNI152.tfm", registration.forward.moving_to_model)
         affine = registration.forward.model_affine
