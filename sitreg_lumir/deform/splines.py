@@ -38,6 +38,21 @@ class Moved(NamedTuple):
     jacobians: Tensor | None
 
 
+class Coefficients(NamedTuple):
+    """Control points of all updates, in full-resolution voxels, those of the moving side before the fixed one's.
+
+    Attributes:
+        flat: ``(X + 4, Y + 4, Z + 4, 4)`` for each update, one behind the other: the border is repeated twice on every
+            side, and a fourth component of 0 lets a control point fill a quarter of a vector.
+        sizes: ``(X + 4, Y + 4, Z + 4)`` of each update.
+        factors: spacing of each update's control points, full-resolution voxels.
+    """
+
+    flat: Tensor
+    sizes: Sequence[tuple[int, int, int]]
+    factors: Sequence[int]
+
+
 @dataclass(frozen=True, eq=False)
 class SplineUpdates:
     """All updates of a pair, coarsest first, on one full-resolution grid.
@@ -109,10 +124,9 @@ class SplineUpdates:
 
         if points.ndim != 2 or len(points) != 3:
             raise ValueError(f"points must be (3, N), got {tuple(points.shape)}")
-        chain = self.chain(inverse)
-        backend = backend_of(self.coefficients[0])
+        backend = backend_of(self.coefficients.flat)
         moved, derivatives, settled = backend.move_points(
-            points.double(), chain, self.coefficients, self.all_factors, self.shape, jacobians, tolerance, MOST_LOOK_UPS
+            points.double(), self.chain(inverse), *self.coefficients, self.shape, jacobians, tolerance, MOST_LOOK_UPS
         )
         if not settled:
             raise NotInvertedError(
@@ -127,22 +141,16 @@ class SplineUpdates:
         return [step for k in (*stages, *reversed(stages)) for step in ((2 * k + first, True), (2 * k + second, False))]
 
     @cached_property
-    def coefficients(self) -> list[Tensor]:
-        """Control points in full-resolution voxels, their border repeated: ``(X + 4, Y + 4, Z + 4, 4)`` each.
-
-        The fourth component is 0: it makes a control point's numbers fill a quarter of a vector.
-        """
-        found = []
+    def coefficients(self) -> Coefficients:
+        """The control points as backends take them."""
+        parts, factors = [], []
         for factor, pair in zip(self.factors, self.updates, strict=True):
             for points in pair:
                 padded = F.pad(points[None].float() * factor, [BORDER] * 6, mode="replicate")[0]
-                found.append(F.pad(padded.movedim(0, -1), (0, 1)).contiguous())
-        return found
-
-    @property
-    def all_factors(self) -> tuple[int, ...]:
-        """Spacing of each of the coefficients, full-resolution voxels."""
-        return tuple(factor for factor in self.factors for _ in range(2))
+                parts.append(F.pad(padded.movedim(0, -1), (0, 1)))
+                factors.append(factor)
+        sizes = [(part.shape[0], part.shape[1], part.shape[2]) for part in parts]
+        return Coefficients(torch.cat([part.flatten() for part in parts]), sizes, factors)
 
     def sample(self, *, inverse: bool = False, planes: int = 16) -> Tensor:
         """The map on its own full-resolution grid as a field ``(3, X, Y, Z)`` float32, voxels."""

@@ -10,16 +10,18 @@ _POINTS_AT_ONCE = 1 << 16  # bounds what is looked up at a time to some 200 MB
 
 
 def move_points(
-    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Sequence[Tensor], factors: Sequence[int],
-    shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
+    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
 ) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
     """See :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`; also tells whether all inversions converged."""
+    parts = coefficients.split([4 * x * y * z for x, y, z in sizes])
+    updates = [part.view(*size, 4) for part, size in zip(parts, sizes, strict=True)]
     moved, derivatives, settled = [], [], True
     for part in points.split(_POINTS_AT_ONCE, dim=1):
         position = part
         total = torch.eye(3, dtype=part.dtype, device=part.device)[..., None].expand(3, 3, part.shape[1])
         for index, inverted in chain:
-            update = coefficients[index], factors[index], shape
+            update = updates[index], factors[index], shape
             if inverted:
                 position, converged = _invert(position, *update, tolerance, max_iterations)
                 settled = settled and converged

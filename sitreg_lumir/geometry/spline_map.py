@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter1d
+from scipy.ndimage import distance_transform_edt
 
 from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.geometry.transforms import AlignedMap, Points, look_up, transform_by
@@ -62,10 +62,9 @@ class SplineMap(AlignedMap):
     @cached_property
     def on_grids(self) -> "GridMap":
         """This map for whole grids: exact within 10 mm of the brain, and quick further out."""
-        near = self.brain.astype(np.uint8)
-        for axis, spacing in enumerate(np.linalg.norm(self.model_affine[:3, :3], axis=0)):
-            near = maximum_filter1d(near, 2 * int(np.ceil(NEAR_MM / spacing)) + 1, axis=axis)
-        return GridMap(self.fixed_to_model, self.moving_to_model, self.model_affine, self, near > 0)
+        spacing = np.linalg.norm(self.model_affine[:3, :3], axis=0)
+        near = distance_transform_edt(~self.brain, sampling=spacing) <= NEAR_MM if self.brain.any() else self.brain
+        return GridMap(self.fixed_to_model, self.moving_to_model, self.model_affine, self, near)
 
     def deform(self, at: Points) -> Points:
         points = torch.from_numpy(np.ascontiguousarray(at.reshape(3, -1), dtype=np.float64))
@@ -113,10 +112,12 @@ class GridMap(AlignedMap):
     near: Mask
 
     def deform(self, at: Points) -> Points:
-        flat = np.ascontiguousarray(at.reshape(3, -1))
-        deformed = flat + look_up(self.exact.disp, flat)
+        flat = at.reshape(3, -1)
         close = self.is_near(flat)
+        deformed = np.empty_like(flat)
         deformed[:, close] = self.exact.deform(flat[:, close])
+        far = flat[:, ~close]
+        deformed[:, ~close] = far + look_up(self.exact.disp, far)
         return deformed.reshape(at.shape)
 
     def is_near(self, at: Points) -> Mask:

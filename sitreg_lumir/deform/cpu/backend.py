@@ -349,19 +349,18 @@ def _rows(field: Tensor) -> int:
 
 
 def move_points(
-    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Sequence[Tensor], factors: Sequence[int],
-    shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
+    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
 ) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
-    """Points ``(3, N)`` through a chain of updates: see :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`."""
+    """See :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`; also tells whether all inversions converged."""
     count = points.shape[1]
-    flat, sizes = np.concatenate([part.numpy().ravel() for part in coefficients]), [p.shape[:3] for p in coefficients]
-    starts = np.cumsum([0, *(part.numel() for part in coefficients[:-1])])
+    starts = np.cumsum([0, *(4 * prod(size) for size in sizes[:-1])])
     moved, derivatives = torch.empty_like(points), torch.empty(9, count if jacobians else 0, dtype=torch.float64)
     unsettled = np.zeros(count, np.bool_)
     steps = np.array([index for index, _ in chain]), np.array([inverted for _, inverted in chain])
     run(
-        splines.move_points, -(-count // splines.POINTS), points.contiguous().numpy(), *steps, flat, starts,
-        np.array(sizes), np.array(factors, np.float64), np.array(shape), tolerance, max_iterations, moved.numpy(),
-        derivatives.numpy(), unsettled,
+        splines.move_points, -(-count // splines.POINTS), points.contiguous().numpy(), *steps, coefficients.numpy(),
+        starts, np.array(sizes), np.array(factors, np.float64), np.array(shape), tolerance, max_iterations,
+        moved.numpy(), derivatives.numpy(), unsettled,
     )  # fmt: skip
     return moved, derivatives.view(3, 3, count) if jacobians else None, not bool(unsettled.any())

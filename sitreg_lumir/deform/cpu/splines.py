@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from sitreg_lumir.deform.cpu.threads import compiled
-from sitreg_lumir.deform.cpu.vectors import of_all_voxels, put, sixteen
+from sitreg_lumir.deform.cpu.vectors import by_voxel, of_all_voxels, sixteen, x_of, y_of, z_of
 
-POINTS = 1024  # of a task
-_NUMBERS = 16  # of a row of four control points
+_SIXTH, _TWO_THIRDS = 1 / 6, 2 / 3
+POINTS = 256  # of a task
 _LARGEST_RESIDUAL = 0.995  # of that before: otherwise a Newton step is replaced by one of the fixed-point iteration
 
 
@@ -41,175 +41,218 @@ def move_points(
         jacobians: ``(9, N)`` float64, filled with derivatives of moved points by points, row by row; or ``(9, 0)``.
         unsettled: ``(N,)`` bool, is set where an inversion did not converge.
     """
-    numbers = np.zeros(_NUMBERS * 8, coefficients.dtype)
-    found, steps = np.zeros(16, coefficients.dtype), np.zeros((3, 3))
-    total, position, wanted, kept = np.zeros((3, 3)), np.zeros(3), np.zeros(3), np.zeros(3)
     with_jacobians = jacobians.shape[1] > 0
-    for point in range(first * POINTS, min(last * POINTS, points.shape[1])):
-        for axis in range(3):
-            position[axis] = points[axis, point]
-            for other in range(3):
-                total[axis, other] = 1.0 if axis == other else 0.0
-        known = not np.isnan(position[0] + position[1] + position[2])
-        for step in range(len(chain) if known else 0):
-            update = chain[step]
-            start, size, factor = starts[update], sizes[update], factors[update]
-            if not inverted[step]:
-                _look_up(coefficients, start, size, factor, shape, position, with_jacobians, numbers, found)
-                if with_jacobians:
-                    _read_slopes(found, steps)
-                    _multiply(steps, total)
-                for axis in range(3):
-                    position[axis] += found[axis]
-                continue
-            before, settled = np.inf, False
+    bounds = shape[0] - 1.0, shape[1] - 1.0, shape[2] - 1.0
+    at, wanted, kept = np.empty((3, POINTS)), np.empty((3, POINTS)), np.empty((3, POINTS))
+    total, before, active = np.empty((9, POINTS)), np.empty(POINTS), np.empty(POINTS, np.int64)
+    for task in range(first, last):
+        start = task * POINTS
+        count = min(POINTS, points.shape[1] - start)
+        for p in range(count):
             for axis in range(3):
-                wanted[axis] = position[axis]
-            for _ in range(max_iterations):
-                _look_up(coefficients, start, size, factor, shape, position, True, numbers, found)
-                residual = 0.0
-                for axis in range(3):
-                    residual = max(residual, abs(position[axis] + found[axis] - wanted[axis]))
-                if residual > _LARGEST_RESIDUAL * before:  # back to where it was smaller, and on from there
-                    _look_up(coefficients, start, size, factor, shape, kept, False, numbers, found)
-                    for axis in range(3):
-                        position[axis] = wanted[axis] - found[axis]
-                    before = np.inf
-                    continue
-                before = residual
-                _read_slopes(found, steps)
-                for axis in range(3):
-                    kept[axis] = position[axis]
-                largest = _newton(steps, found, wanted, position)
-                if largest < tolerance:
-                    settled = True
-                    break
-            if not settled:
-                unsettled[point] = True
+                at[axis, p] = points[axis, start + p]
+            for place in range(9):
+                total[place, p] = 1.0 if place % 4 == 0 else 0.0
+        for step in range(len(chain)):
+            update = chain[step]
+            size_y, size_z = np.uintp(sizes[update, 1]), np.uintp(sizes[update, 2])
+            level = np.uintp(starts[update]), size_y, size_z, 1 / factors[update], bounds
+            if inverted[step]:
+                left = _invert(coefficients, level, count, tolerance, max_iterations, at, wanted, kept, before, active)
+                for place in range(left):
+                    unsettled[start + active[place]] = True
+                if with_jacobians:
+                    for p in range(count):
+                        _, by_x, by_y, by_z = _look_up_slopes(coefficients, level, at[0, p], at[1, p], at[2, p])
+                        a, b, c = _inverse(by_x, by_y, by_z)
+                        _multiply(a, b, c, total, p)
+                continue
+            for p in range(count):
+                x, y, z = at[0, p], at[1, p], at[2, p]
+                if with_jacobians:
+                    disp, by_x, by_y, by_z = _look_up_slopes(coefficients, level, x, y, z)
+                    a, b, c = _rows(by_x, by_y, by_z)
+                    _multiply(a, b, c, total, p)
+                else:
+                    disp = _look_up(coefficients, level, x, y, z)
+                at[0, p], at[1, p], at[2, p] = x + x_of(disp), y + y_of(disp), z + z_of(disp)
+        for p in range(count):
+            known = not np.isnan(at[0, p] + at[1, p] + at[2, p])
+            for axis in range(3):
+                moved[axis, start + p] = at[axis, p] if known else np.nan
             if with_jacobians:
-                _look_up(coefficients, start, size, factor, shape, position, True, numbers, found)
-                _read_slopes(found, steps)
-                _invert(steps)
-                _multiply(steps, total)
-        for axis in range(3):
-            moved[axis, point] = position[axis]
-            if with_jacobians:
-                for other in range(3):
-                    jacobians[3 * axis + other, point] = total[axis, other] if known else np.nan
+                for place in range(9):
+                    jacobians[place, start + p] = total[place, p] if known else np.nan
 
 
 @compiled
-def _look_up(
-    coefficients: Any, start: Any, size: Any, factor: Any, shape: Any, position: Any, slopes: Any, numbers: Any,
-    found: Any,
-) -> None:  # fmt: skip
-    """The displacement at a position as ``found[:3]``; its derivatives by x, y and z from 4, 8 and 12 on."""
-    index = np.int64(0)
-    for axis in range(3):
-        place, inside = position[axis], 1.0
-        if not place > 0:  # NaN, too
-            place, inside = 0.0, 0.0
-        if place > shape[axis] - 1:
-            place, inside = shape[axis] - 1.0, 0.0
-        t = (place + 0.5) / factor + 1.5
-        whole = np.int64(t)
-        index = index * size[axis] + whole - 1
-        _set_weights(t - whole, inside / factor, axis, numbers)
-    _sum_rows(
-        coefficients,
-        np.uintp(start + index * 4),
-        np.uintp(size[1] * size[2] * 4),
-        np.uintp(size[2] * 4),
-        slopes,
-        numbers,
-        found,
+def _invert(
+    coefficients: Any, level: Any, count: Any, tolerance: Any, max_iterations: Any, at: Any, wanted: Any, kept: Any,
+    before: Any, active: Any,
+) -> Any:  # fmt: skip
+    """Moves points to where an update brings to them, and tells how many do not converge; ``active`` begins with these.
+
+    Newton's method; where a step does not lessen the residual, one of the fixed-point iteration takes its place, which
+    always does for contractions. Points take their steps one after the other, so that the processor works on several.
+    """
+    left = 0
+    for p in range(count):
+        for axis in range(3):
+            wanted[axis, p] = kept[axis, p] = at[axis, p]
+        before[p] = np.inf
+        if not np.isnan(at[0, p] + at[1, p] + at[2, p]):
+            active[left] = p
+            left += 1
+    for _ in range(max_iterations):
+        there, left = left, 0
+        for place in range(there):
+            p = active[place]
+            x, y, z = at[0, p], at[1, p], at[2, p]
+            disp, by_x, by_y, by_z = _look_up_slopes(coefficients, level, x, y, z)
+            rest_x, rest_y, rest_z = (
+                x + x_of(disp) - wanted[0, p],
+                y + y_of(disp) - wanted[1, p],
+                z + z_of(disp) - wanted[2, p],
+            )
+            residual = max(abs(rest_x), abs(rest_y), abs(rest_z))
+            active[left] = p
+            if residual > _LARGEST_RESIDUAL * before[p]:  # back to where it was smaller, and on from there
+                disp = _look_up(coefficients, level, kept[0, p], kept[1, p], kept[2, p])
+                at[0, p], at[1, p] = wanted[0, p] - x_of(disp), wanted[1, p] - y_of(disp)
+                at[2, p], before[p] = wanted[2, p] - z_of(disp), np.inf
+                left += 1
+                continue
+            before[p], kept[0, p], kept[1, p], kept[2, p] = residual, x, y, z
+            a, b, c = _inverse(by_x, by_y, by_z)
+            step_x = a[0] * rest_x + a[1] * rest_y + a[2] * rest_z
+            step_y = b[0] * rest_x + b[1] * rest_y + b[2] * rest_z
+            step_z = c[0] * rest_x + c[1] * rest_y + c[2] * rest_z
+            at[0, p], at[1, p], at[2, p] = x - step_x, y - step_y, z - step_z
+            left += 0 if max(abs(step_x), abs(step_y), abs(step_z)) < tolerance else 1
+        if left == 0:
+            break
+    return left
+
+
+@compiled
+def _place(position: Any, bound: Any, density: Any) -> Any:
+    """First of the four control points along an axis, how far behind the second, and whether inside the grid."""
+    place = position if position > 0 else 0.0
+    place = place if place < bound else bound
+    t = (place + 0.5) * density + 1.5
+    whole = np.int64(t)
+    return np.uintp(whole - 1), t - whole, 1.0 if 0 < position <= bound else 0.0
+
+
+@compiled
+def _weights(r: Any, real: Any) -> Any:
+    """Of the four control points around a place."""
+    s = 1 - r
+    w1, w2 = _TWO_THIRDS - 0.5 * r * r * (1 + s), _TWO_THIRDS - 0.5 * s * s * (1 + r)
+    return real(s * s * s * _SIXTH), real(w1), real(w2), real(r * r * r * _SIXTH)
+
+
+@compiled
+def _slopes(r: Any, scale: Any, real: Any) -> Any:
+    """Derivatives of the weights by the position."""
+    s = 1 - r
+    d0, d1, d2, d3 = -0.5 * s * s, r * (1.5 * r - 2), s * (2 - 1.5 * s), 0.5 * r * r
+    return real(d0 * scale), real(d1 * scale), real(d2 * scale), real(d3 * scale)
+
+
+@compiled
+def _look_up(coefficients: Any, level: Any, x: Any, y: Any, z: Any) -> Any:
+    """The displacement of one update at a position."""
+    real = coefficients.dtype.type
+    start, size_y, size_z, density, bounds = level
+    (i, rx, _), (j, ry, _), (k, rz, _) = (
+        _place(x, bounds[0], density),
+        _place(y, bounds[1], density),
+        _place(z, bounds[2], density),
+    )
+    step_y, step_x = size_z * np.uintp(4), size_y * size_z * np.uintp(4)
+    at = start + i * step_x + j * step_y + k * np.uintp(4)
+    wx, wy = _weights(rx, real), _weights(ry, real)
+    a = _row(coefficients, at, step_y, wy) * wx[0]
+    b = _row(coefficients, at + step_x, step_y, wy) * wx[1]
+    c = _row(coefficients, at + step_x + step_x, step_y, wy) * wx[2]
+    d = _row(coefficients, at + step_x + step_x + step_x, step_y, wy) * wx[3]
+    w0, w1, w2, w3 = _weights(rz, real)
+    return of_all_voxels(((a + b) + (c + d)) * by_voxel(w0, w1, w2, w3))
+
+
+@compiled
+def _look_up_slopes(coefficients: Any, level: Any, x: Any, y: Any, z: Any) -> Any:
+    """The displacement of one update at a position, and its derivatives by x, y and z."""
+    real = coefficients.dtype.type
+    start, size_y, size_z, density, bounds = level
+    (i, rx, in_x), (j, ry, in_y), (k, rz, in_z) = (
+        _place(x, bounds[0], density),
+        _place(y, bounds[1], density),
+        _place(z, bounds[2], density),
+    )
+    step_y, step_x = size_z * np.uintp(4), size_y * size_z * np.uintp(4)
+    at = start + i * step_x + j * step_y + k * np.uintp(4)
+    wx, wy = _weights(rx, real), _weights(ry, real)
+    sx, sy = _slopes(rx, in_x * density, real), _slopes(ry, in_y * density, real)
+    a, p = _rows_both(coefficients, at, step_y, wy, sy)
+    b, q = _rows_both(coefficients, at + step_x, step_y, wy, sy)
+    c, r = _rows_both(coefficients, at + step_x + step_x, step_y, wy, sy)
+    d, s = _rows_both(coefficients, at + step_x + step_x + step_x, step_y, wy, sy)
+    w0, w1, w2, w3 = _weights(rz, real)
+    along = by_voxel(w0, w1, w2, w3)
+    w0, w1, w2, w3 = _slopes(rz, in_z * density, real)
+    total = (a * wx[0] + b * wx[1]) + (c * wx[2] + d * wx[3])
+    by_x = of_all_voxels(((a * sx[0] + b * sx[1]) + (c * sx[2] + d * sx[3])) * along)
+    by_y = of_all_voxels(((p * wx[0] + q * wx[1]) + (r * wx[2] + s * wx[3])) * along)
+    return of_all_voxels(total * along), by_x, by_y, of_all_voxels(total * by_voxel(w0, w1, w2, w3))
+
+
+@compiled
+def _row(coefficients: Any, at: Any, step: Any, w: Any) -> Any:
+    """Four rows of control points along z, weighted along y."""
+    a, b = sixteen(coefficients, at), sixteen(coefficients, at + step)
+    c, d = sixteen(coefficients, at + step + step), sixteen(coefficients, at + step + step + step)
+    return (a * w[0] + b * w[1]) + (c * w[2] + d * w[3])
+
+
+@compiled
+def _rows_both(coefficients: Any, at: Any, step: Any, w: Any, s: Any) -> Any:
+    """The same, also with the derivatives' weights."""
+    a, b = sixteen(coefficients, at), sixteen(coefficients, at + step)
+    c, d = sixteen(coefficients, at + step + step), sixteen(coefficients, at + step + step + step)
+    return (a * w[0] + b * w[1]) + (c * w[2] + d * w[3]), (a * s[0] + b * s[1]) + (c * s[2] + d * s[3])
+
+
+@compiled
+def _rows(by_x: Any, by_y: Any, by_z: Any) -> Any:
+    """The derivative of position plus displacement, row by row."""
+    one = 1.0
+    return (
+        (one + x_of(by_x), one * x_of(by_y), one * x_of(by_z)),
+        (one * y_of(by_x), one + y_of(by_y), one * y_of(by_z)),
+        (one * z_of(by_x), one * z_of(by_y), one + z_of(by_z)),
     )
 
 
 @compiled
-def _sum_rows(coefficients: Any, i: Any, step_x: Any, step_y: Any, slopes: Any, numbers: Any, found: Any) -> None:
-    two, three = np.uintp(2), np.uintp(3)
-    y0, y1, y2, y3 = numbers[4], numbers[5], numbers[6], numbers[7]
-    v0, v1, v2, v3 = numbers[12], numbers[13], numbers[14], numbers[15]
-    r0, r1 = sixteen(coefficients, i), sixteen(coefficients, i + step_y)
-    r2, r3 = sixteen(coefficients, i + two * step_y), sixteen(coefficients, i + three * step_y)
-    line = (r0 * y0 + r1 * y1) + (r2 * y2 + r3 * y3)
-    total = line * numbers[0]
-    by_x, by_y = line * numbers[8], ((r0 * v0 + r1 * v1) + (r2 * v2 + r3 * v3)) * numbers[0]
-    for a in range(np.uintp(1), np.uintp(4)):
-        i += step_x
-        r0, r1 = sixteen(coefficients, i), sixteen(coefficients, i + step_y)
-        r2, r3 = sixteen(coefficients, i + two * step_y), sixteen(coefficients, i + three * step_y)
-        line = (r0 * y0 + r1 * y1) + (r2 * y2 + r3 * y3)
-        total = total + line * numbers[a]
-        if slopes:
-            by_x = by_x + line * numbers[np.uintp(8) + a]
-            by_y = by_y + ((r0 * v0 + r1 * v1) + (r2 * v2 + r3 * v3)) * numbers[a]
-    along = sixteen(numbers, np.uintp(16))
-    put(found, np.uintp(0), of_all_voxels(total * along))
-    if slopes:
-        put(found, np.uintp(4), of_all_voxels(by_x * along))
-        put(found, np.uintp(8), of_all_voxels(by_y * along))
-        put(found, np.uintp(12), of_all_voxels(total * sixteen(numbers, np.uintp(32))))
-
-
-@compiled
-def _set_weights(r: Any, scale: Any, axis: Any, numbers: Any) -> None:
-    """Weights of the four control points around a place, and their derivatives times ``scale``.
-
-    Those of x and y are single numbers, those of z lie four times beside each other.
-    """
-    s = 1 - r
-    w0, w1, w2, w3 = s * s * s / 6, (4 - 3 * r * r * (1 + s)) / 6, (4 - 3 * s * s * (1 + r)) / 6, r * r * r / 6
-    d0, d1, d2, d3 = -s * s / 2, r * (3 * r - 4) / 2, s * (4 - 3 * s) / 2, r * r / 2
-    if axis < 2:
-        i, j = 4 * axis, 8 + 4 * axis
-        numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3] = w0, w1, w2, w3
-        numbers[j], numbers[j + 1] = d0 * scale, d1 * scale
-        numbers[j + 2], numbers[j + 3] = d2 * scale, d3 * scale
-        return
-    for i in range(4):
-        numbers[16 + i], numbers[20 + i], numbers[24 + i], numbers[28 + i] = w0, w1, w2, w3
-        numbers[32 + i], numbers[36 + i] = d0 * scale, d1 * scale
-        numbers[40 + i], numbers[44 + i] = d2 * scale, d3 * scale
-
-
-@compiled
-def _read_slopes(found: Any, matrix: Any) -> None:
-    """The derivative of position plus displacement."""
-    for axis in range(3):
-        for by in range(3):
-            matrix[axis, by] = found[4 * (by + 1) + axis] + (1.0 if axis == by else 0.0)
-
-
-@compiled
-def _multiply(matrix: Any, total: Any) -> None:
-    """``total = matrix @ total``."""
-    for by in range(3):
-        a, b, c = total[0, by], total[1, by], total[2, by]
-        for axis in range(3):
-            total[axis, by] = matrix[axis, 0] * a + matrix[axis, 1] * b + matrix[axis, 2] * c
-
-
-@compiled
-def _invert(m: Any) -> None:
-    """The inverse of a 3x3 matrix, in place."""
-    a, b, c, d, e, f, g, h, i = m[0, 0], m[0, 1], m[0, 2], m[1, 0], m[1, 1], m[1, 2], m[2, 0], m[2, 1], m[2, 2]
+def _inverse(by_x: Any, by_y: Any, by_z: Any) -> Any:
+    """The inverse of that derivative, row by row."""
+    (a, b, c), (d, e, f), (g, h, i) = _rows(by_x, by_y, by_z)
     p, q, r = e * i - f * h, f * g - d * i, d * h - e * g
     scale = 1 / (a * p + b * q + c * r)
-    m[0, 0], m[0, 1], m[0, 2] = p * scale, (c * h - b * i) * scale, (b * f - c * e) * scale
-    m[1, 0], m[1, 1], m[1, 2] = q * scale, (a * i - c * g) * scale, (c * d - a * f) * scale
-    m[2, 0], m[2, 1], m[2, 2] = r * scale, (b * g - a * h) * scale, (a * e - b * d) * scale
+    return (
+        (p * scale, (c * h - b * i) * scale, (b * f - c * e) * scale),
+        (q * scale, (a * i - c * g) * scale, (c * d - a * f) * scale),
+        (r * scale, (b * g - a * h) * scale, (a * e - b * d) * scale),
+    )
 
 
 @compiled
-def _newton(matrix: Any, found: Any, wanted: Any, position: Any) -> Any:
-    """Moves ``position`` by one Newton step and tells the largest component of it; ``matrix`` is inverted."""
-    _invert(matrix)
-    a, b, c = position[0] + found[0] - wanted[0], position[1] + found[1] - wanted[1], position[2] + found[2] - wanted[2]
-    largest = 0.0
-    for axis in range(3):
-        step = matrix[axis, 0] * a + matrix[axis, 1] * b + matrix[axis, 2] * c
-        position[axis] -= step
-        largest = max(largest, abs(step))
-    return largest
+def _multiply(first: Any, second: Any, third: Any, total: Any, p: Any) -> None:
+    """``total[:, p]``, a 3x3 matrix row by row, becomes the product of another, whose rows are given, with it."""
+    for by in range(3):
+        a, b, c = total[by, p], total[3 + by, p], total[6 + by, p]
+        total[by, p] = first[0] * a + first[1] * b + first[2] * c
+        total[3 + by, p] = second[0] * a + second[1] * b + second[2] * c
+        total[6 + by, p] = third[0] * a + third[1] * b + third[2] * c
