@@ -291,7 +291,7 @@ SUMMARY: dict[str, Any] = {
         "registered": {"mind": 0.1, "mind_by_chance": 0.45, "lncc": 0.5, "brain_overlap": 0.98},
     },
     "ndv_percent": 0.0,
-    "inverse_error_mm": {"median": 0.01, "p99": 0.1},
+    "inverse_error_mm": {"median": 0.01, "p99": 0.001},
     "coverage_fixed": {"in_model_grid": 1.0, "seen_by_other": 1.0},
     "coverage_moving": {"in_model_grid": 1.0, "seen_by_other": 1.0},
 }
