@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers, editors and
     from sitreg_lumir.demo.examples import labels_of
     from sitreg_lumir.errors import InputError
     from sitreg_lumir.geometry.resampling import resample_labels
+    from sitreg_lumir.geometry.spline_map import SplineMap
+    from sitreg_lumir.geometry.transforms import map_points
+    from sitreg_lumir.io.maps import load_map
     from sitreg_lumir.io.read import load_disp, read_volume
     from sitreg_lumir.io.write import save_disp
     from sitreg_lumir.metrics.dsc import dsc
@@ -54,6 +57,9 @@ _HOMES = {
     "load_model": "registration.model",
     "Model": "registration.model",
     "Registration": "registration.result",
+    "load_map": "io.maps",
+    "map_points": "geometry.transforms",
+    "SplineMap": "geometry.spline_map",
     # LUMIR
     "LumirDataModule": "data.datamodule",
     "read_dataset": "data.lumir",
@@ -109,6 +115,7 @@ __all__ = [
     "Registration",
     "RegistrationModule",
     "SITReg",
+    "SplineMap",
     "WeightAverage",
     "__version__",
     "add_term",
@@ -118,8 +125,10 @@ __all__ = [
     "evaluate",
     "labels_of",
     "load_disp",
+    "load_map",
     "load_model",
     "make_demo_data",
+    "map_points",
     "plot_pair",
     "predict",
     "preprocess",

@@ -22,15 +22,55 @@ _ON_THE_EDGE = 1e-6  # voxels: rounding must not push a position out of a volume
 
 
 @dataclass(frozen=True, eq=False)
-class CompositeTransform:
-    """``T(w) = A_m^-1 M phi(M^-1 A_f w)`` with ``phi(y) = y + u(clamp y)``: alignments and deformation of a pair.
+class AlignedMap:
+    """``T(w) = A_m^-1 M phi(M^-1 A_f w)``: what all maps of a registered pair have in common.
 
-    Each image is aligned by itself to the model's world; ``swap`` gives the transform of the other direction.
+    Each image is aligned by itself to the model's world; ``phi`` is the deformation on the model's grid, voxels.
 
     Args:
         fixed_to_model: ``A_f`` ``(4, 4)``, fixed world -> model world, RAS, mm.
         moving_to_model: ``A_m`` ``(4, 4)``, moving world -> model world, RAS, mm.
         model_affine: ``M`` ``(4, 4)``, model voxels -> model world, RAS, mm.
+
+    Raises:
+        ValueError: a matrix cannot be inverted.
+    """
+
+    fixed_to_model: Matrix
+    moving_to_model: Matrix
+    model_affine: Matrix
+
+    def __post_init__(self) -> None:
+        for name in ("fixed_to_model", "moving_to_model", "model_affine"):
+            object.__setattr__(self, name, checked_matrix(getattr(self, name), name))
+
+    @property
+    def to_voxels(self) -> Matrix:
+        """``(4, 4)``, fixed world -> voxels of the model's grid."""
+        return _inverse(self.model_affine) @ self.fixed_to_model
+
+    @property
+    def to_moving(self) -> Matrix:
+        """``(4, 4)``, voxels of the model's grid -> moving world."""
+        return _inverse(self.moving_to_model) @ self.model_affine
+
+    def deform(self, at: Points) -> Points:
+        """``phi`` at positions ``(3, ...)``, voxels of the model's grid."""
+        raise NotImplementedError
+
+    @property
+    def grid_shape(self) -> tuple[int, int, int]:
+        """``(X, Y, Z)`` of the model's grid."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class CompositeTransform(AlignedMap):
+    """Alignments, and a deformation that is sampled on the model's grid: ``phi(y) = y + u(clamp y)``.
+
+    ``swap`` gives the transform of the other direction.
+
+    Args:
         disp: ``u`` ``(3, X, Y, Z)`` float32, voxels, model grid, on which the fixed image lies. Outside the grid the
             border's displacement holds.
 
@@ -38,15 +78,19 @@ class CompositeTransform:
         ValueError: a matrix cannot be inverted, or ``disp`` has another form or holds NaN.
     """
 
-    fixed_to_model: Matrix
-    moving_to_model: Matrix
-    model_affine: Matrix
     disp: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        for name in ("fixed_to_model", "moving_to_model", "model_affine"):
-            object.__setattr__(self, name, checked_matrix(getattr(self, name), name))
+        super().__post_init__()
         object.__setattr__(self, "disp", checked_disp(self.disp))
+
+    def deform(self, at: Points) -> Points:
+        return at + look_up(self.disp, at)
+
+    @property
+    def grid_shape(self) -> tuple[int, int, int]:
+        x, y, z = self.disp.shape[1:]
+        return x, y, z
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +113,7 @@ class DisplacementField:
         object.__setattr__(self, "disp", checked_disp(self.disp))
 
 
-Transform: TypeAlias = (
-    CompositeTransform | DisplacementField | Matrix
-)  # a Matrix: (4, 4), fixed world -> moving world, RAS, mm
+Transform: TypeAlias = AlignedMap | DisplacementField | Matrix  # a Matrix: (4, 4), fixed world -> moving world, RAS, mm
 
 
 def swap(transform: CompositeTransform, disp_inv: NDArray[np.float32]) -> CompositeTransform:
@@ -184,11 +226,7 @@ def transform_by(matrix: Matrix, points: Points) -> Points:
 
 def as_list(transforms: Transform | Sequence[Transform]) -> list[Transform]:
     """One or several transforms as a list, affines checked."""
-    listed = (
-        [transforms]
-        if isinstance(transforms, CompositeTransform | DisplacementField | np.ndarray)
-        else list(transforms)
-    )
+    listed = [transforms] if isinstance(transforms, AlignedMap | DisplacementField | np.ndarray) else list(transforms)
     return [
         checked_matrix(transform, "affine") if isinstance(transform, np.ndarray) else transform for transform in listed
     ]
@@ -220,12 +258,9 @@ def _inverse(matrix: Matrix) -> Matrix:
 def _map(transforms: Sequence[Transform], points: Points, nan_outside: bool = False) -> Points:
     """Points ``(3, ...)`` through transforms, the first one first."""
     for transform in transforms:
-        if isinstance(transform, CompositeTransform):
-            to_voxels = _inverse(transform.model_affine) @ transform.fixed_to_model
-            to_moving = _inverse(transform.moving_to_model) @ transform.model_affine
-            at = transform_by(to_voxels, points)
-            at += look_up(transform.disp, at)
-            points = transform_by(to_moving, at)
+        if isinstance(transform, AlignedMap):
+            at = transform_by(transform.to_voxels, points)
+            points = transform_by(transform.to_moving, transform.deform(at))
         elif isinstance(transform, DisplacementField):
             at = transform_by(_inverse(transform.affine), points)
             within = inside(at, transform.disp.shape[1:])

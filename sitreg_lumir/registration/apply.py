@@ -27,6 +27,7 @@ from sitreg_lumir.geometry.transforms import (
 )
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.itk import load_itk_field, load_transform
+from sitreg_lumir.io.maps import MAP, read_map
 from sitreg_lumir.io.nifti_stream import writing_planes
 from sitreg_lumir.io.points import read_points, save_points
 from sitreg_lumir.io.read import LABEL_INTENT, Scan, read_grid, read_image
@@ -114,20 +115,20 @@ def apply(
     for name, value in only_images.items():
         if points is not None and value is not None:
             raise InputError(f"--{name}: is for images and labels; leave it out with --points")
-    maps, files = _read_transforms(transforms, to, header, points is not None)
+    maps, files, own_grid = _read_transforms(transforms, to, header, points is not None)
     _check_output(out, [*moved, *files, *([reference] if reference else [])], points is not None)
     if points is not None:
         _move_points(moved[0], maps, out, lps)
         return
     scan = read_image(moved[0], header, assume_orientation, frames=True, allow_constant=labels is not None)
-    grid = _grid(maps, files, reference, header, assume_orientation)
+    grid = own_grid if own_grid and not reference else _grid(maps, files, reference, header, assume_orientation)
     _move_image(scan, maps, grid, out, _sampling(scan, labels is not None, linear_labels), outside or 0.0)
 
 
 def _read_transforms(
     given: Sequence[str | Path], to: Side | None, header: str | None, of_points: bool
-) -> tuple[list[Transform], list[Path]]:
-    """The transforms in the order in which they are applied, and their files."""
+) -> tuple[list[Transform], list[Path], _Grid | None]:
+    """The transforms in the order of application, their files, and the scan's grid if the first is an exact map."""
     named = [_named(one) for one in given]
     folder = next((path for path, _ in named if path.is_dir()), None)
     if folder is not None and to is None:
@@ -136,20 +137,27 @@ def _read_transforms(
         raise InputError(f"--to {to}: chooses a field of a registration's folder; leave it out, files lead one way")
     inverse = of_points and folder is not None
     maps: list[Transform] = []
-    files = []
+    files: list[Path] = []
+    own_grid = None
     for path, inverted in reversed(named) if inverse else named:
         if path.is_dir() and to is not None:
             if inverted:
                 raise InputError(f"[{path},1]: --to chooses the direction of a folder; give the folder alone")
-            path /= (POINTS_TO if of_points else IMAGES_TO)[to]
-            if not path.is_file():
-                raise InputError(f"{path}: no such file; give the folder that a registration made, or transforms")
-            maps.append(load_itk_field(path, header))
+            if (path / MAP).is_file():
+                saved, path = read_map(path), path / MAP
+                forward = saved.forward if (to == "fixed") != of_points else saved.forward.inverse
+                maps.append(forward if of_points else forward.on_grids)
+                own_grid = own_grid if files else _Grid(*saved.grids[to], f"the {to} scan's grid")
+            else:
+                path /= (POINTS_TO if of_points else IMAGES_TO)[to]
+                if not path.is_file():
+                    raise InputError(f"{path}: no such file; give the folder that a registration made, or transforms")
+                maps.append(load_itk_field(path, header))
         else:
             transform = load_transform(path, header)
             maps.append(transform if inverted == inverse else _inverse(path, transform, inverse))
         files.append(path)
-    return maps, files
+    return maps, files, own_grid
 
 
 def _named(given: str | Path) -> tuple[Path, bool]:
@@ -200,8 +208,7 @@ def _move_image(
 ) -> None:
     values = _storable(scan.path, scan.data)
     _check_outside(outside, values.dtype, sampling)
-    reached = positions(maps, grid.shape, grid.affine, scan.affine)
-    if not any(inside(at, scan.shape).any() for _, at in reached):
+    if not _reaches(maps, grid, scan):
         raise InputError(f"{scan.path}: the transforms lead past it from all of {grid.name}; check -t, its order, --to")
     header = _output_header(scan, values.dtype, grid, sampling != "linear")
     with writing(out) as temporary, writing_planes(temporary, header, out) as put:
@@ -213,6 +220,16 @@ def _move_image(
     beyond = _share_beyond(maps, grid)
     if beyond:
         print(f"note: about {beyond:.0%} of {grid.name} is led beyond a field, which moves nothing there, as in ITK")
+
+
+def _reaches(maps: Sequence[Transform], grid: _Grid, scan: Scan) -> bool:
+    """Whether any voxel of a grid looks into a scan; most do, so that every fourth one usually tells."""
+    for step in (4, 1):
+        shape = [-(-size // step) for size in grid.shape]
+        reached = positions(maps, shape, grid.affine @ np.diag([step, step, step, 1.0]), scan.affine)
+        if any(inside(at, scan.shape).any() for _, at in reached):
+            return True
+    return False
 
 
 def _planes(

@@ -13,6 +13,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import CompositeTransform, composite_field
 from sitreg_lumir.io.atomic import reason_of, temporary_folder_beside
 from sitreg_lumir.io.itk import field_grid, save_affine_tfm, save_itk_field
+from sitreg_lumir.io.maps import DESCRIPTION, MAP, save_map
 from sitreg_lumir.io.write import of_type, save_disp, save_volume
 from sitreg_lumir.registration.apply import IMAGES_TO
 from sitreg_lumir.registration.pictures import picture_png, picture_volumes
@@ -31,6 +32,8 @@ FILES = {
     "jac_det.nii.gz": "local volume change of the whole map, fixed grid",
     "jac_det_deformation.nii.gz": "local volume change of the deformation alone, fixed grid",
     "disagreement.nii.gz": "of the members, mm, fixed grid (ensembles)",
+    MAP: "the exact map itself, both ways, for `apply` and `load_map`",
+    DESCRIPTION: "what the map's file holds, and both scans' grids",
     "fixed_to-MNI152.tfm": "alignment of the fixed scan, ITK affine",
     "moving_to-MNI152.tfm": "alignment of the moving scan",
     "disp_fixed_moving.nii.gz": "deformation on the model's grid, voxels, as in LUMIR",
@@ -70,23 +73,25 @@ def save_registration(
         fixed, moving = registration.fixed, registration.moving
         save_volume(temporary / WARPED["fixed"], of_type(registration.warped, moving.data.dtype), fixed.affine)
         save_volume(temporary / WARPED["moving"], of_type(registration.warped_fixed, fixed.data.dtype), moving.affine)
-        for to, chain, scan in (("fixed", registration.forward, fixed), ("moving", registration.backward, moving)):
-            grid = field_grid(scan.shape, scan.affine, padding_mm)
-            save_itk_field(temporary / IMAGES_TO[to], composite_field(chain, *grid), grid[1])  # type: ignore[index]
+        for to, scan in (("fixed", fixed), ("moving", moving)):
+            field = registration.field_on(*field_grid(scan.shape, scan.affine, padding_mm), to=to)
+            save_itk_field(temporary / IMAGES_TO[to], field.disp, field.affine)  # type: ignore[index]
         save_volume(temporary / "jac_det.nii.gz", registration.jacobian(), fixed.affine)
         deformation = registration.jacobian(with_alignment=False)
         save_volume(temporary / "jac_det_deformation.nii.gz", deformation, fixed.affine)
         disagreement = registration.disagreement()
         if disagreement is not None:
             save_volume(temporary / "disagreement.nii.gz", disagreement, fixed.affine)
+        grids = {"fixed": (fixed.shape, fixed.affine), "moving": (moving.shape, moving.affine)}
+        save_map(temporary, registration.forward, grids)
         save_affine_tfm(temporary / "fixed_to-MNI152.tfm", registration.forward.fixed_to_model)
         save_affine_tfm(temporary / "moving_to-MNI152.tfm", registration.forward.moving_to_model)
         affine = registration.forward.model_affine
         save_disp(temporary / "disp_fixed_moving.nii.gz", registration.disp, affine)
         save_disp(temporary / "disp_moving_fixed.nii.gz", registration.disp_inv, affine)
         deformation_alone = CompositeTransform(np.eye(4), np.eye(4), affine, registration.disp)
-        field = composite_field(deformation_alone, registration.disp.shape[1:], affine)
-        save_itk_field(temporary / "deformation_xfm.nii.gz", field, affine)
+        samples = composite_field(deformation_alone, registration.disp.shape[1:], affine)
+        save_itk_field(temporary / "deformation_xfm.nii.gz", samples, affine)
         (temporary / SUMMARY).write_text(json.dumps(registration.summary, indent=1, ensure_ascii=False) + "\n")
         if report:
             volumes = picture_volumes(registration)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.sums import exact_mean
-from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, inside, map_points, transform_by
+from sitreg_lumir.geometry.transforms import AlignedMap, Matrix, inside, map_points, transform_by
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.preprocessing.intensity import Mask, inverse
@@ -74,9 +74,7 @@ def brain_points(brain: Mask, affine: Matrix) -> NDArray[np.float64]:
     return transform_by(affine, where.T.astype(np.float64)).T
 
 
-def inverse_error(
-    forward: CompositeTransform, backward: CompositeTransform, points: NDArray[np.float64]
-) -> dict[str, float]:
+def inverse_error(forward: AlignedMap, backward: AlignedMap, points: NDArray[np.float64]) -> dict[str, float]:
     """Distances, mm, between points of the fixed world ``(N, 3)`` and where both maps in turn bring them."""
     mapped = map_points(forward, points)
     apart = np.linalg.norm(map_points(backward, mapped) - points, axis=1)
@@ -88,7 +86,7 @@ def inverse_error(
 
 
 def coverage(
-    forward: CompositeTransform, points: NDArray[np.float64], shape: tuple[int, int, int], moving_affine: Matrix
+    forward: AlignedMap, points: NDArray[np.float64], shape: tuple[int, int, int], moving_affine: Matrix
 ) -> dict[str, float]:
     """Shares (0..1) of the fixed brain's points ``(N, 3)`` in the model's grid, and in the moving scan's field of view.
 
@@ -101,16 +99,15 @@ def coverage(
     to_model = inverse(forward.model_affine) @ forward.fixed_to_model
     to_moving = inverse(moving_affine)
     return {
-        "in_model_grid": float(inside(transform_by(to_model, points.T), forward.disp.shape[1:]).mean()),
+        "in_model_grid": float(inside(transform_by(to_model, points.T), forward.grid_shape).mean()),
         "seen_by_other": float(inside(transform_by(to_moving, map_points(forward, points).T), shape).mean()),
     }
 
 
-def displacement(forward: CompositeTransform, points: NDArray[np.float64]) -> dict[str, float]:
+def displacement(forward: AlignedMap, points: NDArray[np.float64]) -> dict[str, float]:
     """Distances, mm of the model's world, by which the deformation alone moves points ``(N, 3)`` of the fixed brain."""
-    plain = CompositeTransform(np.eye(4), np.eye(4), forward.model_affine, forward.disp)
-    start = transform_by(forward.fixed_to_model, points.T).T
-    moved = np.linalg.norm(map_points(plain, start) - start, axis=1)
+    start = transform_by(forward.to_voxels, points.T)
+    moved = np.linalg.norm(forward.model_affine[:3, :3] @ (forward.deform(start) - start), axis=0)
     return {"median": float(np.median(moved)), "p95": float(np.percentile(moved, 95)), "largest": float(moved.max())}
 
 

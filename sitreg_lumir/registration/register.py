@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, swap
+from sitreg_lumir.deform.splines import SplineUpdates
+from sitreg_lumir.geometry.spline_map import SplineMap
+from sitreg_lumir.geometry.transforms import Matrix
 from sitreg_lumir.io.itk import load_affine
 from sitreg_lumir.network.sitreg import Stage
 from sitreg_lumir.preprocessing.template import check_model_world, load_template
-from sitreg_lumir.registration.inverses import improve_inverses
 from sitreg_lumir.registration.model import Model, load_model
 from sitreg_lumir.registration.optimise import Optimised, control_points_of, optimise
 from sitreg_lumir.registration.options import RegisterOptions
@@ -134,19 +135,19 @@ def register_scans(
         scans, prealigns = _read(fixed, moving, options)
         pair = pair_on_grid(model, *scans, *prealigns)
     with _timed(seconds, "predict"):
-        stages = _predict(model, pair, options)
+        stages = model.run(fixed=pair.fixed, moving=pair.moving, levels=range(model.ensemble.levels))
     _log.info("fields by %s in %.1f s", model, seconds["predict"])
-    disp, disp_inv, refined = stages[-1].disp, stages[-1].disp_inv, None
+    updates, refined = control_points_of(stages, model.ensemble.levels), None
     if options.refine:
         with _timed(seconds, "refine"):
             optimised = optimise_pair(model, pair, stages, options.refine, options.refine_similarity)
-            disp, disp_inv, refined = optimised.disp, optimised.disp_inv, _describe(optimised, options)
+            updates, refined = list(optimised.control_points), _describe(optimised, options)
         _log.info("refined in %.1f s, %d of %d steps of use", seconds["refine"], optimised.steps, options.refine)
     with _timed(seconds, "measure"):
-        disp, disp_inv = improve_inverses(disp.float().cpu(), disp_inv.float().cpu())
-        forward = CompositeTransform(*prealigns, model.affine, disp[0].numpy())
-        backward = swap(forward, disp_inv[0].numpy())
-        registration = Registration(*scans, model, forward, backward, _disagreement(stages))
+        fixed_brain, moving_brain = (brain[0, 0].numpy() for brain in (pair.fixed_brain, pair.moving_brain))
+        rounded = SplineUpdates.rounded(updates, model.shape)
+        forward = SplineMap(*prealigns, model.affine, rounded, fixed_brain, moving_brain)
+        registration = Registration(*scans, model, forward, _disagreement(stages))
         registration.summary.update(summarise(registration, pair, align=options.align, refined=refined))
     registration.summary["seconds"] = json_values(seconds)
     if out is not None:
@@ -167,12 +168,6 @@ def _read(fixed: str | Path, moving: str | Path, options: RegisterOptions) -> tu
         prealigns = meet_half_way(*prealigns, load_affine(path))
         _log.info("both alignments changed to agree with %s", path.name)
     return scans, prealigns
-
-
-def _predict(model: Model, pair: ModelPair, options: RegisterOptions) -> list[Stage]:
-    """The stages whose fields are needed: of the finest level, or of all levels for instance optimisation."""
-    levels = range(model.ensemble.levels) if options.refine else (0,)
-    return model.run(fixed=pair.fixed, moving=pair.moving, levels=levels)
 
 
 def _disagreement(stages: Sequence[Stage]) -> NDArray[np.float32] | None:

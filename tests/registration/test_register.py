@@ -15,23 +15,19 @@ import SimpleITK as sitk  # noqa: N813 (its usual name)
 import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
-from transform_samples import bumps
 
 import sitreg_lumir
 from sitreg_lumir.cli import command_line, main
 from sitreg_lumir.cli.parsing import with_flags
-from sitreg_lumir.deform.ops import compose, invert
 from sitreg_lumir.demo.data import make_demo_data
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import map_points
 from sitreg_lumir.io import itk as transforms
 from sitreg_lumir.io.itk import load_affine, load_itk_field, save_affine_tfm
-from sitreg_lumir.losses import ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.shipped import VARIABLE
 from sitreg_lumir.network.sitreg import SITReg
 from sitreg_lumir.network.weights import ModelCard, save_member
-from sitreg_lumir.registration.inverses import improve_inverses
 from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import FILES
 from sitreg_lumir.registration.pair import meet_half_way
@@ -128,8 +124,8 @@ def test_the_maps_move_the_brain_and_are_inverse(result: sitreg_lumir.Registrati
     mapped = result.transform_points(points, to="moving")
     assert 0.5 < np.median(apart(mapped, points)) < 20  # mm: something happened, and nothing wild
     back = apart(result.transform_points(mapped, to="fixed"), points)
-    assert np.median(back) < 0.2  # of 4 mm voxels
-    assert result.summary["inverse_error_mm"]["median"] == pytest.approx(np.median(back), rel=1e-3, abs=1e-5)
+    assert np.median(back) < 1e-4  # mm, of 4 mm voxels
+    assert result.summary["inverse_error_mm"]["median"] == pytest.approx(np.median(back), rel=1e-3, abs=1e-7)
     assert result.summary["ndv_percent"] < 0.1
 
 
@@ -194,17 +190,19 @@ def test_the_field_on_disk_is_the_chain(folder: Path, result: sitreg_lumir.Regis
     field = load_itk_field(folder / "from-moving_to-fixed_xfm.nii.gz")
     samples = in_brain(result)
     error = apart(map_points(field, samples), map_points(result.forward, samples))
-    assert np.percentile(error, 99) < 0.3  # mm, between the samples; the chain bends at its own, 4 mm apart
-    at_samples = map_points(np.eye(4), field.affine[:3, 3] + np.argwhere(np.ones((4, 4, 4))) @ field.affine[:3, :3].T)
-    np.testing.assert_allclose(map_points(field, at_samples), map_points(result.forward, at_samples), atol=0.01)
+    assert np.percentile(error, 99) < 0.3  # mm, between samples that are 4 mm apart
+    matrix, origin = field.affine[:3, :3], field.affine[:3, 3]
+    voxels = np.rint((samples - origin) @ np.linalg.inv(matrix).T) @ matrix.T + origin
+    np.testing.assert_allclose(map_points(field, voxels), map_points(result.forward, voxels), atol=1e-4)
     aligned = load_affine(folder / "fixed_to-MNI152.tfm"), load_affine(folder / "moving_to-MNI152.tfm")
     deformation = load_itk_field(folder / "deformation_xfm.nii.gz")
     parts = map_points([aligned[0], deformation, np.linalg.inv(aligned[1])], samples)
-    assert np.percentile(apart(parts, map_points(result.forward, samples)), 99) < 0.05
+    assert np.percentile(apart(parts, map_points(result.forward, samples)), 99) < 0.3
+    assert np.array_equal(map_points(sitreg_lumir.load_map(folder), samples), map_points(result.forward, samples))
 
 
 def test_the_jacobian_is_that_of_the_map(result: sitreg_lumir.Registration) -> None:
-    step = 2.0
+    step = 1e-2
     points = in_brain(result)[::7]
     columns = [
         (map_points(result.forward, points + step * axis) - map_points(result.forward, points - step * axis)) / 2 / step
@@ -213,8 +211,7 @@ def test_the_jacobian_is_that_of_the_map(result: sitreg_lumir.Registration) -> N
     numeric = np.linalg.det(np.stack(columns, axis=-1))
     voxels = np.rint((points - result.fixed.affine[:3, 3]) @ np.linalg.inv(result.fixed.affine[:3, :3]).T).astype(int)
     stored = result.jacobian()[tuple(voxels.T)]
-    assert np.corrcoef(numeric, stored)[0, 1] > 0.95
-    assert np.median(np.abs(numeric - stored)) < 0.05
+    np.testing.assert_allclose(stored, numeric, atol=0.02)
 
 
 def test_the_volume_change_of_the_alignment_counts(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:
@@ -240,28 +237,11 @@ def test_a_given_affine_is_met_half_way() -> None:
         meet_half_way(np.eye(4), np.eye(4), np.diag([-1.0, 1, 1, 1]))
 
 
-def test_inverses_come_closer() -> None:
-    disp = torch.from_numpy(bumps(SHAPE, 6, 4, 3))[None]
-    rough = disp, invert(disp, 1e-4) * 1.1
-    better = improve_inverses(*rough)
-    exchanged = improve_inverses(rough[1], rough[0])
-    torch.testing.assert_close(exchanged, better[::-1])
-
-    def error(disp: torch.Tensor, disp_inv: torch.Tensor) -> float:
-        return float(compose(disp, disp_inv).norm(dim=1).median())  # voxels
-
-    assert error(*better) < 0.2 * error(*rough), (error(*better), error(*rough))
-
-
-def test_fields_do_not_fold_to_come_closer() -> None:
-    """Space is squeezed to a tenth in places: the inverse is too steep there for its samples."""
-    across = torch.arange(30) * (2 * torch.pi / 10)
-    disp = torch.zeros(1, 3, 30, 24, 20)
-    disp[0, 0] = (-0.9 * torch.sin(across) / (2 * torch.pi / 10))[:, None, None]
-    rough = disp, invert(disp, 1e-2) * 1.1
-    folded = (rough[0] + invert(rough[1], 1e-4)) / 2
-    assert float(ndv_sum(folded)) > 10  # what a mean with the inverse would be
-    assert all(float(ndv_sum(field)) == 0 for field in improve_inverses(*rough))
+@pytest.mark.parametrize("refine", [0, 3])
+def test_the_maps_are_inverse_to_each_other(t1: Path, t2: Path, members: Path, refine: int) -> None:
+    result = register(t1, t2, model=members, align="none", refine=refine)
+    for error in (result.summary["inverse_error_mm"], result.summary["inverse_error_mm_moving"]):
+        assert error["p99"] < 0.001 and error["largest"] < 0.01  # mm
 
 
 def test_refinement_is_recorded_symmetric_and_spares_lesions(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:
@@ -311,7 +291,7 @@ SUMMARY: dict[str, Any] = {
         "registered": {"mind": 0.1, "mind_by_chance": 0.45, "lncc": 0.5, "brain_overlap": 0.98},
     },
     "ndv_percent": 0.0,
-    "inverse_error_mm": {"median": 0.01, "p99": 0.1},
+    "inverse_error_mm": {"median": 0.01, "p99": 0.001},
     "coverage_fixed": {"in_model_grid": 1.0, "seen_by_other": 1.0},
     "coverage_moving": {"in_model_grid": 1.0, "seen_by_other": 1.0},
 }

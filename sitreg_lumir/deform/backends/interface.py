@@ -59,6 +59,14 @@ class Backend(Protocol):
         """Gradients with respect to each field."""
         ...
 
+    def move_points(
+        self, points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Tensor,
+        sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], jacobians: bool,
+        tolerance: float, max_iterations: int,
+    ) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+        """Points ``(3, N)`` through continuous updates, see ``deform.splines``; and whether inversions converged."""
+        ...
+
     def warp(self, values: Tensor, disp: Tensor, factor: int) -> Tensor:
         """``values`` of the level with spacing ``factor``, pulled through a full-resolution field."""
         ...

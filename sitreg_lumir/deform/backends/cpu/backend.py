@@ -61,6 +61,17 @@ def compose(disps: Sequence[Tensor]) -> Tensor:
     return composed
 
 
+def move_points(
+    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
+) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+    """Points ``(3, N)`` through a chain of continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
+    moved: tuple[Tensor, Tensor | None, bool] = working("move_points", coefficients.dtype)(
+        points, chain, coefficients, sizes, factors, shape, jacobians, tolerance, max_iterations
+    )
+    return moved
+
+
 def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of :func:`compose` with respect to each field, None where ``needed`` says so."""
     grads: list[Tensor | None] = working("compose_adjoint", grad.dtype)(grad, disps, needed)

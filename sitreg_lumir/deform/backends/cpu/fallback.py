@@ -16,6 +16,7 @@ import torch
 from sitreg_lumir.deform.backends.cpu import stepwise
 from sitreg_lumir.deform.backends.torch import backend as torch_backend
 from sitreg_lumir.deform.backends.torch import layers as torch_layers
+from sitreg_lumir.deform.backends.torch import splines as torch_splines
 
 _TRUTH: dict[str, Callable[..., Any]] = {
     "upsample_control_points": torch_backend.upsample_control_points,
@@ -23,6 +24,7 @@ _TRUTH: dict[str, Callable[..., Any]] = {
     "invert_adjoint": torch_backend.invert_adjoint,
     "compose": torch_backend.compose,
     "compose_adjoint": torch_backend.compose_adjoint,
+    "move_points": torch_splines.move_points,
     "weight_gradient": torch_layers.weight_gradient,
 }
 _log = logging.getLogger(__name__)
@@ -61,6 +63,11 @@ def _small_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
     field = torch.linspace(-0.4, 0.4, 2 * 3 * 3 * 4 * 5, dtype=dtype).view(2, 3, 3, 4, 5).sin()
     if name == "weight_gradient":
         return field, torch.cat([field, -field], dim=1), torch.zeros(6, 3, 3, 3, 3, dtype=dtype), 1, 1
+    if name == "move_points":
+        points = torch.linspace(-1, 6, 3 * 7, dtype=torch.float64).view(3, 7)
+        coefficients = 0.2 * torch.linspace(0, 60, 2 * 4 * 7 * 8 * 9, dtype=dtype).sin()
+        chain = [(1, True), (0, False)]
+        return points, chain, coefficients, [(7, 8, 9), (7, 8, 9)], [1, 1], (3, 4, 5), True, 1e-6, 50
     arguments: dict[str, tuple[Any, ...]] = {
         "upsample_control_points": (field, 2, (6, 8, 9)),
         "invert": (field / 2, 1e-4, 50),

@@ -9,13 +9,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform.backends.cpu import chains, interleaved, inversion, tiles, upsampling
+from sitreg_lumir.deform.backends.cpu import chains, interleaved, inversion, splines, tiles, upsampling
 from sitreg_lumir.deform.backends.cpu.arrays import array, by_voxel, empty, flat, planes, rows, run_tiles
 from sitreg_lumir.deform.backends.cpu.threads import run
 
@@ -79,6 +80,24 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
     del args, copies  # room for the results
     grads = [_separated(targets[slot], grad) if slot >= 0 else None for slot in slots[:-1]]
     return [*grads, grad_inner if needed[-1] else None]
+
+
+def move_points(
+    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
+) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+    """Points ``(3, N)`` through a chain of continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
+    count = points.shape[1]
+    starts = np.cumsum([0, *(4 * prod(size) for size in sizes[:-1])])
+    moved, derivatives = torch.empty_like(points), torch.empty(9, count if jacobians else 0, dtype=torch.float64)
+    unsettled = np.zeros(count, np.bool_)
+    steps = np.array([index for index, _ in chain]), np.array([inverted for _, inverted in chain])
+    run(
+        splines.move_points, -(-count // splines.POINTS), points.contiguous().numpy(), *steps, coefficients.numpy(),
+        starts, np.array(sizes), np.array(factors, np.float64), np.array(shape), tolerance, max_iterations,
+        moved.numpy(), derivatives.numpy(), unsettled,
+    )  # fmt: skip
+    return moved, derivatives.view(3, 3, count) if jacobians else None, not bool(unsettled.any())
 
 
 def weight_gradient(values: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

@@ -147,6 +147,54 @@ def wide(typing: Any, values: Any, i: Any) -> Any:
 
 
 @_intrinsic
+def sixteen(typing: Any, values: Any, i: Any) -> Any:
+    """Four voxels, one after the other: ``values[i : i + 16]``."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _load(context, builder, values, args[0], args[1], 16)
+
+    return Vector(values.dtype, 16)(values, i), build
+
+
+@_intrinsic
+def of_all_voxels(typing: Any, vector: Any) -> Any:
+    """The sum of four voxels' numbers as those of one voxel."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        quarters = [_mix(builder, args[0], args[0], range(start, start + 4)) for start in range(0, 16, 4)]
+        return builder.fadd(builder.fadd(quarters[0], quarters[1]), builder.fadd(quarters[2], quarters[3]))
+
+    return Vector(vector.real, 4)(vector), build
+
+
+@_intrinsic
+def by_voxel(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Four voxels' numbers: ``a`` in every component of the first, ``b`` of the second, and so on."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        real = ir.VectorType(context.get_value_type(a), 4)
+        four = ir.Constant(real, ir.Undefined)
+        for place, value in enumerate(args):
+            four = builder.insert_element(four, value, ir.IntType(32)(place))
+        return _mix(builder, four, four, [place for place in range(4) for _ in range(4)])
+
+    return Vector(a, 16)(a, b, c, d), build
+
+
+def _number(place: int) -> Any:
+    def number(typing: Any, vector: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.extract_element(args[0], ir.IntType(32)(place))
+
+        return vector.real(vector), build
+
+    return _intrinsic(number)
+
+
+x_of, y_of, z_of = (_number(place) for place in range(3))  # of one voxel
+
+
+@_intrinsic
 def put(typing: Any, values: Any, i: Any, vector: Any) -> Any:
     """Writes a vector to ``values``, from index ``i`` on."""
 

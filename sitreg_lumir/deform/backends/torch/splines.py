@@ -1,0 +1,102 @@
+"""Points through a chain of continuous B-spline updates and their inverses, in plain torch: the readable truth."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_LARGEST_RESIDUAL = 0.995  # of that before: otherwise a Newton step is replaced by one of the fixed-point iteration
+_POINTS_AT_ONCE = 1 << 16  # bounds what is looked up at a time to some 200 MB
+
+
+def move_points(
+    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
+) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+    """See :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`; also tells whether all inversions converged."""
+    parts = coefficients.split([4 * x * y * z for x, y, z in sizes])
+    updates = [part.view(*size, 4) for part, size in zip(parts, sizes, strict=True)]
+    moved, derivatives, settled = [], [], True
+    for part in points.split(_POINTS_AT_ONCE, dim=1):
+        position = part
+        total = torch.eye(3, dtype=part.dtype, device=part.device)[..., None].expand(3, 3, part.shape[1])
+        for index, inverted in chain:
+            update = updates[index], factors[index], shape
+            if inverted:
+                position, converged = _invert(position, *update, tolerance, max_iterations)
+                settled = settled and converged
+            disp, slopes = look_up(position, *update)
+            if not inverted:
+                position = position + disp
+            if jacobians:
+                matrix = slopes + torch.eye(3, dtype=part.dtype, device=part.device)[..., None]
+                matrix = matrix.movedim(-1, 0)
+                total = (torch.linalg.inv(matrix) if inverted else matrix) @ total.movedim(-1, 0)
+                total = total.movedim(0, -1)
+        total = total.where(~part.isnan().any(dim=0), torch.nan)
+        position = position.where(~part.isnan().any(dim=0), torch.nan)
+        moved.append(position)
+        derivatives.append(total)
+    return torch.cat(moved, dim=1), torch.cat(derivatives, dim=-1) if jacobians else None, settled
+
+
+def look_up(
+    position: Tensor, coefficients: Tensor, factor: int, shape: Sequence[int]
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The displacement of one update at positions ``(3, N)``, and its derivative ``(3, 3, N)``, voxels.
+
+    Positions outside the grid look at its border; the derivative of that clamp is 0.
+    """
+    last = torch.tensor([size - 1 for size in shape], dtype=position.dtype, device=position.device)[:, None]
+    place = torch.minimum(position.nan_to_num(0.0).clamp(min=0), last)
+    inside = ((position > 0) & (position <= last)).to(position.dtype)
+    t = (place + 0.5) / factor + 1.5
+    whole = t.floor()
+    weights, derivatives = _weights(t - whole)  # (4, 3, N)
+    derivatives = derivatives * inside / factor
+    index = whole.long() - 1 + torch.arange(4, device=position.device)[:, None, None]
+    x, y, z = index[:, 0], index[:, 1], index[:, 2]
+    values = coefficients[x[:, None, None], y[None, :, None], z[None, None, :], :3].to(
+        position.dtype
+    )  # (4, 4, 4, N, 3)
+    spell = "in,jn,kn,ijknc->cn"
+    disp = torch.einsum(spell, weights[:, 0], weights[:, 1], weights[:, 2], values)
+    by = (
+        torch.einsum(spell, derivatives[:, 0], weights[:, 1], weights[:, 2], values),
+        torch.einsum(spell, weights[:, 0], derivatives[:, 1], weights[:, 2], values),
+        torch.einsum(spell, weights[:, 0], weights[:, 1], derivatives[:, 2], values),
+    )
+    return disp, torch.stack(by, dim=1)
+
+
+def _weights(r: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the four control points around a place, ``r`` behind the second: the B-spline's weights and derivatives."""
+    s = 1 - r
+    weights = (s**3 / 6, (4 - 3 * r**2 * (1 + s)) / 6, (4 - 3 * s**2 * (1 + r)) / 6, r**3 / 6)
+    derivatives = (-(s**2) / 2, r * (3 * r - 4) / 2, s * (4 - 3 * s) / 2, r**2 / 2)
+    return torch.stack(weights), torch.stack(derivatives)
+
+
+def _invert(
+    wanted: Tensor, coefficients: Tensor, factor: int, shape: Sequence[int], tolerance: float, max_iterations: int
+) -> tuple[Tensor, bool]:
+    """Where an update brings to ``wanted``: Newton's method, and the fixed-point iteration where that goes astray."""
+    position = kept = wanted
+    before = torch.full_like(wanted[0], torch.inf)
+    active = ~wanted.isnan().any(dim=0)
+    for _ in range(max_iterations):
+        if not active.any():
+            return position, True
+        disp, slopes = look_up(position, coefficients, factor, shape)
+        rest = position + disp - wanted
+        residual = rest.abs().amax(dim=0)
+        astray = residual > _LARGEST_RESIDUAL * before
+        matrix = (slopes + torch.eye(3, dtype=rest.dtype, device=rest.device)[..., None]).movedim(-1, 0)
+        step = torch.linalg.solve(matrix, rest.T[..., None])[..., 0].T
+        plain = wanted - look_up(kept, coefficients, factor, shape)[0] if astray.any() else position
+        after = torch.where(astray, plain, position - step)
+        kept = torch.where(active & ~astray, position, kept)
+        before = torch.where(active, torch.where(astray, torch.inf, residual), before)
+        position = torch.where(active, after, position)
+        active = active & (astray | (step.abs().amax(dim=0) >= tolerance))
+    return position, not bool(active.any())

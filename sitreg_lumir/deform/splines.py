@@ -1,0 +1,186 @@
+"""A pair's map as a function: cubic B-spline updates and their inverses, evaluated at any point, nothing sampled.
+
+With ``w_k = a_k o b_k^-1``, coarsest update first, the map of the fixed grid into the moving image is
+``w_1 o w_2 o ... o w_L o w_L o ... o w_1``, and its inverse is the same with all ``a`` and ``b`` exchanged. Within the
+control point bound every ``x + a_k(x)`` is a contraction's sum with the identity, so its inverse exists, is unique, and
+iterations converge to it. Network and training sample each product on their grid instead
+(:mod:`~sitreg_lumir.deform.state`): faster, and inverse to each other up to interpolation only.
+
+Source: Honkamaa & Marttinen, SITReg, Machine Learning for Biomedical Imaging 2024.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sitreg_lumir.deform.bspline import control_point_bound
+
+BORDER = 2  # control points that repeat on each side of a level's grid
+TOLERANCE = 1e-3  # voxels
+_LARGEST_INTEGER = 2**15 - 1
+MOST_LOOK_UPS = 2000  # for one inversion: contractions at the bound halve the distance in 70 at the latest
+
+
+class NotInvertedError(ArithmeticError):
+    """An inversion did not converge: control points lie beyond their bound, or are not finite."""
+
+
+class Moved(NamedTuple):
+    """Points ``(3, N)``, voxels, and the derivative ``(3, 3, N)`` of the map there, or None where not asked for."""
+
+    points: Tensor
+    jacobians: Tensor | None
+
+
+class Coefficients(NamedTuple):
+    """Control points of all updates, in full-resolution voxels, those of the moving side before the fixed one's.
+
+    Attributes:
+        flat: ``(X + 4, Y + 4, Z + 4, 4)`` for each update, one behind the other: the border is repeated twice on every
+            side, and a fourth component of 0 lets a control point fill a quarter of a vector.
+        sizes: ``(X + 4, Y + 4, Z + 4)`` of each update.
+        factors: spacing of each update's control points, full-resolution voxels.
+    """
+
+    flat: Tensor
+    sizes: Sequence[tuple[int, int, int]]
+    factors: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class SplineUpdates:
+    """All updates of a pair, coarsest first, on one full-resolution grid.
+
+    Args:
+        updates: of each stage the control points of the moving and of the fixed side, ``(3, ...)`` each, voxels of the
+            level; those of stage ``k`` of ``L`` have the spacing ``2^(L - 1 - k)``.
+        shape: ``(X, Y, Z)`` of the full-resolution grid. Beyond it, the displacement at its border holds.
+
+    Raises:
+        ValueError: shapes do not belong together, or values are not finite.
+    """
+
+    updates: Sequence[tuple[Tensor, Tensor]]
+    shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if not self.updates or len(self.shape) != 3:
+            raise ValueError(f"updates must not be empty and shape (X, Y, Z), got {len(self.updates)}, {self.shape}")
+        for factor, pair in zip(self.factors, self.updates, strict=True):
+            expected = (3, *(ceil(size / factor) for size in self.shape))
+            for points in pair:
+                if tuple(points.shape) != expected:
+                    raise ValueError(f"control points of factor {factor} must be {expected}, got {tuple(points.shape)}")
+                if not bool(torch.isfinite(points).all()):
+                    raise ValueError("control points hold NaN or infinite values")
+
+    @classmethod
+    def rounded(cls, updates: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, int, int]) -> "SplineUpdates":
+        """The updates of one pair as files keep them: multiples of 1/32767 of the bound, some 1e-5 voxel of a level.
+
+        Args:
+            updates: ``(1, 3, ...)`` each, on any device, within their bound; else as in the class.
+            shape: ``(X, Y, Z)`` of the full-resolution grid.
+        """
+        quanta = [quantum(2**level) for level in reversed(range(len(updates)))]
+        kept = [
+            tuple(from_integers(to_integers(points[0], step), step) for points in pair)
+            for step, pair in zip(quanta, updates, strict=True)
+        ]
+        return cls([(first, second) for first, second in kept], shape)
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Spacing of each stage's control points, full-resolution voxels."""
+        return tuple(2**level for level in reversed(range(len(self.updates))))
+
+    def move(
+        self,
+        points: Tensor,
+        *,
+        inverse: bool = False,
+        jacobians: bool = False,
+        tolerance: float = TOLERANCE,
+    ) -> Moved:
+        """Moves points by the map of the fixed grid into the moving image, or by its inverse.
+
+        Args:
+            points: ``(3, N)`` float64, voxels of the full-resolution grid; NaN stays NaN.
+            inverse: move points of the moving image into the fixed one.
+            jacobians: also compute the map's derivative.
+            tolerance: a Newton step below it ends an inversion, voxels. What is left after it is far smaller.
+
+        Raises:
+            NotInvertedError: an inversion did not converge.
+            ValueError: ``points`` has another shape.
+        """
+        from sitreg_lumir.deform.backends import backend_of
+
+        if points.ndim != 2 or len(points) != 3:
+            raise ValueError(f"points must be (3, N), got {tuple(points.shape)}")
+        backend = backend_of(self.coefficients.flat)
+        moved, derivatives, settled = backend.move_points(
+            points.double(), self.chain(inverse), *self.coefficients, self.shape, jacobians, tolerance, MOST_LOOK_UPS
+        )
+        if not settled:
+            raise NotInvertedError(
+                f"an inverse did not converge to {tolerance:g} voxel; control points lie beyond their bound"
+            )
+        return Moved(moved, derivatives)
+
+    def chain(self, inverse: bool) -> list[tuple[int, bool]]:
+        """Which coefficients are applied in which order, and whether it is their inverse."""
+        stages = range(len(self.updates))
+        first, second = (1, 0) if not inverse else (0, 1)
+        return [step for k in (*stages, *reversed(stages)) for step in ((2 * k + first, True), (2 * k + second, False))]
+
+    @cached_property
+    def coefficients(self) -> Coefficients:
+        """The control points as backends take them."""
+        parts, factors = [], []
+        for factor, pair in zip(self.factors, self.updates, strict=True):
+            for points in pair:
+                padded = F.pad(points[None].float() * factor, [BORDER] * 6, mode="replicate")[0]
+                parts.append(F.pad(padded.movedim(0, -1), (0, 1)))
+                factors.append(factor)
+        sizes = [(part.shape[0], part.shape[1], part.shape[2]) for part in parts]
+        return Coefficients(torch.cat([part.flatten() for part in parts]), sizes, factors)
+
+    def sample(self, *, inverse: bool = False, planes: int = 16) -> Tensor:
+        """The map on its own full-resolution grid as a field ``(3, X, Y, Z)`` float32, voxels."""
+        disp = torch.empty(3, *self.shape)
+        y, z = (torch.arange(size, dtype=torch.float64) for size in self.shape[1:])
+        for start in range(0, self.shape[0], planes):
+            x = torch.arange(start, min(start + planes, self.shape[0]), dtype=torch.float64)
+            points = torch.stack(torch.meshgrid(x, y, z, indexing="ij"))
+            moved = self.move(points.flatten(1), inverse=inverse).points
+            disp[:, start : start + planes] = (moved.view_as(points) - points).float()
+        return disp
+
+
+def quantum(factor: int) -> float:
+    """The smallest difference between control points of a spacing in files, voxels of the level."""
+    return control_point_bound((factor,) * 3) / _LARGEST_INTEGER
+
+
+def to_integers(points: Tensor, step: float) -> Tensor:
+    """Control points ``(3, ...)`` as int16 multiples of ``step``, on the CPU.
+
+    Raises:
+        ValueError: they lie beyond the bound, or are not finite.
+    """
+    multiples = (points.detach().double().cpu() / step).round()
+    if not bool((multiples.abs() <= _LARGEST_INTEGER).all()):
+        raise ValueError("control points lie beyond their bound, or are not finite")
+    return multiples.to(torch.int16)
+
+
+def from_integers(integers: Tensor, step: float) -> Tensor:
+    """What :func:`to_integers` does, backwards, float32."""
+    return (integers.double() * step).float()

@@ -1,0 +1,155 @@
+"""Exact maps on disk: control points in ``map.safetensors``, and beside it ``map.json``, which says what they are."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from sitreg_lumir.deform.splines import SplineUpdates, from_integers, quantum, to_integers
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.geometry.spline_map import SplineMap
+from sitreg_lumir.geometry.transforms import Matrix, checked_matrix
+from sitreg_lumir.io.checksum import sha256_file
+
+MAP = "map.safetensors"
+DESCRIPTION = "map.json"
+FORMAT, VERSION = "sitreg_lumir exact map", 1
+_MOST_LEVELS, _LARGEST_SIZE = 12, 4096
+_MATRICES = ("fixed_to_model", "moving_to_model", "model_affine")
+_REMEDY = "register the pair again, or copy both files of its folder anew"
+
+Grid: TypeAlias = tuple[tuple[int, int, int], Matrix]
+"""``(X, Y, Z)`` and the ``(4, 4)`` voxel-to-world matrix, RAS, mm."""
+
+
+@dataclass(frozen=True, eq=False)
+class SavedMap:
+    """A map as it lies on disk.
+
+    Attributes:
+        forward: fixed world -> moving world.
+        grids: of the ``fixed`` and of the ``moving`` scan.
+    """
+
+    forward: SplineMap
+    grids: dict[str, Grid]
+
+
+def save_map(folder: Path, forward: SplineMap, grids: dict[str, Grid]) -> None:
+    """Writes a map's two files into a folder that exists.
+
+    Args:
+        folder: of a registration, not yet at its final place.
+        forward: fixed world -> moving world, with updates as :meth:`SplineUpdates.rounded` makes them.
+        grids: of the ``fixed`` and of the ``moving`` scan.
+    """
+    updates = forward.updates
+    tensors: dict[str, Any] = {name: np.asarray(getattr(forward, name), np.float64) for name in _MATRICES}
+    steps = [quantum(factor) for factor in updates.factors]
+    for stage, (step, pair) in enumerate(zip(steps, updates.updates, strict=True)):
+        for side, points in zip(("moving", "fixed"), pair, strict=True):
+            tensors[f"{side}_{stage}"] = to_integers(points, step).numpy()
+    for name, brain in (("fixed_brain", forward.brain), ("moving_brain", forward.other_brain)):
+        tensors[name] = np.packbits(brain)
+    (folder / MAP).write_bytes(save({name: np.ascontiguousarray(values) for name, values in tensors.items()}))
+    spacing = np.linalg.norm(forward.model_affine[:3, :3], axis=0)
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "sha256": sha256_file(folder / MAP),
+        "shape": list(updates.shape),
+        "levels": len(updates.updates),
+        "control_point_spacing_mm": [[float(factor * step) for step in spacing] for factor in updates.factors],
+        "quanta_voxels_of_the_level": steps,
+        "grids": {role: {"shape": list(shape), "affine": affine.tolist()} for role, (shape, affine) in grids.items()},
+        **{name: getattr(forward, name).tolist() for name in _MATRICES},
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+
+
+def load_map(path: str | Path) -> SplineMap:
+    """Loads the exact map of a registered pair.
+
+    Args:
+        path: folder of a registration, or its ``map.safetensors``.
+
+    Returns:
+        the map from the fixed to the moving world; its ``inverse`` leads back.
+
+    Raises:
+        InputError: a file is missing, damaged or of another kind.
+
+    Examples:
+        >>> exact = sitreg_lumir.load_map("registration")
+        >>> sitreg_lumir.map_points(exact, [[10.0, -20.0, 5.0]]).shape
+        (1, 3)
+    """
+    return read_map(Path(path)).forward
+
+
+def read_map(path: Path) -> SavedMap:
+    """Reads what :func:`save_map` wrote: see :func:`load_map`."""
+    file = path / MAP if path.is_dir() else path
+    description = _description(file.with_name(DESCRIPTION))
+    if sha256_file(file) != description["sha256"]:
+        raise InputError(f"{file}: is not the file that {DESCRIPTION} beside it describes, or damaged; {_REMEDY}")
+    try:
+        tensors = load_file(file)
+        shape = _shape(description["shape"])
+        levels = int(description["levels"])
+        if not 1 <= levels <= _MOST_LEVELS:
+            raise ValueError(f"{levels} levels")
+        steps = [quantum(2**level) for level in reversed(range(levels))]
+        updates = [
+            (_points(tensors[f"moving_{stage}"], step), _points(tensors[f"fixed_{stage}"], step))
+            for stage, step in enumerate(steps)
+        ]
+        fixed, moving, model = (checked_matrix(tensors[name], name) for name in _MATRICES)
+        fixed_brain, moving_brain = (_brain(tensors[name], shape) for name in ("fixed_brain", "moving_brain"))
+        forward = SplineMap(fixed, moving, model, SplineUpdates(updates, shape), fixed_brain, moving_brain)
+        grids = {role: _grid(description["grids"][role]) for role in ("fixed", "moving")}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: is no exact map ({error}); {_REMEDY}") from None
+    return SavedMap(forward, grids)
+
+
+def _description(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is no JSON ({error}); {_REMEDY}") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise InputError(f"{path}: does not describe an exact map; {_REMEDY}")
+    if found.get("version") != VERSION:
+        raise InputError(f"{path}: has version {found.get('version')!r}, known is {VERSION}; update sitreg_lumir")
+    return found
+
+
+def _points(integers: Any, step: float) -> torch.Tensor:
+    if integers.dtype != np.int16 or integers.ndim != 4 or integers.size == 0 or integers.min() == -(2**15):
+        raise ValueError("control points are no int16 within their bound")
+    return from_integers(torch.from_numpy(integers), step)
+
+
+def _brain(packed: Any, shape: tuple[int, int, int]) -> Any:
+    if packed.dtype != np.uint8 or packed.ndim != 1:
+        raise ValueError("a brain is no packed mask")
+    return np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(np.bool_)
+
+
+def _shape(values: Any) -> tuple[int, int, int]:
+    x, y, z = (int(value) for value in values)
+    if not all(1 <= size <= _LARGEST_SIZE for size in (x, y, z)):
+        raise ValueError(f"shape {(x, y, z)}")
+    return x, y, z
+
+
+def _grid(entry: dict[str, Any]) -> Grid:
+    return _shape(entry["shape"]), checked_matrix(entry["affine"], "affine")
