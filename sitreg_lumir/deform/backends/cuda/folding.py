@@ -80,8 +80,8 @@ def fold(
             b = above_y
         if signs & 1:
             c = above_z
-        folded, by_a, by_b, by_c = _fold(a, b, c)
-        total += folded
+        part, by_a, by_b, by_c = _fold(a, b, c)
+        total += part
         if signs & 4:
             by_above_x = add(by_above_x, by_a)
         else:
@@ -97,13 +97,13 @@ def fold(
     a = _difference(field, index, shape, volume, exists, u, -1, -1, 0)
     b = _difference(field, index, shape, volume, exists, u, -1, 0, -1)
     c = _difference(field, index, shape, volume, exists, u, 0, -1, -1)
-    folded, by_xy, by_xz, by_yz = _fold(a, b, c)
-    total += folded
+    part, by_xy, by_xz, by_yz = _fold(a, b, c)
+    total += part
     a = _difference(field, index, shape, volume, exists, u, 1, 1, 0)
     b = _difference(field, index, shape, volume, exists, u, 0, 1, 1)
     c = _difference(field, index, shape, volume, exists, u, 1, 0, 1)
-    folded, by_above_xy, by_above_yz, by_above_xz = _fold(a, b, c)
-    total = tl.where(exists, total + folded, 0.0)
+    part, by_above_xy, by_above_yz, by_above_xz = _fold(a, b, c)
+    total = tl.where(exists, total + part, 0.0)
     tl.store(totals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(total, axis=0))
     if need_volume:
         tl.store(folded + tl.program_id(1).to(tl.int64) * volume_of(inner) + number, total, mask=exists)
