@@ -103,6 +103,7 @@ def overlap(registration: Registration, root: Path, colin: Path) -> dict[str, di
 
 
 def read(path: Path) -> Labels:
+    """An image file and its voxel-to-world matrix."""
     image = nib.load(path)
     return Labels(np.asarray(image.dataobj), image.affine)  # type: ignore[attr-defined]
 

@@ -168,6 +168,7 @@ class Clock(Callback):
         self.times: list[float] = []
 
     def on_train_batch_end(self, *arguments: Any, **named: Any) -> None:
+        """Keeps the processor time of the step."""
         self.times.append(time.process_time())
 
 

@@ -46,6 +46,7 @@ class FieldWriter(BasePredictionWriter):
         self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any,
         batch_idx: int, dataloader_idx: int,
     ) -> None:  # fmt: skip
+        """Writes what one batch predicted, each pair whole."""
         for index, pair in enumerate(batch["pair"]):
             arrays = {name: tensor[index].cpu().numpy() for name, tensor in prediction.items()}
             write_prediction(self.plans[pair.long_name], arrays)
@@ -70,6 +71,7 @@ class Predictor(LightningModule):
         self.flip = flip
 
     def setup(self, stage: str) -> None:
+        """Sets this process's precision."""
         turn_tf32_off()  # processes that share the pairs begin with PyTorch's defaults
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from sitreg_lumir.errors import RunStoppedError
 
 
 def add_doctor(verbs: Verbs) -> None:
+    """Adds the verb `doctor`."""
     more = (
         "Shows versions, processors and memory, which code computes deformations and why, the trained members that\n"
         "are used when none are named (their grids, checksums), installed extras and W&B's mode.\n"

@@ -18,6 +18,7 @@ _FORMER_VARIABLES = {
 
 
 def add_predict(verbs: Verbs) -> None:
+    """Adds the verb `predict`."""
     more = (
         "A field is in voxels on the fixed grid, float32, (X, Y, Z, 3): warped(x) = moving(x + disp(x)).\n"
         "A pair is skipped when its field was made from the same images by the same members and options.\n"
@@ -71,6 +72,7 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def add_evaluate(verbs: Verbs) -> None:
+    """Adds the verb `evaluate`."""
     more = (
         "A pair's group is what comes first of: --groups; its own \"group\" in the dataset JSON; the evaluator's\n"
         "*_evaluation_config.json beside that JSON; the challenge's lists of 2025 (in-domain, high-field,\n"
@@ -148,6 +150,7 @@ def _labels(words: list[str] | None) -> Sequence[int] | Literal["found"] | None:
 
 
 def add_submit(verbs: Verbs) -> None:
+    """Adds the verb `submit`."""
     more = (
         "Refused, with every reason: fields that are missing, of another shape or type than float32, not finite, not\n"
         "what their JSON describes, made from other images, or not all by the same members and options. The images\n"
@@ -175,6 +178,7 @@ def _submit(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def add_container(verbs: Verbs) -> None:
+    """Adds the verb `container`."""
     more = (
         "The defaults are the challenge's mounts; the Dockerfile calls this verb without arguments. Each default can\n"
         "be set by an environment variable instead: SITREG_LUMIR_DATA, SITREG_LUMIR_IMAGES, SITREG_LUMIR_MEMBERS and\n"
@@ -212,6 +216,7 @@ def _container(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def add_demo(verbs: Verbs) -> None:
+    """Adds the verb `demo`."""
     more = "example: sitreg-lumir demo -o demo"
     parser = verb(verbs, "demo", "Register an example pair; make small data, train a little, predict, evaluate.", more)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="default: demo")

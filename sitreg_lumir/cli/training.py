@@ -24,6 +24,7 @@ example: sitreg-lumir fit --config minilumir/mind_small --data minilumir/2mm
 
 
 def add_fit(verbs: Verbs) -> None:
+    """Adds the verb `fit`."""
     parser = verb(verbs, "fit", "Train a network into runs/<name>/.", FIT_MORE)
     parser.add_argument("--config", "-c", action="append", default=[], help="name of a shipped config, or a YAML file")
     parser.add_argument("--name", help="name of the run (default: the config's name)")
@@ -99,10 +100,12 @@ def _fit(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def add_validate(verbs: Verbs) -> None:
+    """Adds the verb `validate`."""
     _add_scoring(verbs, "validate")
 
 
 def add_test(verbs: Verbs) -> None:
+    """Adds the verb `test`."""
     _add_scoring(verbs, "test")
 
 
@@ -133,6 +136,7 @@ def _validate(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def add_export(verbs: Verbs) -> None:
+    """Adds the verb `export`."""
     more = (
         "With --official CKPT is a file of the authors' training code (model_epoch_030.pt) or a state dict of their\n"
         "network; channels, levels and convolutions are read from the tensors.\n\n"

@@ -7,6 +7,7 @@ from sitreg_lumir.cli.parsing import Verbs, add_header_options, refuse, verb
 
 
 def add_resample_field(verbs: Verbs) -> None:
+    """Adds the verb `resample-field`."""
     more = (
         "FIELD is a field as `predict` writes it: (X, Y, Z, 3), in voxels of its own grid, whose place in the world\n"
         "its header gives. OUT is the same map of the world in voxels of GRID, so it warps images that lie on GRID\n"
@@ -54,6 +55,7 @@ def _resample_field(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def add_apply(verbs: Verbs) -> None:
+    """Adds the verb `apply`."""
     more = (
         "-t is a registration's folder, with from-moving_to-fixed_xfm.nii.gz and from-fixed_to-moving_xfm.nii.gz, or\n"
         "a file of ITK, ANTs or 3D Slicer: a displacement field (NIfTI) or an affine (.tfm, .txt, .mat; '[FILE,1]' is\n"

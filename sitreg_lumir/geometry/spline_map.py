@@ -67,12 +67,14 @@ class SplineMap(AlignedMap):
         return GridMap(self.fixed_to_model, self.moving_to_model, self.model_affine, self, near)
 
     def deform(self, at: Points) -> Points:
+        """The chain of updates at positions ``(3, ...)``, voxels."""
         points = torch.from_numpy(np.ascontiguousarray(at.reshape(3, -1), dtype=np.float64))
         moved = self.updates.move(points, inverse=self.inverted).points
         return np.asarray(moved.numpy().reshape(at.shape))
 
     @property
     def grid_shape(self) -> tuple[int, int, int]:
+        """``(X, Y, Z)`` of the model's grid."""
         return self.updates.shape
 
     @cached_property
@@ -112,6 +114,7 @@ class GridMap(AlignedMap):
     near: Mask
 
     def deform(self, at: Points) -> Points:
+        """The exact map near the brain, its interpolated samples elsewhere, at positions ``(3, ...)``, voxels."""
         flat = at.reshape(3, -1)
         close = self.is_near(flat)
         deformed = np.empty_like(flat)
@@ -130,4 +133,5 @@ class GridMap(AlignedMap):
 
     @property
     def grid_shape(self) -> tuple[int, int, int]:
+        """``(X, Y, Z)`` of the model's grid."""
         return self.exact.grid_shape

@@ -85,10 +85,12 @@ class CompositeTransform(AlignedMap):
         object.__setattr__(self, "disp", checked_disp(self.disp))
 
     def deform(self, at: Points) -> Points:
+        """``y + u(clamp y)`` at positions ``(3, ...)``, voxels."""
         return at + look_up(self.disp, at)
 
     @property
     def grid_shape(self) -> tuple[int, int, int]:
+        """``(X, Y, Z)`` of the model's grid."""
         x, y, z = self.disp.shape[1:]
         return x, y, z
 

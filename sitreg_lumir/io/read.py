@@ -40,6 +40,7 @@ class Scan:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """``(X, Y, Z)``."""
         return grid_shape(self.data)
 
     @property

@@ -21,7 +21,10 @@ def hd95(
     """Surface distance that 95 % of the surface area keeps (both ways, the larger), one value per label.
 
     Args:
-        fixed, moving, warped, labels: as for :func:`dsc`.
+        fixed: ``(X, Y, Z)`` integers.
+        moving: the unwarped labels; they only decide which labels count.
+        warped: the moving labels on the fixed grid.
+        labels: to be scored, in this order.
         spacing: voxel size of each axis; ones give voxels, mm give mm.
 
     Returns:

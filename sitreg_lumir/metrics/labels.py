@@ -50,6 +50,7 @@ def count_labels(labels: NDArray[Any]) -> dict[int, int]:
 
 
 def as_volume(volume: Volume) -> NDArray[Any]:
+    """A volume ``(X, Y, Z)`` as an array; else ValueError."""
     array = volume.detach().cpu().numpy() if isinstance(volume, Tensor) else np.asarray(volume)
     if array.ndim != 3:
         raise ValueError(f"volume must be (X, Y, Z), got {array.shape}")
@@ -57,6 +58,7 @@ def as_volume(volume: Volume) -> NDArray[Any]:
 
 
 def as_field(disp: Volume) -> NDArray[Any]:
+    """A field ``(3, X, Y, Z)`` as an array; else ValueError."""
     array = disp.detach().cpu().numpy() if isinstance(disp, Tensor) else np.asarray(disp)
     if array.ndim != 4 or array.shape[0] != 3:
         raise ValueError(f"disp must be (3, X, Y, Z), got {array.shape}")

@@ -32,8 +32,10 @@ def score_pair(
 
     Args:
         disp: ``(3, X, Y, Z)``, voxels, fixed grid.
-        fixed_labels, moving_labels: ``(X, Y, Z)`` integers, or None: neither Dice nor HD95.
-        fixed_landmarks, moving_landmarks: the same for the landmark error.
+        fixed_labels: ``(X, Y, Z)`` integers, or None: neither Dice nor HD95.
+        moving_labels: ``(X, Y, Z)`` integers, or None.
+        fixed_landmarks: ``(X, Y, Z)`` integers, or None: no landmark error.
+        moving_landmarks: ``(X, Y, Z)`` integers, or None.
         fixed_mask: ``(X, Y, Z)``, for :func:`ndv`.
         labels: exactly these are scored (0 too, if listed). None: those that are in both label maps, 0 included.
         voxel_size: mm, one number or one per axis.

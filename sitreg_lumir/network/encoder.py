@@ -21,6 +21,7 @@ class Downsampling(nn.Module):
         self.projection = Convolution(in_channels, channels, kernel_size=1)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        """The next level before its block, from the features of this one and the skip path."""
         main: Tensor = self.convolution(_pad_to_even(features))
         averaging = (self.projection.weight / 8).expand(-1, -1, 2, 2, 2)
         return main + convolve(_pad_to_even(skip), averaging, self.projection.bias, stride=2)
@@ -46,6 +47,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(ConvBlock(c, c, convolutions, groups) for c in channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Features at every level, finest first, of ``(B, in_channels, X, Y, Z)``."""
         skip = fastest_layout(self.projection(images))
         features = [self.blocks[0](skip)]
         for downsampling, block in zip(self.downsamplings, self.blocks[1:], strict=True):

@@ -20,6 +20,7 @@ class ControlPointHead(nn.Module):
         self.final = Convolution(channels, 3, kernel_size=1)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Control points of both sides: see the class."""
         return self.both_orders(first + second, first - second)
 
     def both_orders(self, total: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:

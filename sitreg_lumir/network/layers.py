@@ -22,6 +22,7 @@ class Convolution(nn.Conv3d):
         super().__init__(in_channels, channels, kernel_size, stride, padding)
 
     def forward(self, values: Tensor) -> Tensor:
+        """Convolves ``(B, C, X, Y, Z)``."""
         return convolve(values, self.weight, self.bias, int(self.stride[0]), int(self.padding[0]))
 
 
@@ -57,6 +58,7 @@ class GroupNormRelu(nn.GroupNorm):
     """
 
     def forward(self, features: Tensor) -> Tensor:
+        """Normalises ``(B, C, X, Y, Z)``, and cuts off what is negative."""
         return group_norm_relu(features, self.num_groups, self.weight, self.bias, self.eps)
 
 
@@ -110,6 +112,7 @@ class ConvBlock(nn.Module):
         self.normalizers = nn.ModuleList(GroupNormRelu(groups, channels) for _ in inputs)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Convolves, normalises and rectifies ``(B, C, X, Y, Z)``."""
         return self.after_first(self.convolutions[0](fastest_layout(features)))
 
     def after_first(self, features: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class Mind(nn.Module):
         self.radius = radius
 
     def forward(self, image: Tensor) -> Tensor:
+        """The descriptor ``(B, 6, X, Y, Z)`` of images ``(B, 1, X, Y, Z)``."""
         return mind(image if image.dtype == torch.float64 else image.float(), self.sigma, self.radius)
 
     def distances(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -147,6 +147,7 @@ class SITReg(nn.Module):
         return Economical(self.encoder, self.heads, hold_finest, recompute)
 
     def forward(self, *, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+        """Fields on the fixed and on the moving grid, ``(B, 3, X, Y, Z)`` each, voxels."""
         stage = run_stages([self], fixed=fixed, moving=moving)[-1]
         return stage.disp, stage.disp_inv
 
@@ -154,9 +155,13 @@ class SITReg(nn.Module):
 class UpdateNetwork(Protocol):
     """What each stage needs of a member: see the methods of :class:`SITReg`."""
 
-    def features(self, moving: Tensor, fixed: Tensor) -> Pyramids: ...
+    def features(self, moving: Tensor, fixed: Tensor) -> Pyramids:
+        """Both images' features at every level."""
+        ...
 
-    def control_points(self, level: int, features: Pyramids, maps: Maps) -> tuple[Tensor, Tensor]: ...
+    def control_points(self, level: int, features: Pyramids, maps: Maps) -> tuple[Tensor, Tensor]:
+        """The update at a level: see :meth:`SITReg.control_points`."""
+        ...
 
 
 class StageNetwork(UpdateNetwork, Protocol):
@@ -166,9 +171,13 @@ class StageNetwork(UpdateNetwork, Protocol):
     inversion_tolerance: float
 
     @property
-    def levels(self) -> int: ...
+    def levels(self) -> int:
+        """Number of stages."""
+        ...
 
-    def economical(self, hold_finest: bool, recompute: bool) -> UpdateNetwork: ...
+    def economical(self, hold_finest: bool, recompute: bool) -> UpdateNetwork:
+        """The same network, computing in less memory: see ``memory``."""
+        ...
 
 
 def run_stages(

@@ -118,7 +118,8 @@ def channel_lncc(features_1: Tensor, features_2: Tensor, mask: Tensor, window: i
     """:func:`~sitreg_lumir.losses.lncc` of two feature maps, the mean over their channels.
 
     Args:
-        features_1, features_2: ``(1, C, X, Y, Z)``.
+        features_1: ``(1, C, X, Y, Z)``.
+        features_2: ``(1, C, X, Y, Z)``.
         mask: where they are compared, bool, ``(1, 1, X, Y, Z)``.
         window: width of the local windows, voxels.
 

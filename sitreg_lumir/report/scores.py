@@ -30,10 +30,14 @@ class Scored(Protocol):
     """What ``evaluate`` returns: the scores of each pair, and their summary."""
 
     @property
-    def cases(self) -> Sequence[Case]: ...
+    def cases(self) -> Sequence[Case]:
+        """A row of scores for each pair."""
+        ...
 
     @property
-    def summary(self) -> Mapping[str, Any]: ...
+    def summary(self) -> Mapping[str, Any]:
+        """Means over pairs, by group."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class RunMetrics(CSVLogger):
 
     @property
     def experiment(self) -> _ExperimentWriter:
+        """The writer of ``metrics.csv``, made when it is first used."""
         if self._experiment is None:
             os.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _AppendingWriter(log_dir=self.log_dir)
@@ -62,6 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints appear whole or not at all: written beside their name, flushed, then renamed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint whole, or keeps the one before it."""
         remedy = "the checkpoint before it is kept; make room, then go on with --resume"
         with writing(Path(path), remedy=remedy) as partial:
             try:
@@ -84,11 +86,13 @@ class StepCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
+        """Lightning's own name, so that checkpoints of plain ModelCheckpoints resume."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Saves when a step is due."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

@@ -35,6 +35,7 @@ class NdvPenalty(Callback):
         self.weight = weight
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Adds the term to the module."""
         add_term(pl_module, LossTerm("ndv_sum", "pair", self.weight_at, self.value))
 
     def weight_at(self, epoch: float, step: int) -> float:
@@ -86,6 +87,7 @@ class GroupConsistency(Callback):
         self.triplets_per_epoch = triplets_per_epoch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Adds the term to the module."""
         add_term(pl_module, LossTerm("group_consistency", "triplet", self.weight_at, self.value))
         assert isinstance(pl_module, RegistrationModule)
         if self.learning_rate is not None:

@@ -77,6 +77,7 @@ class Panels(Callback):
             self.voxel_size = (x, y, z)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the panels when an epoch is due."""
         epoch = trainer.current_epoch
         due = epoch % self.every_n_epochs == 0 or epoch + 1 == trainer.max_epochs
         if not due or not self.pairs or not isinstance(pl_module, RegistrationModule):

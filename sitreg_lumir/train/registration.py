@@ -145,6 +145,7 @@ class RegistrationModule(LightningModule):
         return checked_transform(self, RegistrationModule, self.network, self.input_transform)
 
     def setup(self, stage: str) -> None:
+        """Refuses variants that no card can describe, before anything is trained."""
         if stage == "fit":
             self.check_variant()
 
@@ -160,17 +161,21 @@ class RegistrationModule(LightningModule):
         return stage.disp
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, whose learning rate is set at each step."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rates[0], betas=(0.9, 0.999))
 
     def on_fit_start(self) -> None:
+        """Checks that data and network go together."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, LumirDataModule):
             settle(self, data)
 
     def on_train_start(self) -> None:
+        """Sets the accumulation of the epoch that is resumed."""
         self.on_train_epoch_start()  # resuming in the middle of an epoch does not start it
 
     def on_train_epoch_start(self) -> None:
+        """Sets how many micro batches make the epoch's steps."""
         self.trainer.accumulate_grad_batches = self.lumir.accumulate_in(self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -198,6 +203,7 @@ class RegistrationModule(LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of a micro batch, whose gradients add up to the global batch's."""
         passes = self.trainer.accumulate_grad_batches
         if batch_idx % passes == 0:
             self.values, self._names = {}, []
@@ -327,6 +333,7 @@ class RegistrationModule(LightningModule):
         return self.current_epoch + self.trainer.fit_loop.epoch_loop.batch_idx / batches
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Scores validation pairs."""
         fixed, fixed_mask = self.clean(batch["fixed"])
         moving, moving_mask = self.clean(batch["moving"])
         disp = self.disp(fixed=fixed, moving=moving)
@@ -350,6 +357,7 @@ class RegistrationModule(LightningModule):
                 rank_zero_warn(other_labelling(outside, "`evaluation_labels` in the dataset JSON"))
 
     def on_validation_epoch_end(self) -> None:
+        """Logs means over the validation pairs, and by group."""
         self.log("val/lncc", self.lncc.compute())
         self.log_dict({f"val/{name}": value for name, value in self.scores.means().items()})
         self.lncc.reset()
@@ -363,6 +371,7 @@ class RegistrationModule(LightningModule):
         return card_of(self, self.lumir)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the model card into the checkpoint."""
         checkpoint[CARD_KEY] = self.card().to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

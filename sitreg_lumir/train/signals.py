@@ -29,6 +29,7 @@ class StopOnSignal(Callback):
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens to the signals that ask for an end."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
 
@@ -38,6 +39,7 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Ends training after the step during which a signal came."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
@@ -49,6 +51,7 @@ class StopOnSignal(Callback):
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the signals back to whom they belonged."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -26,14 +26,17 @@ class Throughput(Callback):
         self._warm = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
         self._since = time.perf_counter()  # resuming in the middle of an epoch does not start it
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock again: what lies between epochs is no training."""
         self._since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Logs pairs per second and memory."""
         now = time.perf_counter()
         if len(self._recent) == 1 and not self._warm:
             self._recent.clear()  # the process's first batch, in which code was compiled, tells nothing of the others

@@ -115,6 +115,7 @@ class DataRecord(Callback):
     """Adds to the W&B run's config what the data are (name, checksum, size, grid) and what a run started from."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells the W&B run which data it trains on."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not trainer.is_global_zero or not isinstance(data, LumirDataModule):
             return

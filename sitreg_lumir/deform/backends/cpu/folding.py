@@ -21,7 +21,10 @@ def fold(first: Any, last: Any, slabs: Any, disp: Any, totals: Any, grad: Any, v
     """Sums the folded volume of slabs of inner planes, and adds to its gradient.
 
     Args:
+        first: place in ``slabs`` to begin with.
+        last: place to end before.
         slabs: those to be done, counted over the batch; of which no two neighbours if there is a gradient.
+        disp: ``(3 B, X, Y, Z)``, voxels.
         totals: per slab, voxels^3.
         grad: like ``disp``, or with nothing in it: not wanted.
         volume: ``(B, X-2, Y-2, Z-2)``, voxels^3, or with nothing in it.

@@ -49,6 +49,7 @@ def clamp_derivative(position: Any, size: Any) -> Any:
 
 @compiled
 def trilinear(values: Any, i: Any, strides: Any, wx: Any, wy: Any, wz: Any) -> Any:
+    """The weighted mean of the eight corners of the cell at index ``i``."""
     sx, sy, sz = strides
     j, k, m = i + sy, i + sx, i + sx + sy
     a = values[i] + wz * (values[i + sz] - values[i])
@@ -74,6 +75,7 @@ def gradients(v000: Any, v001: Any, v010: Any, v011: Any, v100: Any, v101: Any, 
 
 @compiled
 def gradients_at(values: Any, i: Any, strides: Any, wx: Any, wy: Any, wz: Any) -> Any:
+    """Derivatives of :func:`trilinear` by x, y and z."""
     sx, sy, sz = strides
     j, k, m = i + sy, i + sx, i + sx + sy
     return gradients(

@@ -75,6 +75,7 @@ def look_up(values: Tensor, points: Tensor, relative: bool) -> Tensor:
 def look_up_adjoint(
     grad: Tensor, values: Tensor, points: Tensor, relative: bool, need_values: bool, need_points: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of :func:`look_up` with respect to ``values`` and to ``points``, None where not needed."""
     channels, shape, grid = values.shape[1], tuple(values.shape[2:]), tuple(points.shape[2:])
     last = _channels_are_last(values)
     flat_grad, flat_points = flat(grad, last), flat(points)

@@ -193,6 +193,8 @@ def compare_patches(first: Any, last: Any, padded: Any, weights: Any, exponents:
     after the other, first along x.
 
     Args:
+        first: plane to begin with, counted over the batch.
+        last: plane to end before.
         padded: the image, ``(B, X + 2 R + 2, Y + 2 R + 2, Z + 2 R + 2)`` for patches of radius ``R``.
         weights: of the squared differences by distance along one axis, ``R + 1``.
         exponents: ``(B, 6, X, Y, Z)``.

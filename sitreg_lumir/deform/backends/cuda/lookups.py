@@ -12,12 +12,14 @@ from sitreg_lumir.deform.backends.cuda.launch import compiled
 
 @compiled
 def coordinates(index: tl.tensor, shape: tl.tuple) -> tl.tuple:
+    """``(x, y, z)`` of flat indices."""
     row = index // shape[2]
     return row // shape[1], row % shape[1], index % shape[2]
 
 
 @compiled
 def flat_index(voxel: tl.tuple, shape: tl.tuple) -> tl.tensor:
+    """Flat indices of ``(x, y, z)``."""
     return (voxel[0] * shape[1] + voxel[1]) * shape[2] + voxel[2]
 
 
@@ -29,6 +31,7 @@ def wide(number: tl.tensor) -> tl.tensor:
 
 @compiled
 def volume_of(shape: tl.tuple) -> tl.tensor:
+    """Number of voxels, as a long integer."""
     return shape[0].to(tl.int64) * shape[1] * shape[2]
 
 
@@ -71,6 +74,7 @@ def steps(shape: tl.tuple, strides: tl.tuple) -> tl.tuple:
 
 @compiled
 def steps_of_field(shape: tl.tuple) -> tl.tuple:
+    """Distances in memory between neighbours in a contiguous field."""
     return steps(shape, (shape[1] * shape[2], shape[2], 1))
 
 
@@ -128,6 +132,7 @@ def load_vector(field: tl.tensor, index: tl.tensor, volume: tl.tensor, mask: tl.
 
 @compiled
 def store_vector(field: tl.tensor, index: tl.tensor, volume: tl.tensor, v: tl.tuple, mask: tl.tensor) -> None:
+    """Writes the three components of a field."""
     tl.store(field + index, v[0], mask=mask)
     tl.store(field + volume + index, v[1], mask=mask)
     tl.store(field + 2 * volume + index, v[2], mask=mask)
@@ -135,6 +140,7 @@ def store_vector(field: tl.tensor, index: tl.tensor, volume: tl.tensor, v: tl.tu
 
 @compiled
 def add(a: tl.tuple, b: tl.tuple) -> tl.tuple:
+    """The sum of two vectors."""
     return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
 
