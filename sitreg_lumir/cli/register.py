@@ -17,7 +17,7 @@ OUT gets
   from-moving_to-fixed_xfm.nii.gz     the whole transform as an ITK field (mm, LPS), fixed grid: ANTs, ITK, 3D Slicer
   from-fixed_to-moving_xfm.nii.gz     its inverse, on the moving grid; `sitreg-lumir apply -t OUT` uses both
   jac_det.nii.gz, jac_det_deformation.nii.gz    local volume change, with and without the alignments
-  disagreement.nii.gz                 of an ensemble's members, mm: a lower bound, no measure of the error
+  uncertainty.nii.gz                  with --uncertainty: how far the members' own fields differ, mm
   disp_*.nii.gz, deformation_xfm.nii.gz, *_to-MNI152.tfm    the parts: deformation on the model's grid, alignments
   summary.json, report.html, picture.png        numbers and verdict, pictures
 
@@ -72,6 +72,11 @@ def add_register(verbs: Verbs) -> None:
         "--padding", type=float, default=0.0, metavar="MM", help="border of the transforms (default: 0)"
     )
     parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="also run each member alone, on mirrored scans too: how far their fields differ, mm",
+    )
+    parser.add_argument(
         "--members", nargs="+", metavar="PATH", help="trained members, files or folders (default: the shipped ones)"
     )
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or gpu (default: auto)")
@@ -112,6 +117,7 @@ def _register(options: argparse.Namespace, rest: list[str]) -> None:
         header=options.header,
         assume_orientation=options.assume_orientation,
         padding_mm=options.padding,
+        uncertainty=options.uncertainty,
         report=not options.no_report,
         overwrite=options.overwrite,
         **{name: value for name, value in files.items() if name not in ("fixed", "moving")},

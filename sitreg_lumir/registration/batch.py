@@ -136,7 +136,7 @@ def _row(pair: PairRow, pair_folder: Path, error: str) -> dict[str, Any]:
     row["ndv_percent"] = summary.get("ndv_percent")
     for key in ("median", "p99"):
         row[f"inverse_error_mm_{key}"] = summary.get("inverse_error_mm", {}).get(key)
-    row["disagreement_mm_median"] = (summary.get("disagreement_mm") or {}).get("median")
+    row["uncertainty_mm_median"] = (summary.get("uncertainty_mm") or {}).get("median")
     row["seconds"] = sum(summary.get("seconds", {}).values()) or None
     row["report"] = f"{pair.name}/{REPORT}" if (pair_folder / REPORT).is_file() else None
     return row

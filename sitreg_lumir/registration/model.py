@@ -97,7 +97,6 @@ class Model:
                 fixed=fixed.to(self.device),
                 moving=moving.to(self.device),
                 levels=levels,
-                disagreement=len(ensemble.networks) > 1,
             )
 
 

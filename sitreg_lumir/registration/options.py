@@ -29,6 +29,7 @@ class RegisterOptions:
     header: str | None = None
     assume_orientation: str | None = None
     padding_mm: float = 0.0
+    uncertainty: bool = False
     report: bool = True
     overwrite: bool = False
 

@@ -31,7 +31,7 @@ FILES = {
     IMAGES_TO["moving"]: "transform, ITK field on the moving grid",
     "jac_det.nii.gz": "local volume change of the whole map, fixed grid",
     "jac_det_deformation.nii.gz": "local volume change of the deformation alone, fixed grid",
-    "disagreement.nii.gz": "of the members, mm, fixed grid (ensembles)",
+    "uncertainty.nii.gz": "how far the members' own fields differ, mm, fixed grid (where asked for)",
     MAP: "the exact map itself, both ways, for `apply` and `load_map`",
     DESCRIPTION: "what the map's file holds, and both scans' grids",
     "fixed_to-MNI152.tfm": "alignment of the fixed scan, ITK affine",
@@ -79,9 +79,9 @@ def save_registration(
         save_volume(temporary / "jac_det.nii.gz", registration.jacobian(), fixed.affine)
         deformation = registration.jacobian(with_alignment=False)
         save_volume(temporary / "jac_det_deformation.nii.gz", deformation, fixed.affine)
-        disagreement = registration.disagreement()
-        if disagreement is not None:
-            save_volume(temporary / "disagreement.nii.gz", disagreement, fixed.affine)
+        uncertainty = registration.uncertainty()
+        if uncertainty is not None:
+            save_volume(temporary / "uncertainty.nii.gz", uncertainty, fixed.affine)
         grids = {"fixed": (fixed.shape, fixed.affine), "moving": (moving.shape, moving.affine)}
         save_map(temporary, registration.forward, grids)
         save_affine_tfm(temporary / "fixed_to-MNI152.tfm", registration.forward.fixed_to_model)

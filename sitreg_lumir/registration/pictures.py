@@ -17,7 +17,7 @@ _SPACING_MM = 1.0
 
 
 def picture_volumes(registration: Registration) -> Volumes:
-    """Fixed, aligned moving and warped image, deformation, Jacobian and disagreement on one 1 mm grid.
+    """Fixed, aligned moving and warped image, deformation, Jacobian and uncertainty on one 1 mm grid.
 
     The grid runs along the fixed scan's axes, in the order and direction closest to RAS, around its brain.
     """
@@ -31,14 +31,14 @@ def picture_volumes(registration: Registration) -> Volumes:
     def on_grid(volume: NDArray[np.float32], outside: float = 0.0) -> NDArray[np.float32]:
         return resample(volume, fixed.affine, np.eye(4), shape, affine, outside=outside)
 
-    disagreement = registration.disagreement()
+    uncertainty = registration.uncertainty()
     return Volumes(
         fixed=on_grid(np.where(fixed.brain, fixed.data, 0)),
         moving=resample(np.where(moving.brain, moving.data, 0), moving.affine, aligned, shape, affine),
         warped=resample(np.where(moving.brain, moving.data, 0), moving.affine, forward, shape, affine),
         disp=np.einsum("ij,jxyz->ixyz", to_voxels, disp),
         jac_det=on_grid(registration.jacobian(with_alignment=False), np.nan),
-        disagreement=None if disagreement is None else on_grid(disagreement),
+        disagreement=None if uncertainty is None else on_grid(uncertainty),
         voxel_size=(_SPACING_MM,) * 3,
     )
 

@@ -1,4 +1,4 @@
-"""Measures of a registration's quality: similarity, inverse error, coverage, displacement, disagreement."""
+"""Measures of a registration's quality: similarity, inverse error, coverage, displacement, uncertainty."""
 
 import math
 from typing import Any
@@ -111,8 +111,8 @@ def displacement(forward: AlignedMap, points: NDArray[np.float64]) -> dict[str, 
     return {"median": float(np.median(moved)), "p95": float(np.percentile(moved, 95)), "largest": float(moved.max())}
 
 
-def disagreement_in_brain(values: NDArray[np.float32], brain: Mask, spacing: float) -> dict[str, float]:
-    """Median and 95th percentile, mm, of the members' disagreement ``(X, Y, Z)``, voxels, within the brain."""
+def uncertainty_in_brain(values: NDArray[np.float32], brain: Mask, spacing: float) -> dict[str, float]:
+    """Median and 95th percentile, mm, of how far members' own fields differ, ``(X, Y, Z)``, voxels, in the brain."""
     inside_brain = values[brain] * spacing
     return {"median": float(np.median(inside_brain)), "p95": float(np.percentile(inside_brain, 95))}
 

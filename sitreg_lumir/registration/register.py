@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sitreg_lumir.deform.splines import SplineUpdates
@@ -25,6 +23,7 @@ from sitreg_lumir.registration.quality import json_values
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.registration.scan import Align, PlacedScan, place_scan
 from sitreg_lumir.registration.summary import summarise
+from sitreg_lumir.registration.uncertainty import check_members, spread_of_members
 
 Scans: TypeAlias = tuple[PlacedScan, PlacedScan]
 Prealigns: TypeAlias = tuple[Matrix, Matrix]
@@ -50,6 +49,7 @@ def register(
     header: str | None = None,
     assume_orientation: str | None = None,
     padding_mm: float = 0.0,
+    uncertainty: bool = False,
     report: bool = True,
     overwrite: bool = False,
 ) -> Registration:
@@ -78,6 +78,7 @@ def register(
         header: ``sform`` or ``qform``: the one to use, in every file, if they differ.
         assume_orientation: letters such as ``RAS``, for files whose header does not say where the axes point to.
         padding_mm: border of the transforms beyond their image, mm.
+        uncertainty: also run each member alone, on mirrored images too, and tell how far their fields differ.
         report: also write ``report.html``.
         overwrite: replace an earlier registration in ``out``.
 
@@ -106,6 +107,7 @@ def register(
         header=header,
         assume_orientation=assume_orientation,
         padding_mm=padding_mm,
+        uncertainty=uncertainty,
         report=report,
         overwrite=overwrite,
     )
@@ -130,6 +132,8 @@ def register_scans(
         check_folder(Path(out), options.overwrite)  # before the work, not after it
     model = model if isinstance(model, Model) else load_model(model)
     check_model_world(load_template(), model.shape, model.affine, str(model.files[0]))
+    if options.uncertainty:
+        check_members(model)
     seconds: dict[str, float] = {}
     with _timed(seconds, "read and align"):
         scans, prealigns = _read(fixed, moving, options)
@@ -147,7 +151,8 @@ def register_scans(
         fixed_brain, moving_brain = (brain[0, 0].numpy() for brain in (pair.fixed_brain, pair.moving_brain))
         rounded = SplineUpdates.rounded(updates, model.shape)
         forward = SplineMap(*prealigns, model.affine, rounded, fixed_brain, moving_brain)
-        registration = Registration(*scans, model, forward, _disagreement(stages))
+        spread = spread_of_members(model, pair) if options.uncertainty else None
+        registration = Registration(*scans, model, forward, spread)
         registration.summary.update(summarise(registration, pair, align=options.align, refined=refined))
     registration.summary["seconds"] = json_values(seconds)
     if out is not None:
@@ -168,15 +173,6 @@ def _read(fixed: str | Path, moving: str | Path, options: RegisterOptions) -> tu
         prealigns = meet_half_way(*prealigns, load_affine(path))
         _log.info("both alignments changed to agree with %s", path.name)
     return scans, prealigns
-
-
-def _disagreement(stages: Sequence[Stage]) -> NDArray[np.float32] | None:
-    """``(X, Y, Z)`` float32, voxels; None for a single network."""
-    disagreement = stages[-1].disagreement
-    if disagreement is None:
-        return None
-    values: NDArray[np.float32] = disagreement[0, 0].float().cpu().numpy()
-    return values
 
 
 def optimise_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int, similarity: str) -> Optimised:

@@ -31,7 +31,7 @@ class Registration:
         moving: the moving scan and its place in the model's world.
         model: the members that registered them.
         forward: fixed world -> moving world, exact; brings the moving image onto the fixed grid.
-        disagreement_voxels: ``(X, Y, Z)``, voxels, model grid, on which the fixed image lies; None for one network.
+        uncertainty_voxels: ``(X, Y, Z)``, voxels, model grid, on which the fixed image lies; None if not asked for.
         summary: the measures and the verdict, plain values; see ``summary.json``.
 
     Examples:
@@ -48,7 +48,7 @@ class Registration:
     moving: PlacedScan
     model: Model
     forward: SplineMap
-    disagreement_voxels: Floats | None = None
+    uncertainty_voxels: Floats | None = None
     summary: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -145,11 +145,11 @@ class Registration:
             determinant *= np.linalg.det(self.forward.fixed_to_model) / np.linalg.det(self.forward.moving_to_model)
         return determinant
 
-    def disagreement(self) -> Floats | None:
-        """Distance between the members' updates, mm, on the fixed grid ``(X, Y, Z)``; 0 outside the model's grid."""
-        if self.disagreement_voxels is None:
+    def uncertainty(self) -> Floats | None:
+        """How far the members' own fields differ, mm, on the fixed grid ``(X, Y, Z)``; 0 outside the model's grid."""
+        if self.uncertainty_voxels is None:
             return None
-        return self._from_model_grid(self.disagreement_voxels) * np.float32(self.model.spacing)
+        return self._from_model_grid(self.uncertainty_voxels) * np.float32(self.model.spacing)
 
     def _from_model_grid(self, volume: NDArray[Any], outside: float = 0.0) -> Floats:
         """A volume of the model's grid on the fixed grid."""

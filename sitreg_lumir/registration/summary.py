@@ -13,11 +13,11 @@ from sitreg_lumir.registration.pair import ModelPair
 from sitreg_lumir.registration.quality import (
     brain_points,
     coverage,
-    disagreement_in_brain,
     displacement,
     inverse_error,
     json_values,
     similarities,
+    uncertainty_in_brain,
 )
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.registration.scan import PlacedScan
@@ -60,7 +60,7 @@ def summarise(
         "inverse_error_mm": inverse_error(registration.forward, registration.backward, of_fixed),
         "inverse_error_mm_moving": inverse_error(registration.backward, registration.forward, of_moving),
         "displacement_mm": displacement(registration.forward, of_fixed),
-        "disagreement_mm": None,
+        "uncertainty_mm": None,
         "coverage_fixed": coverage(
             registration.forward, of_fixed, registration.moving.shape, registration.moving.affine
         ),
@@ -82,9 +82,9 @@ def summarise(
         "device": registration.model.device.type,
         "tf32": tf32_is_on(),
     }
-    if registration.disagreement_voxels is not None:
-        summary["disagreement_mm"] = disagreement_in_brain(
-            registration.disagreement_voxels, fixed_brain, registration.model.spacing
+    if registration.uncertainty_voxels is not None:
+        summary["uncertainty_mm"] = uncertainty_in_brain(
+            registration.uncertainty_voxels, fixed_brain, registration.model.spacing
         )
     summary["verdict"], summary["reasons"] = judge(summary)
     result: dict[str, Any] = json_values(summary)

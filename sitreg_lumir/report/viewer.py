@@ -14,7 +14,7 @@ _PANELS = (  # layer, layer under it, heading, description
     ("warped", None, "Moving, after", "moving image after registration"),
     ("grid", "warped", "Deformed grid", "grid of the moving image, deformed with it"),
     ("jacobian", "fixed", "Jacobian", "Jacobian determinant in colours over the fixed image"),
-    ("disagreement", "fixed", "Disagreement", "disagreement of the ensemble in colours over the fixed image"),
+    ("disagreement", "fixed", "Members differ", "how far the members differ, in colours over the fixed image"),
 )
 
 
@@ -111,8 +111,8 @@ def _legend(coloured: dict[str, Coloured]) -> Html:
             "image; orange: larger; magenta: folded (0 or less).",
         ),
         "disagreement": (
-            "Disagreement, mm",
-            "how far the members' updates differ: a lower bound, and no measure of the error.",
+            "Members differ, mm",
+            "how far the members' fields (`register --uncertainty`) or updates (`predict --disagreement`) differ.",
         ),
     }
     for layer, (name, text) in texts.items():

@@ -26,8 +26,9 @@ from sitreg_lumir.io import itk as transforms
 from sitreg_lumir.io.itk import load_affine, load_itk_field, save_affine_tfm
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.shipped import VARIABLE
-from sitreg_lumir.network.sitreg import SITReg
+from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import ModelCard, save_member
+from sitreg_lumir.registration.model import as_tensor
 from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import FILES
 from sitreg_lumir.registration.pair import meet_half_way
@@ -78,7 +79,7 @@ def t2(data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def result(t1: Path, t2: Path, members: Path) -> sitreg_lumir.Registration:
-    return register(t1, t2, model=members, align="none")
+    return register(t1, t2, model=members, align="none", uncertainty=True)
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +161,8 @@ def test_the_folder_holds_what_the_help_says(folder: Path, result: sitreg_lumir.
     assert summary["fixed"]["name"] == "LUMIRMRI_0100_0000.nii.gz" and len(summary["fixed"]["sha256"]) == 64
     assert str(folder.parents[1]) not in (folder / "summary.json").read_text()  # base names only
     assert summary["verdict"] in ("ok", "check", "failed")
-    assert summary["disagreement_mm"]["median"] > 0
-    for name in ("warped_moving", "jac_det", "jac_det_deformation", "disagreement"):
+    assert 0 < summary["uncertainty_mm"]["median"] < summary["uncertainty_mm"]["p95"]
+    for name in ("warped_moving", "jac_det", "jac_det_deformation", "uncertainty"):
         values, affine = load(folder / f"{name}.nii.gz")
         assert values.shape == SHAPE and np.allclose(affine, result.fixed.affine)
     values, _ = load(folder / "warped_moving.nii.gz")
@@ -235,6 +236,27 @@ def test_a_given_affine_is_met_half_way() -> None:
     np.testing.assert_allclose(exchanged, met[::-1], atol=1e-9)
     with pytest.raises(InputError, match="`initial_transform`"):
         meet_half_way(np.eye(4), np.eye(4), np.diag([-1.0, 1, 1, 1]))
+
+
+def test_uncertainty_is_the_spread_of_the_members_own_fields(
+    t1: Path, t2: Path, members: Path, result: sitreg_lumir.Registration, tmp_path: Path
+) -> None:
+    fields = []
+    for flip in (False, True):
+        for file in sorted(members.glob("*.safetensors")):
+            model = sitreg_lumir.load_model(file, flip=flip, device="cpu")
+            scans = [as_tensor(load(path)[0]) for path in (t1, t2)]
+            network = model.ensemble.networks[-1]  # with flip, the mirrored one
+            inputs = {"fixed": model.ensemble.inputs(scans[0]), "moving": model.ensemble.inputs(scans[1])}
+            with torch.inference_mode():
+                fields.append(run_stages([network], **inputs)[-1].disp[0])
+    stacked = torch.stack(fields)
+    expected = (stacked - stacked.mean(dim=0)).square().sum(dim=1).mean(dim=0).sqrt()
+    assert result.uncertainty_voxels is not None
+    np.testing.assert_allclose(result.uncertainty_voxels, expected.numpy(), atol=2e-3)  # intensities are conformed
+    plain = register(t1, t2, tmp_path / "plain", model=members, align="none", report=False)
+    assert plain.uncertainty() is None and plain.summary["uncertainty_mm"] is None
+    assert not (tmp_path / "plain" / "uncertainty.nii.gz").exists()
 
 
 @pytest.mark.parametrize("refine", [0, 3])

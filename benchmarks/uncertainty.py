@@ -1,11 +1,12 @@
-"""Does the members' disagreement tell where the field is wrong? Where the true field is known, it can be seen.
+"""Do the members' differences tell where the field is wrong? Where the true field is known, it can be seen.
 
-    python benchmarks/disagreement.py                       # the shipped members, data made from the MNI152 template
-    python benchmarks/disagreement.py --members A.ckpt B.ckpt --subjects 4
+    python benchmarks/uncertainty.py                       # the shipped members, data made from the MNI152 template
+    python benchmarks/uncertainty.py --members A.ckpt B.ckpt --subjects 4
 
-Prints the rank correlation (Spearman) of disagreement and error over brain voxels, for each pair and pooled, and the
-same for the size of the displacement, which any useful map must beat; draws mean error against disagreement in ten
-bins of equally many voxels. Rendered brains that are warps of one template: no more than a lower bar.
+Prints the rank correlation (Spearman) with the error over brain voxels, for each pair and pooled, of ``uncertainty``
+(`register --uncertainty`), of ``disagreement`` (`predict --disagreement`), and of the size of the displacement, which
+any useful map must beat; draws mean error against uncertainty in ten bins of equally many voxels. Rendered brains that
+are warps of one template: no more than a lower bar.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from scipy import stats
 
 from sitreg_lumir.demo.data import make_demo_data, true_disp
 from sitreg_lumir.registration.model import Model, as_tensor, load_model
+from sitreg_lumir.registration.pair import ModelPair
+from sitreg_lumir.registration.uncertainty import spread_of_members
 
 Array = NDArray[Any]
 BINS = 10
@@ -34,11 +37,11 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", help="two or more (default: the shipped ones)")
     parser.add_argument("--subjects", type=int, default=3, help="default: 3, which are 6 ordered pairs of each kind")
     parser.add_argument("--data", type=Path, help="where the data is kept (default: made anew)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "disagreement.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "uncertainty.json")
     options = parser.parse_args()
     model = load_model(options.members)
     if len(model.members) < 2:
-        parser.error("a single member does not disagree")
+        parser.error("a single member does not differ")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.data or Path(temporary) / "data"
         make_demo_data(
@@ -60,47 +63,52 @@ def pairs(subjects: int) -> list[tuple[str, str]]:
 
 
 def pair(model: Model, folder: Path, fixed: str, moving: str, modality: str) -> dict[str, Array]:
-    """Disagreement, error and displacement of one pair, mm, at every third brain voxel along each axis."""
+    """Uncertainty, disagreement, error and displacement of one pair, mm, at every third brain voxel along each axis."""
     stored = [
         np.asarray(nib.load(folder / "imagesVal" / f"LUMIRMRI_{name}.nii.gz").dataobj)  # type: ignore[attr-defined]
         for name in (f"{fixed}_0000", f"{moving}_{modality}")
     ]
-    (stage,) = model.run(fixed=as_tensor(stored[0]), moving=as_tensor(stored[1]))
+    images = [as_tensor(values) for values in stored]
+    spread = spread_of_members(model, ModelPair(images[0], images[0] > 0, images[1], images[1] > 0))
+    with torch.inference_mode():
+        (stage,) = model.ensemble.run(fixed=images[0], moving=images[1], inverse=False, disagreement=True)
     assert stage.disagreement is not None
     disp = stage.disp[0].float().cpu()
     error = (disp - torch.from_numpy(true_disp(folder, fixed, moving))).norm(dim=0)
-    maps = {"disagreement": stage.disagreement[0, 0].float().cpu(), "error": error, "displacement": disp.norm(dim=0)}
+    disagreement = stage.disagreement[0, 0].float().cpu()
+    maps = {"uncertainty": torch.from_numpy(spread), "disagreement": disagreement, "error": error}
+    maps["displacement"] = disp.norm(dim=0)
     thin = (slice(None, None, 3),) * 3
     brain = (stored[0] > 0)[thin]
     return {name: values[thin].numpy()[brain] * model.spacing for name, values in maps.items()}
 
 
 def pooled(samples: list[dict[str, Array]]) -> dict[str, Any]:
-    """Rank correlations, and mean error in bins of the disagreement."""
+    """Rank correlations, and mean error in bins of the uncertainty."""
     together = {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
-    order = np.argsort(together["disagreement"])
+    order = np.argsort(together["uncertainty"])
     bins = [
-        {name: float(together[name][part].mean()) for name in ("disagreement", "error")}
+        {name: float(together[name][part].mean()) for name in ("uncertainty", "error")}
         for part in np.array_split(order, BINS)
     ]
     return {
         "pairs": len(samples),
         "voxels": len(order),
         "error_mm_mean": float(together["error"].mean()),
-        "disagreement_mm_mean": float(together["disagreement"].mean()),
+        "uncertainty_mm_mean": float(together["uncertainty"].mean()),
         "spearman": {
             name: {
                 "pooled": float(stats.spearmanr(together[name], together["error"]).statistic),
                 "by_pair": [float(stats.spearmanr(sample[name], sample["error"]).statistic) for sample in samples],
             }
-            for name in ("disagreement", "displacement")
+            for name in ("uncertainty", "disagreement", "displacement")
         },
         "bins": bins,
     }
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
-    """Mean error against disagreement; on the dashed line they are equal."""
+    """Mean error against uncertainty; on the dashed line they are equal."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -108,12 +116,12 @@ def draw(result: dict[str, Any], file: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for kind, pooled_pairs in result["kinds"].items():
-        across, along = ([means[name] for means in pooled_pairs["bins"]] for name in ("disagreement", "error"))
-        label = f"{kind}, rank correlation {pooled_pairs['spearman']['disagreement']['pooled']:.2f}"
+        across, along = ([means[name] for means in pooled_pairs["bins"]] for name in ("uncertainty", "error"))
+        label = f"{kind}, rank correlation {pooled_pairs['spearman']['uncertainty']['pooled']:.2f}"
         axes.plot(across, along, "o-", label=label)
     most = max(max(means.values()) for kind in result["kinds"].values() for means in kind["bins"])
     axes.plot([0, most], [0, most], "--", color="grey", linewidth=1)
-    axes.set_xlabel("disagreement of the members, mm")
+    axes.set_xlabel("uncertainty, mm")
     axes.set_ylabel("mean error of the field, mm")
     axes.legend()
     figure.savefig(file, dpi=110)
