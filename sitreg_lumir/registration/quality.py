@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.sums import exact_mean
+from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import AlignedMap, Matrix, inside, map_points, transform_by
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.network.mind import Mind
@@ -83,6 +84,20 @@ def inverse_error(forward: AlignedMap, backward: AlignedMap, points: NDArray[np.
         "p99": float(np.percentile(apart, 99)),
         "largest": float(apart.max()),
     }
+
+
+def folded_percent(exact: SplineMap, brain: Mask) -> float:
+    """Volume that the map itself folds, by its own derivative at the brain's voxels, percent of the brain.
+
+    Differences of samples on the model's grid tell more where the map is steep between them: that is no folding.
+
+    Args:
+        exact: the map.
+        brain: ``(X, Y, Z)`` bool, on the model's grid.
+    """
+    voxels = np.argwhere(brain).T.astype(np.float64)
+    determinant = exact.jacobian_determinant(transform_by(inverse(exact.to_voxels), voxels))
+    return float(100 * np.maximum(-determinant, 0).mean()) if determinant.size else math.nan
 
 
 def coverage(

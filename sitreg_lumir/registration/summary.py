@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from sitreg_lumir import __version__
-from sitreg_lumir.metrics import ndv
 from sitreg_lumir.network.precision import tf32_is_on
 from sitreg_lumir.preprocessing.template import TEMPLATE
 from sitreg_lumir.registration.pair import ModelPair
@@ -14,6 +13,7 @@ from sitreg_lumir.registration.quality import (
     brain_points,
     coverage,
     displacement,
+    folded_percent,
     inverse_error,
     json_values,
     similarities,
@@ -55,8 +55,8 @@ def summarise(
             "aligned": similarities(*images, None, spacing),
             "registered": similarities(*images, disp, spacing),
         },
-        "ndv_percent": ndv(registration.disp, fixed_brain),
-        "ndv_inverse_percent": ndv(registration.disp_inv, moving_brain),
+        "ndv_percent": folded_percent(registration.forward, fixed_brain),
+        "ndv_inverse_percent": folded_percent(registration.backward, moving_brain),
         "inverse_error_mm": inverse_error(registration.forward, registration.backward, of_fixed),
         "inverse_error_mm_moving": inverse_error(registration.backward, registration.forward, of_moving),
         "displacement_mm": displacement(registration.forward, of_fixed),
