@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import composite_field, map_points
 from sitreg_lumir.io.maps import DESCRIPTION, MAP, load_map, read_map, save_map
+from sitreg_lumir.registration.quality import folded_percent
 
 SHAPE = (21, 30, 26)  # divisible by no spacing
 SCALE = 2.0  # mm per voxel
@@ -198,6 +200,16 @@ def test_determinant_is_that_of_the_map() -> None:
     alignments = np.linalg.det(exact.fixed_to_model) / np.linalg.det(exact.moving_to_model)
     assert np.abs(determinant * alignments - whole).max() < 0.05
     assert np.isnan(exact.jacobian_determinant(np.full((3, 1), 1e4))).all()
+
+
+def test_folded_volume_is_that_of_the_map() -> None:
+    """Within the bound nothing folds, however steep; four times beyond it, a displacement alone does."""
+    steep, still = corners(0, 0.99), torch.zeros(3, *SHAPE)
+    exact = a_map()
+    bounded = replace(exact, updates=steep)
+    folding = replace(exact, updates=SplineUpdates([(4 * steep.updates[-1][0], still)], SHAPE))
+    assert folded_percent(bounded, exact.brain) == folded_percent(bounded.inverse, exact.brain) == 0
+    assert folded_percent(folding, exact.brain) > 1
 
 
 def grids() -> dict[str, tuple[tuple[int, int, int], np.ndarray]]:
