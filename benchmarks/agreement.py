@@ -47,7 +47,7 @@ def compare(members: list[str] | None, data: Path | None, device: str, with_torc
         ensemble = Ensemble.of([member.to(device) for member in load_members(member_files(members))])
         pair = read_dataset(data, validation=True).validation[0]
         stored = [torch.as_tensor(read_volume(image.path)[0])[None, None] for image in (pair.fixed, pair.moving)]
-        fixed, moving = (clean_view(each)[0].to(device) for each in stored)
+        fixed, moving = (clean_view(image)[0].to(device) for image in stored)
 
     def forward(backend: str = "auto", half: bool = False) -> tuple[Tensor, Tensor]:
         with use_backend(backend), torch.autocast(device, torch.bfloat16, enabled=half):
@@ -55,18 +55,18 @@ def compare(members: list[str] | None, data: Path | None, device: str, with_torc
         return stage.disp, stage.disp_inv
 
     reference = forward()
-    found = {"shape": list(fixed.shape[2:]), "members": len(ensemble.networks), "device": device}
-    found["mean_size_of_field"] = float(reference[0].abs().mean())
-    others = {"bfloat16": forward(half=True)}
+    row = {"shape": list(fixed.shape[2:]), "members": len(ensemble.networks), "device": device}
+    row["mean_size_of_field"] = float(reference[0].abs().mean())
+    fields_by_way = {"bfloat16": forward(half=True)}
     if with_torch:
-        others["torch_backend"] = forward("torch")
-    for name, fields in others.items():
+        fields_by_way["torch_backend"] = forward("torch")
+    for name, fields in fields_by_way.items():
         errors = [(field - expected).abs() for field, expected in zip(fields, reference, strict=True)]
-        found[name] = {
+        row[name] = {
             "mean": max(float(error.mean()) for error in errors),
             "largest": max(float(error.max()) for error in errors),
         }
-    return found
+    return row
 
 
 if __name__ == "__main__":

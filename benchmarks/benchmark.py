@@ -168,7 +168,7 @@ def _case(kind: str, shape: tuple[int, ...], device: Any, recompute: bool) -> Ca
     images = [brain(shape, seed).to(device) for seed in range(3)]
     module = modules[0]
     if kind in ("forward", "ensemble", "one_way"):
-        ensemble = Ensemble([each.network for each in modules], module.input_transform)
+        ensemble = Ensemble([member.network for member in modules], module.input_transform)
 
         def forward() -> None:
             with torch.inference_mode():
@@ -195,9 +195,9 @@ def _case(kind: str, shape: tuple[int, ...], device: Any, recompute: bool) -> Ca
     def consistency_step() -> None:
         module.zero_grad()
         module.values = {}
-        found = three_pairs_in_turn(module.pair_step, views)
-        cycle = consistency.value(found.disps, found.disps_inv, [view.mask for view in views])
-        (found.loss + 40 * cycle).backward()
+        step = three_pairs_in_turn(module.pair_step, views)
+        cycle = consistency.value(step.disps, step.disps_inv, [view.mask for view in views])
+        (step.loss + 40 * cycle).backward()
 
     return {"step": step, "plain_triplet": plain_triplet, "consistency": consistency_step}[kind]
 

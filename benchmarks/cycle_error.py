@@ -44,10 +44,10 @@ def main() -> None:
 
 def field(folder: Path, pair: Pair) -> Tensor:
     """The stored field of a pair, ``(1, 3, X, Y, Z)``, voxels."""
-    found = find_field(folder, pair)
-    if found is None:
+    stored = find_field(folder, pair)
+    if stored is None:
         raise SystemExit(f"{folder}: no field of {pair.long_name}")
-    return torch.from_numpy(load_disp(found.path)[0])[None]
+    return torch.from_numpy(load_disp(stored.path)[0])[None]
 
 
 def mask(pair: Pair) -> Tensor:

@@ -53,7 +53,7 @@ def main() -> None:
     model = load_model(options.members, device="cpu")
     files = [options.root / name for name in DATASETS if (options.root / name).is_file()]
     lists = [read_dataset(file, validation=True) for file in files]
-    pairs = [(pair, found.evaluation_labels) for found in lists for pair in found.validation[: options.pairs]]
+    pairs = [(pair, chosen.evaluation_labels) for chosen in lists for pair in chosen.validation[: options.pairs]]
     rows = []
     for pair, scored in pairs:
         rows.append({"pair": pair.long_name, "group": pair.contrasts, **measure(model, pair, scored, options.refine)})
@@ -64,9 +64,9 @@ def main() -> None:
     )
     for group in sorted({row["group"] for row in rows}):
         for way in ("sampled", "exact"):
-            found = [row[way] for row in rows if row["group"] == group]
-            dice, folded = (mean(row[score] for row in found) for score in ("dice", "ndv"))
-            median, p99, largest = (max(row[score] for row in found) for score in ("median", "p99", "largest"))
+            chosen = [row[way] for row in rows if row["group"] == group]
+            dice, folded = (mean(row[score] for row in chosen) for score in ("dice", "ndv"))
+            median, p99, largest = (max(row[score] for row in chosen) for score in ("median", "p99", "largest"))
             apart = f"inverse error mm, worst pair: median {median:.1e}, p99 {p99:.1e}, largest {largest:.1e}"
             print(f"{group} {way:8} Dice {dice:.4f}  NDV {folded:.5f} %  {apart}")
     for name in ("grid_seconds", "million_points_seconds"):

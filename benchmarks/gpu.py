@@ -40,24 +40,25 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("no GPU here; on a CPU use benchmarks/benchmark.py and benchmarks/kernels.py")
     options.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"conditions": conditions("cuda")}
+    measured: dict[str, Any] = {"conditions": conditions("cuda")}
     started = time.perf_counter()
 
     def keep(name: str, value: Any) -> None:
-        found[name] = value
-        (options.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+        measured[name] = value
+        (options.out / "gpu.json").write_text(json.dumps(measured, indent=1) + "\n")
 
     keep("correctness", correctness())
-    wrong = [name for name, error in found["correctness"].items() if not error <= TOLERANCE]
+    wrong = [name for name, error in measured["correctness"].items() if not error <= TOLERANCE]
     print(
-        f"correctness: {len(found['correctness'])} comparisons, {len(wrong)} beyond {TOLERANCE:g}: {wrong}", flush=True
+        f"correctness: {len(measured['correctness'])} comparisons, {len(wrong)} beyond {TOLERANCE:g}: {wrong}",
+        flush=True,
     )
     if wrong:
         sys.exit(1)
     keep("kernels", measure(torch.device("cuda"), (160, 224, 192), 10))
-    print(table(found["kernels"]), flush=True)
+    print(table(measured["kernels"]), flush=True)
     keep("agreement", compare(None, None, "cuda", True))
-    print(json.dumps(found["agreement"]), flush=True)
+    print(json.dumps(measured["agreement"]), flush=True)
     torch.cuda.empty_cache()
     keep("cases", {})
     for case in [*GPU_CASES, *CASES]:
@@ -67,9 +68,9 @@ def main() -> None:
         command = [sys.executable, str(Path(__file__).with_name("benchmark.py")), case, "--one", "--device", "cuda"]
         done = subprocess.run([*command, "--repeat", "5"], stdout=subprocess.PIPE, text=True, check=False)
         result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"failed": done.returncode}
-        keep("cases", {**found["cases"], case: result})
+        keep("cases", {**measured["cases"], case: result})
         print(f"{case:24} {result}", flush=True)
-    steps = found["cases"].get("step_1mm_bf16", {})
+    steps = measured["cases"].get("step_1mm_bf16", {})
     if "seconds" in steps:
         keep("pairs_per_second", 1 / steps["seconds"])
     print(f"written: {options.out / 'gpu.json'}, {time.perf_counter() - started:.0f} s")
@@ -87,15 +88,15 @@ def correctness() -> dict[str, float]:
     return errors
 
 
-def largest_difference(found: Any, expected: Any) -> float:
+def largest_difference(actual: Any, expected: Any) -> float:
     """Of tensors or nested tuples of them, relative; of masks the share that differs."""
-    if found is None and expected is None:
+    if actual is None and expected is None:
         return 0.0
     if isinstance(expected, list | tuple):
-        return max(largest_difference(one, other) for one, other in zip(found, expected, strict=True))
+        return max(largest_difference(first, second) for first, second in zip(actual, expected, strict=True))
     if expected.dtype == torch.bool:
-        return float((found.cpu() != expected).double().mean())
-    return float((found.cpu() - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        return float((actual.cpu() != expected).double().mean())
+    return float((actual.cpu() - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
 if __name__ == "__main__":

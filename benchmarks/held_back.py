@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sitreg_lumir.data.lumir import Image, read_dataset
-from sitreg_lumir.data.views import halved
+from sitreg_lumir.data.views import downsampled_by_two
 from sitreg_lumir.deform.jacobian import jacobian_determinant
 from sitreg_lumir.deform.ops import compose, mask_at, warp, warp_labels
 from sitreg_lumir.io.read import read_volume
@@ -60,8 +60,8 @@ def read_brain(image: Image, voxel_size: float) -> Brain:
     stored, _ = read_volume(image.path)
     inside = stored > 0
     values = stored.astype(np.float32) / 255
-    found = tissues(values, inside, voxel_size)
-    return Brain(image.name, *(torch.from_numpy(array)[None, None] for array in (values, inside, found)))
+    classes = tissues(values, inside, voxel_size)
+    return Brain(image.name, *(torch.from_numpy(array)[None, None] for array in (values, inside, classes)))
 
 
 def tissues(values: NDArray[np.float32], inside: NDArray[np.bool_], voxel_size: float) -> NDArray[np.int64]:
@@ -91,10 +91,10 @@ def tissues(values: NDArray[np.float32], inside: NDArray[np.bool_], voxel_size: 
         off = np.where(weight > 0, log - np.log(centres[classes]), 0).astype(np.float32)
         field = ndimage.gaussian_filter(off, sigma) / np.maximum(ndimage.gaussian_filter(weight, sigma), 1e-3)
     depth = ndimage.distance_transform_edt(ndimage.binary_fill_holes(inside)) * voxel_size
-    found = np.where(inside, classes + 1, 0)
-    found[(found == 1) & (depth > _DEEP)] = 4
-    found[(found == 2) & (depth > _DEEP)] = 5
-    return found.astype(np.int64)
+    labels = np.where(inside, classes + 1, 0)
+    labels[(labels == 1) & (depth > _DEEP)] = 4
+    labels[(labels == 2) & (depth > _DEEP)] = 5
+    return labels.astype(np.int64)
 
 
 def score(disp: Tensor, disp_inv: Tensor, fixed: Brain, moving: Brain, voxel_size: float) -> dict[str, float]:
@@ -105,26 +105,26 @@ def score(disp: Tensor, disp_inv: Tensor, fixed: Brain, moving: Brain, voxel_siz
         standard deviation of the logarithm of the volume change ``log_jac``, and the mean distance in mm by which
         there and back misses the start, ``inverse_mm``; all but ``ndv`` in the brain.
     """
-    ways = (_one_way(disp, disp_inv, fixed, moving, voxel_size), _one_way(disp_inv, disp, moving, fixed, voxel_size))
+    ways = (_directed(disp, disp_inv, fixed, moving, voxel_size), _directed(disp_inv, disp, moving, fixed, voxel_size))
     return {name: (ways[0][name] + ways[1][name]) / 2 for name in ways[0]}
 
 
-def _one_way(disp: Tensor, back: Tensor, fixed: Brain, moving: Brain, voxel_size: float) -> dict[str, float]:
+def _directed(disp: Tensor, back: Tensor, fixed: Brain, moving: Brain, voxel_size: float) -> dict[str, float]:
     inside = fixed.mask[0, 0]
-    found: dict[str, float] = {}
-    carried = warp_labels(moving.tissues, disp)[0, 0]
+    scores: dict[str, float] = {}
+    warped = warp_labels(moving.tissues, disp)[0, 0]
     for value, name in TISSUES.items():
-        first, second = carried == value, fixed.tissues[0, 0] == value
-        found[f"dice_{name}"] = float(2 * (first & second).sum() / (first.sum() + second.sum()).clamp(min=1))
-    found["dice"] = float(np.mean(list(found.values())))
+        first, second = warped == value, fixed.tissues[0, 0] == value
+        scores[f"dice_{name}"] = float(2 * (first & second).sum() / (first.sum() + second.sum()).clamp(min=1))
+    scores["dice"] = float(np.mean(list(scores.values())))
     sizes = [_edges(image)[inside] for image in (warp(moving.image, disp), fixed.image)]
-    found["edges"] = float(torch.corrcoef(torch.stack(sizes))[0, 1])
-    found["ndv"] = ndv(disp[0], fixed.mask[0, 0])
+    scores["edges"] = float(torch.corrcoef(torch.stack(sizes))[0, 1])
+    scores["ndv"] = ndv(disp[0], fixed.mask[0, 0])
     inner = fixed.mask[0, 0, 1:-1, 1:-1, 1:-1]
-    found["log_jac"] = float(jacobian_determinant(disp)[0][inner].clamp(min=1e-3).log().std())
+    scores["log_jac"] = float(jacobian_determinant(disp)[0][inner].clamp(min=1e-3).log().std())
     both = inside & mask_at(moving.mask, disp, relative=True)[0, 0]
-    found["inverse_mm"] = float(compose(back, disp)[0].square().sum(0).sqrt()[both].mean()) * voxel_size
-    return found
+    scores["inverse_mm"] = float(compose(back, disp)[0].square().sum(0).sqrt()[both].mean()) * voxel_size
+    return scores
 
 
 def cycle_mm(disps: list[Tensor], first: Brain, voxel_size: float) -> float:
@@ -143,9 +143,9 @@ def _edges(image: Tensor) -> Tensor:
     return torch.stack(torch.gradient(image[0, 0])).square().sum(0).sqrt()
 
 
-def seen(brain: Brain, half: bool) -> tuple[Tensor, Tensor]:
+def augmented(brain: Brain, half: bool) -> tuple[Tensor, Tensor]:
     """Image and mask, perhaps at half resolution."""
-    return halved(brain.image) if half else (brain.image, brain.mask)
+    return downsampled_by_two(brain.image) if half else (brain.image, brain.mask)
 
 
 def full(field: Tensor, like: Tensor) -> Tensor:

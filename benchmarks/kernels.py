@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     shape = options.shape or ((80, 112, 96) if options.device == "cpu" else (160, 224, 192))
-    found = measure(torch.device(options.device), tuple(shape), options.repeat)
-    print(json.dumps(found, indent=1) if options.json else table(found))
+    measured = measure(torch.device(options.device), tuple(shape), options.repeat)
+    print(json.dumps(measured, indent=1) if options.json else table(measured))
 
 
 def measure(device: torch.device, shape: tuple[int, ...], repeat: int) -> dict[str, Any]:
@@ -120,10 +120,10 @@ def all_kernels(device: torch.device, shape: tuple[int, ...], tolerance: float =
     level = smooth(3, half, 0.3)
     fine, fine_grad = last(smooth(12, shape, 1)), last(smooth(12, shape, 1))
     coarse, coarse_grad = last(smooth(32, half, 1)), last(smooth(32, half, 1))
-    image, other = smooth(1, shape, 1).abs(), smooth(1, shape, 1).abs()
+    image, second_image = smooth(1, shape, 1).abs(), smooth(1, shape, 1).abs()
     mask = image > 0.1
-    slopes = [[1.0] * 3] * 3
-    one = torch.ones((), device=device)
+    weights = [[1.0] * 3] * 3
+    unit = torch.ones((), device=device)
     return [
         Kernel("upsample, spacing 2", lambda m: m.upsample_control_points(level, 2, shape), 3 + 3 / 8),
         Kernel("upsample, adjoint", lambda m: m.upsample_control_points_adjoint(grad, 2), 3 + 3 / 8),
@@ -134,31 +134,31 @@ def all_kernels(device: torch.device, shape: tuple[int, ...], tolerance: float =
         Kernel("compose 2, adjoint", lambda m: m.compose_adjoint(grad, [a, b], [True] * 2), 15),
         Kernel("compose 3, adjoint", lambda m: m.compose_adjoint(grad, [a, b, c], [True] * 3), 21),
         Kernel("warp image", lambda m: m.warp(image, a, 1), 5),
-        Kernel("warp image, adjoint", lambda m: m.warp_adjoint(image, other, a, 1, False, True), 8),
+        Kernel("warp image, adjoint", lambda m: m.warp_adjoint(image, second_image, a, 1, False, True), 8),
         Kernel("warp 12 features", lambda m: m.warp(fine, a, 1), 27),
         Kernel("warp 12 features, adjoint", lambda m: m.warp_adjoint(fine_grad, fine, a, 1, True, True), 42),
         Kernel("warp 32 features, spacing 2", lambda m: m.warp(coarse, a, 2), 11),
         Kernel("the same, adjoint", lambda m: m.warp_adjoint(coarse_grad, coarse, a, 2, True, True), 18),
         Kernel("warp mask", lambda m: m.mask_at(mask, a, True), 3.5),
         Kernel("MIND", lambda m: m.mind(image, 0.5, 2), 7),
-        Kernel("LNCC", lambda m: m.lncc_and_gradients(image, other, mask, 11, False, False), 2.25),
-        Kernel("LNCC with gradient", lambda m: m.lncc_and_gradients(image, other, mask, 11, True, False), 3.25),
+        Kernel("LNCC", lambda m: m.lncc_and_gradients(image, second_image, mask, 11, False, False), 2.25),
+        Kernel("LNCC with gradient", lambda m: m.lncc_and_gradients(image, second_image, mask, 11, True, False), 3.25),
         Kernel("folding", lambda m: m.ndv_sum_and_gradient(a, False), 3),
         Kernel("folding with gradient", lambda m: m.ndv_sum_and_gradient(a, True), 6),
-        Kernel("diffusion", lambda m: m.diffusion(a, slopes), 3),
-        Kernel("diffusion, adjoint", lambda m: m.diffusion_adjoint(one, a, slopes), 6),
+        Kernel("diffusion", lambda m: m.diffusion(a, weights), 3),
+        Kernel("diffusion, adjoint", lambda m: m.diffusion_adjoint(unit, a, weights), 6),
     ]
 
 
-def table(found: dict[str, Any]) -> str:
+def table(measured: dict[str, Any]) -> str:
     """The numbers as text."""
-    shape = "x".join(map(str, found["shape"]))
+    shape = "x".join(map(str, measured["shape"]))
     lines = [
-        f"{found['device']}, {found['threads']} CPU threads, {shape}, float32; "
-        f"a copy moves {found['copy_gigabytes_per_second']:.0f} GB/s",
+        f"{measured['device']}, {measured['threads']} CPU threads, {shape}, float32; "
+        f"a copy moves {measured['copy_gigabytes_per_second']:.0f} GB/s",
         f"{'operation':28} {'ms':>9} {'torch, ms':>10} {'ratio':>7} {'GB/s':>7} {'of copy':>8}",
     ]
-    for name, row in found["kernels"].items():
+    for name, row in measured["kernels"].items():
         lines.append(
             f"{name:28} {row['milliseconds']:9.2f} {row['torch_milliseconds']:10.2f} {row['times_as_fast']:7.1f} "
             f"{row['gigabytes_per_second']:7.1f} {row['share_of_copy']:8.0%}"

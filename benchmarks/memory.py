@@ -63,7 +63,7 @@ def _forward(module: Any, bfloat16: bool, pairs: int, grid: tuple[int, int, int]
 
 def _step(module: Any, forward: Callable[..., Any], pairs: int, grid: tuple[int, int, int]) -> None:
     """Forward and backward; the gradients of large weights, which would hide the rest on a small grid, left out."""
-    torch.autograd.grad(forward(pairs, grid), [each for each in module.parameters() if each.ndim < 2])
+    torch.autograd.grad(forward(pairs, grid), [parameter for parameter in module.parameters() if parameter.ndim < 2])
 
 
 def _kept(module: Any, forward: Callable[..., Any], shape: tuple[int, int, int]) -> float:

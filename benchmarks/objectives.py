@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from held_back import Brain, cycle_mm, full, markdown, mean_scores, read_brain, score, seen, split
+from held_back import Brain, augmented, cycle_mm, full, markdown, mean_scores, read_brain, score, split
 from torch import Tensor
 
 from sitreg_lumir.deform.bspline import control_point_bound
@@ -65,21 +65,21 @@ def optimised(
     options: argparse.Namespace,
 ) -> dict[str, float]:  # fmt: skip
     """Mean scores of the three pairs of a triplet, and its cycle."""
-    found, disps, begin = [], [], time.process_time()
+    scores, disps, begin = [], [], time.process_time()
     for k in range(3):
         fixed, moving = brains[k], brains[k - 1]
-        images = [seen(brain, options.half) for brain in (fixed, moving)]
+        images = [augmented(brain, options.half) for brain in (fixed, moving)]
         window, smoothness = choice or (11, 1.0)
         result = optimise(
             starts[k], fixed=images[0][0], moving=images[1][0], fixed_mask=images[0][1], moving_mask=images[1][1],
             steps=0 if choice is None else options.steps, window=window, diffusion_weight=smoothness, levels=4,
         )  # fmt: skip
         disp, disp_inv = (full(field, fixed.image) for field in (result.disp, result.disp_inv))
-        found.append(score(disp, disp_inv, fixed, moving, VOXEL_SIZE))
+        scores.append(score(disp, disp_inv, fixed, moving, VOXEL_SIZE))
         disps.append(disp)
     seconds = (time.process_time() - begin) / 3
     # disps[k] is on the grid of k and leads to k - 1: first 2 -> 1, then 1 -> 0, then 0 -> 2
-    return mean_scores(found) | {
+    return mean_scores(scores) | {
         "cycle_mm": cycle_mm([disps[0], disps[1], disps[2]], brains[2], VOXEL_SIZE),
         "cpu_s": seconds,
     }
@@ -87,7 +87,7 @@ def optimised(
 
 def start(fixed: Brain, moving: Brain, options: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
     """Control points to begin with."""
-    images = [seen(brain, options.half)[0] for brain in (fixed, moving)]
+    images = [augmented(brain, options.half)[0] for brain in (fixed, moving)]
     if options.from_zero:
         shapes = [[-(-n // 2**level) for n in images[0].shape[2:]] for level in (3, 2, 1, 0)]
         return [(torch.zeros(1, 3, *shape), torch.zeros(1, 3, *shape)) for shape in shapes]

@@ -53,15 +53,15 @@ def main() -> None:
         sys.exit(f"{missing[0]} is missing: pip install composable-mapping==0.1.4 deformation-inversion-layer==1.1.2")
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
-    found, fields = {}, {}
-    for side in ("ours", "reference"):
-        file = folder / f"fields_{side}.pt"
-        command = [sys.executable, __file__, "--size", options.size, "--repeat", str(options.repeat), "--side", side]
+    results, fields = {}, {}
+    for way in ("ours", "reference"):
+        file = folder / f"fields_{way}.pt"
+        command = [sys.executable, __file__, "--size", options.size, "--repeat", str(options.repeat), "--side", way]
         done = subprocess.run([*command, "--fields", str(file)], stdout=subprocess.PIPE, check=True)
-        found[side], fields[side] = json.loads(done.stdout), torch.load(file, weights_only=True)
+        results[way], fields[way] = json.loads(done.stdout), torch.load(file, weights_only=True)
         file.unlink()
-        print(f"{side:10} {found[side]['seconds']:7.2f} s  {found[side]['peak_gb']:5.2f} GB", flush=True)
-    print(f"ratio      {found['reference']['seconds'] / found['ours']['seconds']:7.1f}")
+        print(f"{way:10} {results[way]['seconds']:7.2f} s  {results[way]['peak_gb']:5.2f} GB", flush=True)
+    print(f"ratio      {results['reference']['seconds'] / results['ours']['seconds']:7.1f}")
     for name, ours, reference in zip(("disp", "disp_inv"), fields["ours"], fields["reference"], strict=True):
         length = ours.norm(dim=1).mean()
         difference = (ours - reference).norm(dim=1)
@@ -70,7 +70,7 @@ def main() -> None:
         )
 
 
-def measure(side: str, shape: tuple[int, ...], repeat: int, file: Path) -> dict[str, float]:
+def measure(way: str, shape: tuple[int, ...], repeat: int, file: Path) -> dict[str, float]:
     """Median seconds and peak memory of one side in this process; writes its fields."""
     settings.prepare_process()
     torch.manual_seed(0)
@@ -78,7 +78,7 @@ def measure(side: str, shape: tuple[int, ...], repeat: int, file: Path) -> dict[
     fixed, moving = (brain(shape, seed) for seed in range(2))
     seconds = []
     with torch.inference_mode():
-        compute = _ours(module, fixed, moving) if side == "ours" else _reference(module, fixed, moving)
+        compute = _ours(module, fixed, moving) if way == "ours" else _reference(module, fixed, moving)
         for _ in range(repeat + 1):
             start = time.perf_counter()
             fields = compute()
@@ -141,9 +141,9 @@ def _reference(module: Any, fixed: Tensor, moving: Tensor) -> Callable[[], tuple
                 first, second = pyramid.pop().chunk(2)
                 first, second = warp(first, level, left), warp(second, level, right)
                 a, b = update(level, first, second), update(level, second, first)
-                there, back = a @ inverse(b), b @ inverse(a)
-                left, right = (left @ there).resample(), (right @ back).resample()
-                left_inv, right_inv = (back @ left_inv).resample(), (there @ right_inv).resample()
+                forward, back = a @ inverse(b), b @ inverse(a)
+                left, right = (left @ forward).resample(), (right @ back).resample()
+                left_inv, right_inv = (back @ left_inv).resample(), (forward @ right_inv).resample()
             both = (left @ right_inv).resample(), (right @ left_inv).resample()
             disp, disp_inv = (field.sample(data_format=voxels).generate_values() for field in both)
             return disp, disp_inv

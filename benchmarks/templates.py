@@ -91,10 +91,10 @@ def overlap(registration: Registration, root: Path, colin: Path) -> dict[str, di
         else:
             names = ("grey matter", "white matter")
             fixed, moving = merged(of_fixed, [GREY, WHITE]), template_tissues()
-        chain = registration.forward
-        alignment = np.linalg.inv(chain.moving_to_model) @ chain.fixed_to_model
+        transform = registration.forward
+        alignment = np.linalg.inv(transform.moving_to_model) @ transform.fixed_to_model
         scores = {}
-        for stage, map_ in (("aligned", alignment), ("registered", chain)):
+        for stage, map_ in (("aligned", alignment), ("registered", transform)):
             warped = resample_labels(moving.values, moving.affine, map_, fixed.values.shape, fixed.affine)
             values = dsc(fixed.values, moving.values, warped, range(1, len(names) + 1))
             scores[stage] = {**dict(zip(names, map(float, values), strict=True)), "mean": float(np.mean(values))}

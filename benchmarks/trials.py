@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import yaml
-from held_back import cycle_mm, full, markdown, mean_scores, read_brain, score, seen, split
+from held_back import augmented, cycle_mm, full, markdown, mean_scores, read_brain, score, split
 from lightning.pytorch import Callback
 
 from sitreg_lumir.network.ensemble import Ensemble
@@ -197,7 +197,7 @@ def scored(checkpoint: Path, arguments: argparse.Namespace) -> dict[str, float]:
         for k in range(3):
             fixed, moving = brains[k], brains[k - 1]
             images = {"fixed": fixed, "moving": moving}
-            images = {side: seen(brain, not arguments.full)[0] for side, brain in images.items()}
+            images = {role: augmented(brain, not arguments.full)[0] for role, brain in images.items()}
             (stage,) = Ensemble.of([member]).run(**images)
             disp, disp_inv = full(stage.disp, fixed.image), full(stage.disp_inv, moving.image)
             pairs.append(score(disp, disp_inv, fixed, moving, VOXEL_SIZE))

@@ -64,12 +64,12 @@ def run_at_once(arguments: list[str]) -> None:
 def test_the_pages_on_adding_things_run_as_they_stand(name: str, workplace: Path) -> None:
     page = DOCS / "contributing" / f"{name}.md"
     write_files(page, workplace)
-    told = commands(page)
-    assert told and told[0][0] == "fit"
-    for arguments in told:
+    shown = commands(page)
+    assert shown and shown[0][0] == "fit"
+    for arguments in shown:
         run_at_once(arguments)
     made = {path.parts[1] for path in Path("runs").glob("*/checkpoints/last.ckpt")}
-    assert made == {arguments[arguments.index("--name") + 1] for arguments in told if arguments[0] == "fit"}
+    assert made == {arguments[arguments.index("--name") + 1] for arguments in shown if arguments[0] == "fit"}
     if name != "loss-term":
         assert len(list(Path("predictions").glob("disp_*.nii.gz"))) == 3
     if name == "loss-term":
@@ -171,8 +171,8 @@ def test_the_site_builds_strictly_and_asks_for_nothing_from_elsewhere(tmp_path: 
     assert len(pages) >= 40
     fetched = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"(?:https?:)?//[^\"]+\"")
     for page in pages:
-        found = [tag for tag in fetched.findall(page.read_text()) if 'rel="canonical"' not in tag]
-        assert not found, f"{page.name}: {found[0]}"
+        elsewhere = [tag for tag in fetched.findall(page.read_text()) if 'rel="canonical"' not in tag]
+        assert not elsewhere, f"{page.name}: {elsewhere[0]}"
     assert '<h2 id="register"' in (tmp_path / "reference" / "cli.html").read_text()
     assert not list(tmp_path.rglob("*.py"))
 

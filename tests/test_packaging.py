@@ -80,8 +80,8 @@ def test_the_sdist_holds_what_the_tests_and_make_need(built: Path) -> None:
 
 def test_the_installed_package_is_the_wheel_s(installed: Path, tmp_path: Path) -> None:
     code = "import sitreg_lumir; print(sitreg_lumir.__file__)"
-    found = Path(run(installed / "python", "-c", code, cwd=tmp_path).strip())
-    assert found.is_relative_to(installed.parent)
+    imported = Path(run(installed / "python", "-c", code, cwd=tmp_path).strip())
+    assert imported.is_relative_to(installed.parent)
 
 
 def test_help_works_outside_the_clone(installed: Path, tmp_path: Path) -> None:

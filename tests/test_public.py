@@ -52,8 +52,8 @@ def test_each_name_is_there_and_told(name: str) -> None:
 def test_type_checkers_see_the_names_from_the_same_modules() -> None:
     tree = ast.parse(Path(sitreg_lumir.__file__).read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert seen == {name: f"sitreg_lumir.{home}" for name, home in sitreg_lumir._HOMES.items()}
+    homes = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert homes == {name: f"sitreg_lumir.{home}" for name, home in sitreg_lumir._HOMES.items()}
     assert files("sitreg_lumir").joinpath("py.typed").is_file()
 
 
@@ -115,9 +115,9 @@ def test_its_example_runs(
     names = {"sitreg_lumir": sitreg_lumir, "torch": torch, "np": np}
     examples = doctest.DocTestParser().get_doctest(value.__doc__ or "", names, name, None, None)
     assert examples.examples, f"{name} has no example"
-    told: list[str] = []
-    result = doctest.DocTestRunner(optionflags=OPTIONS).run(examples, out=told.append)
-    assert result.failed == 0, "".join(told)
+    printed: list[str] = []
+    result = doctest.DocTestRunner(optionflags=OPTIONS).run(examples, out=printed.append)
+    assert result.failed == 0, "".join(printed)
 
 
 def registration_function() -> Any:

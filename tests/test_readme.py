@@ -14,12 +14,12 @@ from sitreg_lumir.demo.examples import labels_of
 from sitreg_lumir.train.configs import config_names
 
 OPEN_VERBS = ("fit", "validate", "test", "predict")  # they take every setting of data, model and Trainer
-TOLD = [(page, arguments) for page in PAGES for arguments in commands(page)]
+SHOWN = [(page, arguments) for page in PAGES for arguments in commands(page)]
 
 
 def test_there_are_commands_and_the_first_registers_the_example() -> None:
-    assert len(TOLD) > 60
-    assert {arguments[0] for _, arguments in TOLD} >= {
+    assert len(SHOWN) > 60
+    assert {arguments[0] for _, arguments in SHOWN} >= {
         "register",
         "apply",
         "preprocess",
@@ -37,7 +37,7 @@ def test_the_readme_is_short_and_begins_with_make() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "arguments"), TOLD, ids=[f"{name_of(page)}: {' '.join(arguments)}" for page, arguments in TOLD]
+    ("page", "arguments"), SHOWN, ids=[f"{name_of(page)}: {' '.join(arguments)}" for page, arguments in SHOWN]
 )
 def test_each_command_is_understood(page: Path, arguments: list[str]) -> None:
     options, rest = command_line().parse_known_args(arguments)
@@ -93,7 +93,7 @@ def test_the_commands_on_two_scans_run(
     (tmp_path / "moving_flair.nii.gz").write_bytes(labels_of("EXAMPLE-T2").with_name("example_t2.nii.gz").read_bytes())
     (tmp_path / "moving_points.csv").write_text("x,y,z,name\n10,-20,5,here\n-25,-20,30,there\n")
     done = set()
-    for page, arguments in TOLD:
+    for page, arguments in SHOWN:
         if arguments[:3] == ["apply", "-t", "registration"] and tuple(arguments) not in done:
             assert main(arguments) == 0, f"{page}: {arguments}"
             done.add(tuple(arguments))

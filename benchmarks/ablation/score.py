@@ -50,8 +50,8 @@ def main() -> None:
             name: predicted(checkpoints, folder / name, files) for name, files in datasets.items()
         }
     name = options.runs / f"ablation_{budget}"
-    given = {option: getattr(options, option) for option in ("coarse", "fine", "triplets", "members", "widths")}
-    name.with_suffix(".json").write_text(json.dumps({"budget": given, "rows": scores}, indent=1) + "\n")
+    settings = {option: getattr(options, option) for option in ("coarse", "fine", "triplets", "members", "widths")}
+    name.with_suffix(".json").write_text(json.dumps({"budget": settings, "rows": scores}, indent=1) + "\n")
     text = table(scores)
     name.with_suffix(".md").write_text(text + "\n")
     draw_curves(options, name.with_suffix(".png"))

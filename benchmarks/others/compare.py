@@ -91,9 +91,9 @@ def check(commands: dict[str, list[str]], pair: Pair) -> None:
         nib.save(nib.Nifti1Image(np.roll(values, SHIFT, (0, 1, 2)), image.affine), moving)
         for row, command in commands.items():
             run([*command, str(pair.fixed.path), str(moving), str(field), "--contrasts", "other"], Path(folder) / "log")
-            found = np.median(np.asarray(nib.load(field).dataobj)[values > 0], axis=0)
-            print(f"{row}: moved by {SHIFT} voxels, found {', '.join(f'{component:.2f}' for component in found)}")
-            wrong += [row] if np.abs(found - SHIFT).max() > 0.3 else []
+            median_shift = np.median(np.asarray(nib.load(field).dataobj)[values > 0], axis=0)
+            print(f"{row}: moved by {SHIFT} voxels, found {', '.join(f'{moved:.2f}' for moved in median_shift)}")
+            wrong += [row] if np.abs(median_shift - SHIFT).max() > 0.3 else []
     if wrong:
         sys.exit(f"the field's convention, or the registration, is wrong: {', '.join(wrong)}")
 
@@ -146,9 +146,9 @@ def write_table(pairs: list[Pair], options: argparse.Namespace) -> None:
     rows: dict[str, Any] = {"affine": {"scores": scores(options.out / "affine", options.root, "--identity")}}
     for folder in sorted(path for path in options.out.iterdir() if path.is_dir() and path.name != "affine"):
         records = [folder / f"{pair.long_name}.json" for pair in pairs]
-        there = sum(record.is_file() for record in records)
-        if there < len(pairs):
-            print(f"{folder.name}: left out of the table, {there} of {len(pairs)} pairs are done")
+        done = sum(record.is_file() for record in records)
+        if done < len(pairs):
+            print(f"{folder.name}: left out of the table, {done} of {len(pairs)} pairs are done")
             continue
         costs = [json.loads(record.read_text()) for record in records]
         rows[folder.name] = {"scores": scores(folder, options.root), "cost": {}, "by": {}}
@@ -177,8 +177,8 @@ def scores(folder: Path, root: Path, *arguments: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "sitreg_lumir.cli", "evaluate", *where]
         command += ["--data", *(str(root / name) for name in DATASETS)]
         subprocess.run(command, check=True, env={**os.environ, **ONE_THREAD})
-    found: dict[str, Any] = json.loads(file.read_text())["groups"]
-    return found
+    groups: dict[str, Any] = json.loads(file.read_text())["groups"]
+    return groups
 
 
 def table(rows: dict[str, Any]) -> str:

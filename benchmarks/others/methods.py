@@ -116,9 +116,9 @@ def syn(fixed: Path, moving: Path, **arguments: Any) -> tuple[np.ndarray, float]
     images = [ants.image_read(str(path)) for path in (fixed, moving)]
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
-        found = ants.registration(*images, "SyNOnly", outprefix=f"{folder}/syn", **arguments)
+        registered = ants.registration(*images, "SyNOnly", outprefix=f"{folder}/syn", **arguments)
         seconds = time.process_time() - start
-        whole = ants.apply_transforms(*images, found["fwdtransforms"], compose=f"{folder}/whole")
+        whole = ants.apply_transforms(*images, registered["fwdtransforms"], compose=f"{folder}/whole")
         return from_itk(whole, fixed, moving), seconds
 
 
@@ -139,11 +139,11 @@ def fireants(fixed: Path, moving: Path, **arguments: Any) -> tuple[np.ndarray, f
     read = [sitk.ReadImage(str(path), sitk.sitkFloat32) / 255 for path in (fixed, moving)]
     images = [BatchedImages([Image(image, device="cpu")]) for image in read]
     start = time.process_time()
-    found = GreedyRegistration(fixed_images=images[0], moving_images=images[1], progress_bar=False, **arguments)
-    found.optimize()
+    registration = GreedyRegistration(fixed_images=images[0], moving_images=images[1], progress_bar=False, **arguments)
+    registration.optimize()
     seconds = time.process_time() - start
     with tempfile.TemporaryDirectory() as folder:
-        found.save_as_ants_transforms(f"{folder}/warp.nii.gz")
+        registration.save_as_ants_transforms(f"{folder}/warp.nii.gz")
         return from_itk(f"{folder}/warp.nii.gz", fixed, moving), seconds
 
 
@@ -154,8 +154,8 @@ def from_itk(field: str, fixed: Path, moving: Path) -> np.ndarray:
     if world.shape[:3] != nib.load(fixed).shape:
         raise ValueError(f"the field is {world.shape[:3]}, the fixed image {nib.load(fixed).shape}")
     grid = np.stack(np.indices(world.shape[:3]), axis=-1)
-    there = grid @ to_world[:3, :3].T + to_world[:3, 3] + world
-    return there @ from_world[:3, :3].T + from_world[:3, 3] - grid
+    moved = grid @ to_world[:3, :3].T + to_world[:3, 3] + world
+    return moved @ from_world[:3, :3].T + from_world[:3, 3] - grid
 
 
 if __name__ == "__main__":

@@ -200,11 +200,11 @@ def find_field(folder: Path, pair: Pair, *, shared: bool = False, absent: Collec
                 refused = f"{path}: does not say which of several pairs of that name it belongs to; give it a long name"
                 continue
             return FoundField(path, None)
-        others = [stored[role]["name"] for role, image in images.items() if not _is_image(stored[role], image, absent)]
-        if others:
+        foreign = [stored[role]["name"] for role, image in images.items() if not _is_image(stored[role], image, absent)]
+        if foreign:
             same_names = all(stored[role]["name"] == image.name for role, image in images.items())
             kind = "another version of its images" if same_names else "another image"
-            refused = f"{path}: was made from {kind} ({', '.join(others)}); predict the pairs of this data set"
+            refused = f"{path}: was made from {kind} ({', '.join(foreign)}); predict the pairs of this data set"
         elif is_described(path, stored):
             return FoundField(path, stored)
         else:

@@ -114,13 +114,13 @@ def _write(
     """Both results in one pass over the grid; neither takes its name before both are whole."""
     vector = (1, 3) if itk else (3,)
     field_header = plain_header((*shape, *vector), affine, np.float32, intent=VECTOR_INTENTS if itk else 0)
-    with writing(out) as field_file, ExitStack() as others:
+    with writing(out) as field_file, ExitStack() as image_files:
         with ExitStack() as streams:
             put_field = streams.enter_context(writing_planes(field_file, field_header, out))
             put_image, to_moving = None, np.eye(4)
             if moving is not None and warped is not None:
                 image_header = plain_header(shape, affine, moving.values.dtype, intent=moving.intent)
-                image_file = others.enter_context(writing(warped))
+                image_file = image_files.enter_context(writing(warped))
                 put_image = streams.enter_context(writing_planes(image_file, image_header, warped))
                 to_moving = np.linalg.inv(moving.affine) @ affine
             for first, at in _positions_by_planes(transform, shape, affine):
@@ -214,8 +214,8 @@ def _provenance(field: Path, out: Path, grid: dict[str, Any], form: str) -> Prov
     if not is_described(field, stored):
         raise InputError(f"{field}: is not the field that {provenance_path(field).name} describes; predict it again")
     read_provenance(out)  # refuses to replace a JSON of another kind
-    carried = {"field": file_entry(field), "grid": grid, "form": form, "version": __version__}
-    return {**{entry: value for entry, value in stored.items() if entry != "field"}, "carried": carried}
+    resampled = {"field": file_entry(field), "grid": grid, "form": form, "version": __version__}
+    return {**{entry: value for entry, value in stored.items() if entry != "field"}, "carried": resampled}
 
 
 def _write_provenance(out: Path, written: Path, provenance: Provenance | None) -> None:

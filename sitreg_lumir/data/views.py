@@ -30,7 +30,7 @@ def clean_view(stored: Tensor) -> tuple[Tensor, Tensor]:
     return stored.float() / 255, stored > 0
 
 
-def halved(clean: Tensor) -> tuple[Tensor, Tensor]:
+def downsampled_by_two(clean: Tensor) -> tuple[Tensor, Tensor]:
     """A clean view at half resolution: means of 2x2x2 voxels, and the mask of where they are above 0.
 
     Args:
@@ -133,8 +133,8 @@ class Augmentation:
             )
         with torch.autocast(image.device.type, enabled=False):
             views = [
-                self._augment(one.float(), inside, seed)
-                for one, inside, seed in zip(image, mask, seeds.tolist(), strict=True)
+                self._augment(single.float(), inside, seed)
+                for single, inside, seed in zip(image, mask, seeds.tolist(), strict=True)
             ]
         return torch.stack(views)
 

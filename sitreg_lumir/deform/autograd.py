@@ -76,8 +76,8 @@ class Warp(torch.autograd.Function):
 
 
 MAPS = ("left_fwd", "right_fwd", "left_inv", "right_inv")  # the fields of ``update.Maps``, in their order
-_FIRST_CHAINS = (("a", "b_inv"), ("b", "a_inv"))  # what left_fwd and right_fwd are composed of, the last applied first
-_CHAINS = (
+_FIRST_COMPOSITIONS = (("a", "b_inv"), ("b", "a_inv"))  # of left_fwd and right_fwd, the last applied first
+_COMPOSITIONS = (
     ("left_fwd", "a", "b_inv"),
     ("right_fwd", "b", "a_inv"),
     ("b", "a_inv", "left_inv"),
@@ -98,7 +98,7 @@ class Update(torch.autograd.Function):
             fields = _upsampled(control_points, control_points_reverse, factor, shape)
             a_inv, b_inv = (backend.invert(fields[name], tolerance, max_iterations) for name in ("a", "b"))
             fields |= {"a_inv": a_inv, "b_inv": b_inv, **dict(zip(MAPS, maps, strict=True))}
-            updated = tuple(backend.compose([fields[name] for name in names]) for names in _chains(maps))
+            updated = tuple(backend.compose([fields[name] for name in names]) for names in _compositions(maps))
         ctx.save_for_backward(control_points, control_points_reverse, a_inv, b_inv, *maps)
         ctx.factor, ctx.shape = factor, shape
         return updated
@@ -113,7 +113,7 @@ class Update(torch.autograd.Function):
             needed = {"a", "b", "a_inv", "b_inv"}
             needed |= {name for name, need in zip(MAPS, ctx.needs_input_grad[-len(maps) :], strict=True) if need}
             with backend.copies_shared():
-                totals = _gradients(fields, needed, _chains(maps), grads)
+                totals = _gradients(fields, needed, _compositions(maps), grads)
                 through = []
                 for name in ("a", "b"):
                     inverse = f"{name}_inv"
@@ -124,11 +124,11 @@ class Update(torch.autograd.Function):
 
 
 def _gradients(
-    fields: dict[str, Any], needed: set[str], chains: Sequence[Sequence[str]], grads: Sequence[Tensor]
+    fields: dict[str, Any], needed: set[str], compositions: Sequence[Sequence[str]], grads: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """Gradients of the needed fields, from those of the compositions of the chains."""
     totals: dict[str, Tensor] = {}
-    for names, grad in zip(chains, grads, strict=True):
+    for names, grad in zip(compositions, grads, strict=True):
         parts = backend_of(grad).compose_adjoint(
             grad, [fields[name] for name in names], [name in needed for name in names]
         )
@@ -152,8 +152,8 @@ def _upsampled(
     }
 
 
-def _chains(maps: Sequence[Tensor | None]) -> tuple[tuple[str, ...], ...]:
-    return _FIRST_CHAINS if maps[0] is None else _CHAINS
+def _compositions(maps: Sequence[Tensor | None]) -> tuple[tuple[str, ...], ...]:
+    return _FIRST_COMPOSITIONS if maps[0] is None else _COMPOSITIONS
 
 
 class Lncc(torch.autograd.Function):

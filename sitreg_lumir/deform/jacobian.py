@@ -47,7 +47,7 @@ def jacobian_determinant(disp: Tensor) -> Tensor:
     _check(disp)
     columns = []
     for axis in range(3):
-        step = [int(axis == other) for other in range(3)]
+        step = [int(axis == moved_axis) for moved_axis in range(3)]
         gradient = (neighbour(disp, step) - neighbour(disp, [-unit for unit in step])) / 2
         columns.append(_add(gradient, step))
     return triple_product(*columns)

@@ -126,7 +126,7 @@ class SplineUpdates:
             raise ValueError(f"points must be (3, N), got {tuple(points.shape)}")
         backend = backend_of(self.coefficients.flat)
         moved, derivatives, settled = backend.move_points(
-            points.double(), self.chain(inverse), *self.coefficients, self.shape, jacobians, tolerance, MOST_LOOK_UPS
+            points.double(), self.steps(inverse), *self.coefficients, self.shape, jacobians, tolerance, MOST_LOOK_UPS
         )
         if not settled:
             raise NotInvertedError(
@@ -134,7 +134,7 @@ class SplineUpdates:
             )
         return Moved(moved, derivatives)
 
-    def chain(self, inverse: bool) -> list[tuple[int, bool]]:
+    def steps(self, inverse: bool) -> list[tuple[int, bool]]:
         """Which coefficients are applied in which order, and whether it is their inverse."""
         stages = range(len(self.updates))
         first, second = (1, 0) if not inverse else (0, 1)

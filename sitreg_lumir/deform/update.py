@@ -44,9 +44,9 @@ def update_maps(
     Source: Honkamaa & Marttinen, SITReg, Machine Learning for Biomedical Imaging 2024.
     """
     both = (control_points, control_points_reverse)
-    for each in both:
-        check_control_points(each, factor, shape)
-    points, reverse = (each.float() if each.dtype in HALF else each for each in both)
+    for points in both:
+        check_control_points(points, factor, shape)
+    points, reverse = (part.float() if part.dtype in HALF else part for part in both)
     with torch.autocast(points.device.type, enabled=False):
         if torch.is_grad_enabled() and not forward_only:
             updated = autograd.Update.apply(points, reverse, factor, tuple(shape), tolerance, _MAX_ITERATIONS, *maps)

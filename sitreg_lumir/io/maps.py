@@ -52,8 +52,8 @@ def save_map(folder: Path, forward: SplineMap, grids: dict[str, Grid]) -> None:
     tensors: dict[str, Any] = {name: np.asarray(getattr(forward, name), np.float64) for name in _MATRICES}
     steps = [quantum(factor) for factor in updates.factors]
     for stage, (step, pair) in enumerate(zip(steps, updates.updates, strict=True)):
-        for side, points in zip(("moving", "fixed"), pair, strict=True):
-            tensors[f"{side}_{stage}"] = to_integers(points, step).numpy()
+        for role, points in zip(("moving", "fixed"), pair, strict=True):
+            tensors[f"{role}_{stage}"] = to_integers(points, step).numpy()
     for name, brain in (("fixed_brain", forward.brain), ("moving_brain", forward.other_brain)):
         tensors[name] = np.packbits(brain)
     (folder / MAP).write_bytes(save({name: np.ascontiguousarray(values) for name, values in tensors.items()}))
@@ -120,16 +120,16 @@ def read_map(path: Path) -> SavedMap:
 
 def _description(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no JSON ({error}); {_REMEDY}") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise InputError(f"{path}: does not describe an exact map; {_REMEDY}")
-    if found.get("version") != VERSION:
-        raise InputError(f"{path}: has version {found.get('version')!r}, known is {VERSION}; update sitreg_lumir")
-    return found
+    if description.get("version") != VERSION:
+        raise InputError(f"{path}: has version {description.get('version')!r}, known is {VERSION}; update sitreg_lumir")
+    return description
 
 
 def _points(integers: Any, step: float) -> torch.Tensor:

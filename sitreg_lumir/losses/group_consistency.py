@@ -42,12 +42,12 @@ def group_consistency(
 
 def cycle_mask(disps: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
     """Where every look-up of a chain ``disps[0] o disps[1] o ...`` hits the mask of that field's grid, bool."""
-    chain = disps[-1].detach()
+    composed = disps[-1].detach()
     valid = masks[-1].bool()
     for index in range(len(disps) - 2, -1, -1):
-        valid = valid & mask_at(masks[index], chain, relative=True)
+        valid = valid & mask_at(masks[index], composed, relative=True)
         if index:
-            chain = compose(*[disp.detach() for disp in disps[index:]])
+            composed = compose(*[disp.detach() for disp in disps[index:]])
     return valid
 
 

@@ -50,9 +50,9 @@ def robust_hausdorff(
     return max(_directed(codes_1, codes_2, size, fraction), _directed(codes_2, codes_1, size, fraction))
 
 
-def _directed(codes: Codes, others: Codes, spacing: Floats, fraction: float) -> float:
-    """The distance to the surface of ``others`` within which ``fraction`` of the area of ``codes`` lies."""
-    where, target = np.nonzero(_is_surface(codes)), _is_surface(others)
+def _directed(codes: Codes, target_codes: Codes, spacing: Floats, fraction: float) -> float:
+    """The distance to the surface of ``target_codes`` within which ``fraction`` of the area of ``codes`` lies."""
+    where, target = np.nonzero(_is_surface(codes)), _is_surface(target_codes)
     areas = area_table((float(spacing[0]), float(spacing[1]), float(spacing[2])))[codes[where]]
     distances = np.zeros(len(areas))
     apart = ~target[where]

@@ -30,11 +30,11 @@ def left_right_axis(affine: ArrayLike, shape: Sequence[int], where: str) -> int:
     matrix = np.asarray(affine, dtype=np.float64)
     reflected = np.linalg.inv(matrix) @ np.diag([-1.0, 1.0, 1.0, 1.0]) @ matrix  # voxel to voxel
     corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
-    there = corners @ reflected.T
+    mirrored = corners @ reflected.T
     for axis in range(3):
         expected = corners.copy()
         expected[:, axis] = shape[axis] - 1 - corners[:, axis]
-        if np.abs(there - expected).max() <= _TOLERANCE:
+        if np.abs(mirrored - expected).max() <= _TOLERANCE:
             return axis
     raise InputError(
         f"{where}: mirroring needs a grid with an axis from left to right and its middle at x = 0 mm; leave it out"

@@ -162,19 +162,19 @@ def load_members(paths: Sequence[str | Path], allow_imports: bool | str | Sequen
     stored = [read_member(file) for file in member_files(paths)]
     first = stored[0]
     contract = first.card.input_contract()
-    for other in stored[1:]:
-        for key, value in other.card.input_contract().items():
+    for member in stored[1:]:
+        for key, value in member.card.input_contract().items():
             if value != contract[key]:
                 raise InputError(
-                    f"{other.path}: {key} is {value}, but {first.path} has {contract[key]}; "
+                    f"{member.path}: {key} is {value}, but {first.path} has {contract[key]}; "
                     "members of one ensemble must agree"
                 )
-        same = first.transform.keys() == other.transform.keys() and all(
-            torch.equal(tensor, other.transform[name]) for name, tensor in first.transform.items()
+        same = first.transform.keys() == member.transform.keys() and all(
+            torch.equal(tensor, member.transform[name]) for name, tensor in first.transform.items()
         )
         if not same:
             raise InputError(
-                f"{other.path}: its input transform has learned other values than that of {first.path}; "
+                f"{member.path}: its input transform has learned other values than that of {first.path}; "
                 "members of one ensemble see the same input"
             )
     return [member.build(allow_imports) for member in stored]

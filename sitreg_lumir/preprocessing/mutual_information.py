@@ -74,9 +74,9 @@ def optimise(target: Level, scan: Level, start: Matrix, *, even: bool) -> tuple[
     return np.round(matrix, _DIGITS), round(-method.GetMetricValue(), _DIGITS)
 
 
-def mutual_information(target: Level, scan: Level, transform: Matrix, others: Sequence[Matrix]) -> float:
+def mutual_information(target: Level, scan: Level, transform: Matrix, initial: Sequence[Matrix]) -> float:
     """Mutual information, nats, over what the scan shows under all the matrices; 0 where the two do not overlap."""
-    method = _registration_method(target, scan, [transform, *others])
+    method = _registration_method(target, scan, [transform, *initial])
     method.SetInitialTransform(_as_itk(transform))
     try:
         value = method.MetricEvaluate(_image(target.values, target.grid), _image(scan.values, scan.grid))

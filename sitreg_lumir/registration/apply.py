@@ -33,14 +33,14 @@ from sitreg_lumir.io.points import read_points, save_points
 from sitreg_lumir.io.read import LABEL_INTENT, Scan, read_grid, read_image
 from sitreg_lumir.io.write import of_type, plain_header
 
-Side: TypeAlias = Literal["fixed", "moving"]
+Target: TypeAlias = Literal["fixed", "moving"]
 Sampling: TypeAlias = Literal["linear", "nearest labels", "linear labels"]
 
-IMAGES_TO: dict[Side, str] = {  # in a registration's folder: the field on the grid that images go to
+IMAGES_TO: dict[Target, str] = {  # in a registration's folder: the field on the grid that images go to
     "fixed": "from-moving_to-fixed_xfm.nii.gz",
     "moving": "from-fixed_to-moving_xfm.nii.gz",
 }
-POINTS_TO: dict[Side, str] = {"fixed": IMAGES_TO["moving"], "moving": IMAGES_TO["fixed"]}
+POINTS_TO: dict[Target, str] = {"fixed": IMAGES_TO["moving"], "moving": IMAGES_TO["fixed"]}
 
 _VALUES_AT_ONCE = 1 << 25  # of the result, bounds it to some 128 MB
 _PROBES = 16  # points along each axis that stand for a grid
@@ -63,7 +63,7 @@ def apply(
     image: str | Path | None = None,
     labels: str | Path | None = None,
     points: str | Path | None = None,
-    to: Side | None = None,
+    to: Target | None = None,
     reference: str | Path | None = None,
     linear_labels: bool = False,
     lps: bool = False,
@@ -126,10 +126,10 @@ def apply(
 
 
 def _read_transforms(
-    given: Sequence[str | Path], to: Side | None, header: str | None, of_points: bool
+    transforms: Sequence[str | Path], to: Target | None, header: str | None, of_points: bool
 ) -> tuple[list[Transform], list[Path], _Grid | None]:
     """The transforms in the order of application, their files, and the scan's grid if the first is an exact map."""
-    named = [_named(one) for one in given]
+    named = [_named(transform) for transform in transforms]
     folder = next((path for path, _ in named if path.is_dir()), None)
     if folder is not None and to is None:
         raise InputError(f"{folder}: a folder has transforms for both ways; add --to fixed or --to moving")
@@ -160,9 +160,9 @@ def _read_transforms(
     return maps, files, own_grid
 
 
-def _named(given: str | Path) -> tuple[Path, bool]:
+def _named(transform: str | Path) -> tuple[Path, bool]:
     """A path, and whether it is in ANTs' form for the inverse, ``[path,1]``."""
-    text = str(given)
+    text = str(transform)
     if not (text.startswith("[") and text.endswith("]")):
         return Path(text), False
     name, _, flag = text[1:-1].rpartition(",")
@@ -247,16 +247,16 @@ def _planes(
     x, y, z = grid.shape
     count = max(1, _VALUES_AT_ONCE // (x * y * frames.shape[3]))
     for first in range(0, z, count):
-        shape, here = (x, y, min(count, z - first)), grid.affine.copy()
-        here[:3, 3] += first * here[:3, 2]
+        shape, slab_affine = (x, y, min(count, z - first)), grid.affine.copy()
+        slab_affine[:3, 3] += first * slab_affine[:3, 2]
         if sampling == "linear labels":
-            each = np.moveaxis(frames, 3, 0)
-            moved = [resample_labels(one, affine, maps, shape, here, interpolation="linear") for one in each]
-            yield first, np.stack(moved, axis=-1)
+            series = np.moveaxis(frames, 3, 0)
+            args = (affine, maps, shape, slab_affine)
+            yield first, np.stack([resample_labels(frame, *args, interpolation="linear") for frame in series], axis=-1)
         elif sampling == "nearest labels":
-            yield first, resample(frames, affine, maps, shape, here, interpolation="nearest", outside=outside)
+            yield first, resample(frames, affine, maps, shape, slab_affine, interpolation="nearest", outside=outside)
         else:
-            yield first, of_type(resample(frames, affine, maps, shape, here, outside=outside), values.dtype)
+            yield first, of_type(resample(frames, affine, maps, shape, slab_affine, outside=outside), values.dtype)
 
 
 def _storable(path: Path, values: NDArray[Any]) -> NDArray[Any]:

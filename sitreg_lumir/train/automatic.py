@@ -135,7 +135,7 @@ def _trial_step(
 
     def forward(stored: Tensor) -> Tensor:
         views = [View(*module.clean(images), None) for images in stored]
-        views = [view._replace(seen=module.inputs(view.clean)) for view in views]
+        views = [view._replace(network_input=module.inputs(view.clean)) for view in views]
         if not triplet:
             return module.pair_step(views[0], views[1])[0]
         fields = three_pairs_in_turn(module.pair_step, views)

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.groups import other_labelling
 from sitreg_lumir.data.lumir import Pair
-from sitreg_lumir.data.views import Augmentation, clean_view, halved
+from sitreg_lumir.data.views import Augmentation, clean_view, downsampled_by_two
 from sitreg_lumir.errors import CollectiveError, InputError
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.metrics import PairTable, score_pair, values_outside
@@ -250,12 +250,12 @@ class RegistrationModule(LightningModule):
 
     def pair_loss(self, moving: View, fixed: View, inverse: bool = False) -> tuple[Tensor, Stage]:
         """One pair's weighted loss and its last stage, with the inverse field where a term or the caller needs it."""
-        assert moving.seen is not None and fixed.seen is not None
+        assert moving.network_input is not None and fixed.network_input is not None
         active = self.active_terms("pair")
         stages = run_stages(
             [self.network],
-            fixed=fixed.seen,
-            moving=moving.seen,
+            fixed=fixed.network_input,
+            moving=moving.network_input,
             levels=range(self.network.levels) if any(term.earlier for term, _ in active) else (0,),
             inverse=inverse or any(term.inverse for term, _ in active),
             recompute=self.recompute,
@@ -316,11 +316,11 @@ class RegistrationModule(LightningModule):
         """One image's views; the augmented one depends on its seed only, so that all ranks see the same."""
         clean, mask = self.clean(batch["images"][:, position])
         if self.current_epoch < self.coarse_epochs:
-            clean, mask = halved(clean)
-        seen = clean
+            clean, mask = downsampled_by_two(clean)
+        augmented = clean
         if needed and self.augmentation is not None:
-            seen = self.augmentation(clean, mask, batch["view_seed"][:, position]).to(clean.dtype)
-        return View(clean, mask, self.inputs(seen) if needed else None)
+            augmented = self.augmentation(clean, mask, batch["view_seed"][:, position]).to(clean.dtype)
+        return View(clean, mask, self.inputs(augmented) if needed else None)
 
     def clean(self, stored: Tensor) -> tuple[Tensor, Tensor]:
         """The clean view, in float64 if the network is, and the mask."""

@@ -18,12 +18,12 @@ class View(NamedTuple):
     Attributes:
         clean: ``(B, 1, X, Y, Z)``, [0, 1]: what the loss compares.
         mask: bool, the same shape.
-        seen: ``(B, C, X, Y, Z)``: what the network gets; None where another process needs it.
+        network_input: ``(B, C, X, Y, Z)``: what the network gets; None where another process needs it.
     """
 
     clean: Tensor
     mask: Tensor
-    seen: Tensor | None
+    network_input: Tensor | None
 
 
 class TripletFields(NamedTuple):

@@ -35,9 +35,9 @@ def phantom() -> tuple[np.ndarray, np.ndarray]:
 
 def test_tissues_are_found_in_spite_of_a_bias_field(held_back: ModuleType) -> None:
     values, tissue = phantom()
-    found = held_back.tissues(values, tissue > 0, 2.0)
-    assert set(np.unique(found)) == {0, *held_back.TISSUES}
-    assert (found[tissue > 0] == tissue[tissue > 0]).mean() > 0.98
+    labels = held_back.tissues(values, tissue > 0, 2.0)
+    assert set(np.unique(labels)) == {0, *held_back.TISSUES}
+    assert (labels[tissue > 0] == tissue[tissue > 0]).mean() > 0.98
 
 
 def test_fields_that_match_score_better(held_back: ModuleType) -> None:

@@ -126,10 +126,10 @@ def own_ndv(pair: tuple[str, str], volumes: Volumes) -> float:
     for index in np.argwhere(volumes[f"images {pair[0]}"] > 0):
         if not all(0 < i < n - 1 for i, n in zip(index, SHAPE, strict=True)):
             continue
-        here = places[(slice(None), *index)]
+        centre = places[(slice(None), *index)]
 
-        def step(offset: NDArray[Any], index: NDArray[Any] = index, here: NDArray[Any] = here) -> NDArray[Any]:
-            return places[(slice(None), *(index + offset))] - here  # type: ignore[no-any-return]
+        def step(offset: NDArray[Any], index: NDArray[Any] = index, centre: NDArray[Any] = centre) -> NDArray[Any]:
+            return places[(slice(None), *(index + offset))] - centre  # type: ignore[no-any-return]
 
         frames = [[s * step(s * unit[axis]) for axis, s in enumerate(sign)] for sign in signs]
         frames.append([step(-unit[0] - unit[1]), step(-unit[0] - unit[2]), step(-unit[1] - unit[2])])
@@ -386,9 +386,9 @@ def test_a_group_called_like_the_contrasts_of_others_is_refused(tmp_path: Path) 
     data_samples.write(root, content)
     assert read_dataset(root).groups == (), "they are its own contrasts"
     mixed = "LUMIR_dataset_multimodal.json"
-    other = json.loads((root / mixed).read_text())
-    other["validation"][0]["group"] = "T1-T1"
-    data_samples.write(root, other, mixed)
+    description = json.loads((root / mixed).read_text())
+    description["validation"][0]["group"] = "T1-T1"
+    data_samples.write(root, description, mixed)
     datasets = [read_dataset(root), read_dataset(root / mixed)]
     with pytest.raises(InputError, match="'T1-T1' is called like the contrasts of some pairs"):
         evaluate(None, datasets, identity=True)
@@ -508,7 +508,7 @@ def test_validation_of_a_training_logs_each_group(
     predict = ["predict", "--members", str(checkpoint), "--data.root", str(root), "-o", str(tmp_path / "out")]
     assert main([*predict, "--data.cache", str(tmp_path / "cache"), "--device", "cpu"]) == 0
     groups = evaluate(tmp_path / "out", [read_dataset(root)]).summary["groups"]
-    seen = {key for key, value in rows[-1].items() if value}
+    logged = {key for key, value in rows[-1].items() if value}
     for group in ("in-domain", "high-field", "multi-modal", "T1-T1", "T1-T2"):
         assert float(rows[-1][f"val/dsc/{group}"]) == pytest.approx(groups[group]["dsc"]["mean"], abs=1e-5)
         (value,) = [row[f"val/dsc/{group}"] for row in history if f"val/dsc/{group}" in row]
@@ -516,7 +516,7 @@ def test_validation_of_a_training_logs_each_group(
     assert float(rows[-1]["val/tre/landmarks"]) == pytest.approx(groups["landmarks"]["tre"]["mean"], abs=1e-5)
     assert float(rows[-1]["val/hd95"]) == pytest.approx(groups["all"]["hd95"]["mean"], abs=1e-5)
     assert float(rows[-1]["val/ndv"]) == pytest.approx(groups["all"]["ndv"]["mean"], abs=1e-5)
-    assert not {"val/dsc/landmarks", "val/tre/in-domain", "val/dsc/no group", "val/dsc/other"} & seen
+    assert not {"val/dsc/landmarks", "val/tre/in-domain", "val/dsc/no group", "val/dsc/other"} & logged
 
 
 def test_panels_show_the_paper_s_three_groups(tiny: tuple[Path, Path, Volumes], tmp_path: Path) -> None:

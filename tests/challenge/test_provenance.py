@@ -102,8 +102,8 @@ def test_differences_are_named(inner: list[Pair]) -> None:
     assert compare(first, first) == []
     renamed = first | {"members": [MEMBER | {"name": "copy.ckpt"}]}
     assert compare(renamed, first) == []
-    other = first | {"options": {"tolerance": 0.1}, "version": "0"}
-    assert {difference.entry for difference in compare(other, first)} == {"options.tolerance", "version"}
+    second = first | {"options": {"tolerance": 0.1}, "version": "0"}
+    assert {difference.entry for difference in compare(second, first)} == {"options.tolerance", "version"}
     more = first | {"members": [MEMBER, MEMBER]}
     assert [str(difference) for difference in compare(first, more)] == [
         "members.1.sha256 is absent there, 000000000000.. now"
@@ -124,8 +124,8 @@ def test_runs_of_two_contrasts_into_one_folder_never_mix(tmp_path: Path, inner: 
     assert all((folder / name).read_bytes() == content for name, content in kept.items())
     assert run(folder, cross) == run(folder, inner) == run(folder, inner + cross) == []
     assert run(folder, cross, overwrite=True) == []
-    found = [find_field(folder, pair) for pair in inner + cross]
-    assert [field.path.name for field in found if field] == [*sorted(n for n in kept if n.endswith("gz")), *long]
+    fields = [find_field(folder, pair) for pair in inner + cross]
+    assert [field.path.name for field in fields if field] == [*sorted(n for n in kept if n.endswith("gz")), *long]
 
 
 def test_short_names_that_collide_become_long(tmp_path: Path, inner: list[Pair], cross: list[Pair]) -> None:
@@ -206,8 +206,8 @@ def test_fields_of_other_software_and_of_other_pairs(tmp_path: Path, inner: list
     with pytest.raises(InputError, match="another image"):
         find_field(folder, cross[0])
     provenance_path(folder / "disp_0100_0101.nii.gz").unlink()
-    found = find_field(folder, inner[0])
-    assert found is not None
-    assert found.provenance is None
+    field = find_field(folder, inner[0])
+    assert field is not None
+    assert field.provenance is None
     with pytest.raises(InputError, match="which of several pairs"):
         find_field(folder, inner[0], shared=True)

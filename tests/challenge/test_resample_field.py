@@ -75,8 +75,8 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[Any], *words: st
 def test_on_its_own_grid_a_field_stays_what_it_is(tmp_path: Path, field: Path) -> None:
     out = tmp_path / "same.nii.gz"
     assert main(["carry", str(field), "--to", str(to_grid(tmp_path, SHAPE, AFFINE)), "-o", str(out)]) == 0
-    (carried, affine), (stored, _) = load_disp(out), load_disp(field)
-    np.testing.assert_allclose(carried, stored, atol=1e-5, rtol=0)
+    (resampled, affine), (stored, _) = load_disp(out), load_disp(field)
+    np.testing.assert_allclose(resampled, stored, atol=1e-5, rtol=0)
     np.testing.assert_array_equal(affine, AFFINE)
     assert content(out)[:352] == content(field)[:352]
 
@@ -200,20 +200,20 @@ def test_provenance_is_carried_on(tmp_path: Path, field: Path, capsys: pytest.Ca
     resample_field(field, grid, out)
     stored = json.loads((out.parent / beside.name).read_text())
     assert stored.pop("field") == {"name": out.name, "sha256": sha256_file(out)}
-    carried = stored.pop("carried")
+    origin = stored.pop("carried")
     assert stored == made
-    assert carried["field"] == {"name": field.name, "sha256": sha256_file(field)}
-    assert carried["grid"]["name"] == "grid.nii.gz" and carried["grid"]["shape"] == list(shape)
-    np.testing.assert_allclose(carried["grid"]["affine"], affine, atol=1e-6)
+    assert origin["field"] == {"name": field.name, "sha256": sha256_file(field)}
+    assert origin["grid"]["name"] == "grid.nii.gz" and origin["grid"]["shape"] == list(shape)
+    np.testing.assert_allclose(origin["grid"]["affine"], affine, atol=1e-6)
     beside.write_text(json.dumps({**made, "field": {"name": field.name, "sha256": "1" * 64}}))
     refused(capsys, [field, "--to", grid, "-o", out], "disp_0100_0101.json")
     beside.unlink()
     resample_field(field, grid, out)
     assert not (out.parent / beside.name).exists()  # it told of the field before
-    other = tmp_path / "scan.json"
-    other.write_text('{"EchoTime": 1}')
+    sidecar = tmp_path / "scan.json"
+    sidecar.write_text('{"EchoTime": 1}')
     resample_field(field, grid, tmp_path / "scan.nii.gz")
-    assert other.read_text() == '{"EchoTime": 1}'
+    assert sidecar.read_text() == '{"EchoTime": 1}'
 
 
 def test_wrong_input_ends_in_one_line(tmp_path: Path, field: Path, capsys: pytest.CaptureFixture[str]) -> None:

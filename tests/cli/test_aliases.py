@@ -34,9 +34,9 @@ def test_the_usual_data_is_taken_the_variable_first(tmp_path: Path, monkeypatch:
     assert "--data.root=elsewhere" not in complete(["--config", "mind", "--data", "own"])
 
 
-@pytest.mark.parametrize("given", [["--data", "own"], ["--data=own"], ["--data.root", "own"], ["--data.root=own"]])
-def test_data_is_the_root_by_any_name(given: list[str]) -> None:
-    assert "own" in complete(given)[-1] and "--data.root" in " ".join(complete(given))
+@pytest.mark.parametrize("words", [["--data", "own"], ["--data=own"], ["--data.root", "own"], ["--data.root=own"]])
+def test_data_is_the_root_by_any_name(words: list[str]) -> None:
+    assert "own" in complete(words)[-1] and "--data.root" in " ".join(complete(words))
 
 
 def test_a_root_in_a_config_counts_and_a_yaml_file_stays_lightning_s(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_root_in_a_config_counts_and_a_yaml_file_stays_lightning_s(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("given", "added"),
+    ("words", "added"),
     [
         (["--seed_everything", "7"], ["--data.seed=7"]),
         (["--data.seed=7"], ["--seed_everything=7"]),
@@ -56,8 +56,8 @@ def test_a_root_in_a_config_counts_and_a_yaml_file_stays_lightning_s(tmp_path: P
         ([], []),
     ],
 )
-def test_one_seed_sets_both_unless_both_are_given(given: list[str], added: list[str]) -> None:
-    assert complete(["--data", "own", *given]) == [*added, "--data.root=own", *given]
+def test_one_seed_sets_both_unless_both_are_given(words: list[str], added: list[str]) -> None:
+    assert complete(["--data", "own", *words]) == [*added, "--data.root=own", *words]
 
 
 def test_former_names_of_verbs_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

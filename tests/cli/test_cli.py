@@ -146,11 +146,11 @@ def test_fields_are_written_skipped_refused_and_scored(
     assert "3 fields are there already, 0 to predict" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
 
-    other = tmp_path / "other.safetensors"
-    assert main(["export", str(checkpoint), "-o", str(other), "--half"]) == 0
-    refused(capsys, predict_arguments(root, other, out), "disp_0100_0101", "members.0.sha256", "--overwrite")
+    half_precision = tmp_path / "other.safetensors"
+    assert main(["export", str(checkpoint), "-o", str(half_precision), "--half"]) == 0
+    refused(capsys, predict_arguments(root, half_precision, out), "disp_0100_0101", "members.0.sha256", "--overwrite")
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert main(predict_arguments(root, other, out, "--overwrite")) == 0
+    assert main(predict_arguments(root, half_precision, out, "--overwrite")) == 0
     assert not list(out.glob("warped_*")), "what an earlier run left does not belong to the new fields"
 
     assert main(["evaluate", str(out), "--dataset", str(root / "LUMIR_dataset.json")]) == 0
@@ -172,8 +172,8 @@ def test_two_processes_share_the_pairs(trained: tuple[Path, Path], tmp_path: Pat
     assert len(names) == 9 and names == sorted(path.name for path in (tmp_path / "two").iterdir())
     for name in names:
         if name.endswith(".nii.gz"):
-            one, other = (nibabel.load(tmp_path / folder / name).get_fdata() for folder in ("one", "two"))
-            np.testing.assert_allclose(one, other, atol=1e-4)
+            by_one, by_two = (nibabel.load(tmp_path / folder / name).get_fdata() for folder in ("one", "two"))
+            np.testing.assert_allclose(by_one, by_two, atol=1e-4)
 
 
 def test_t1_and_t2_runs_into_one_folder_never_mix(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_validate_prints_scores(trained: tuple[Path, Path], tmp_path: Path, caps
             "[LUMIR_dataset_multimodal.json]",
         ]
         assert main(arguments) == 0
-        found = capsys.readouterr().out
-        assert "val/dsc/T1-T1" in found and "val/dsc/T1-T2" in found
+        printed = capsys.readouterr().out
+        assert "val/dsc/T1-T1" in printed and "val/dsc/T1-T2" in printed
 
 
 def test_wrong_data_ends_in_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

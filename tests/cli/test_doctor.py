@@ -48,14 +48,14 @@ def test_all_is_well_and_models_are_told_with_their_resolution(
     members: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run()
-    told = capsys.readouterr().out
-    assert told.splitlines()[-1] == "two scans can be registered"
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == "two scans can be registered"
     for words in (
         f"torch         {torch.__version__}", "16 x 24 x 20", "4 x 4 x 4 mm", "one.safetensors", "two.safetensors",
         "that of its card", "CC BY 4.0", "loops compiled by numba", "__pycache__", "free memory", "offline", "deepbet",
         "ipyniivue", "sitreg-lumir  0",
     ):  # fmt: skip
-        assert words in told, words
+        assert words in printed, words
 
 
 def test_json_says_the_same(members: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +69,7 @@ def test_json_says_the_same(members: Path, capsys: pytest.CaptureFixture[str]) -
     assert (first["grid"], first["resolution"], first["input"]) == ("16 x 24 x 20", "4 x 4 x 4 mm", "MIND")
     assert len(first["sha256"]) == 64 and first["sha256"] != second["sha256"]
     parameters = SITReg(in_channels=6, features=[4, 4], head_features=[4, 4]).parameters()
-    assert first["parameters"] == sum(each.numel() for each in parameters)
+    assert first["parameters"] == sum(tensor.numel() for tensor in parameters)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> None:
@@ -119,8 +119,8 @@ def test_members_that_differ_are_refused_as_they_are_when_registering(
 def test_a_missing_package_is_told_with_its_mend(
     members: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("SimpleITK", "wandb") else there(name))
+    version_of = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("SimpleITK", "wandb") else version_of(name))
     refused(capsys, "SimpleITK is not installed; pip install SimpleITK")
     report = doctor.examine()
     assert report["reasons"] == ["SimpleITK is not installed; pip install SimpleITK"], "W&B is for training only"
@@ -160,8 +160,8 @@ def test_each_gpu_is_told_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (10**9 * (index + 1), 8 * 10**9))
     properties = SimpleNamespace(name="a GPU", major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    found = doctor._device([])
-    assert found["chosen"] == "cuda"
-    assert [gpu["free memory"] for gpu in found["cuda"]] == ["1.0 GB", "2.0 GB"]
-    assert found["cuda"][0]["name"] == "a GPU" and found["cuda"][0]["capability"] == "9.0"
+    devices = doctor._device([])
+    assert devices["chosen"] == "cuda"
+    assert [gpu["free memory"] for gpu in devices["cuda"]] == ["1.0 GB", "2.0 GB"]
+    assert devices["cuda"][0]["name"] == "a GPU" and devices["cuda"][0]["capability"] == "9.0"
     assert all(doctor._why(name, "auto") for name in BACKENDS if name != "auto")

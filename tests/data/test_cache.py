@@ -26,15 +26,15 @@ def paths(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The NIfTI files that were read."""
-    seen: list[Path] = []
+    paths: list[Path] = []
 
     def read(path: Path, **options: Any) -> Any:
-        seen.append(path)
+        paths.append(path)
         return original(path, **options)
 
     original = module.read_volume  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "read_volume", read)
-    return seen
+    return paths
 
 
 def _made(paths: list[Path], folder: Path) -> VolumeCache:
@@ -145,8 +145,8 @@ def test_a_large_cache_is_announced_and_one_without_room_leaves_nothing(
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(module, "_LARGE", 4 * head(0).size)
     _made(paths, tmp_path / "told")
-    told = capsys.readouterr().err
-    assert told.count("takes about") == 1 and str(tmp_path / "told") in told and "--data.cache" in told
+    printed = capsys.readouterr().err
+    assert printed.count("takes about") == 1 and str(tmp_path / "told") in printed and "--data.cache" in printed
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4 * head(0).size - 1))
     with pytest.raises(InputError, match=r"GB are free; make room"):
         _made(paths, tmp_path / "full")

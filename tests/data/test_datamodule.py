@@ -24,14 +24,14 @@ class Recorder(pl.LightningModule):
     def __init__(self, fail_at: int | None = None) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: list[tuple[int, list[int]]] = []
+        self.batches: list[tuple[int, list[int]]] = []
         self.pairs: list[str] = []
         self.fail_at = fail_at
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        if len(self.seen) == self.fail_at:
+        if len(self.batches) == self.fail_at:
             raise RuntimeError("stopped here")
-        self.seen.append((int(batch["epoch"][0]), batch["index"].tolist()))
+        self.batches.append((int(batch["epoch"][0]), batch["index"].tolist()))
         return self.weight.sum() * 0
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -126,12 +126,12 @@ def test_resuming_at_any_step_equals_never_having_stopped(tmp_path: Path, accumu
         "accumulate_grad_batches": accumulate,
         "num_sanity_val_steps": 0,
     }
-    whole = _fit(tmp_path, callbacks=[_every_step(tmp_path)], **options).seen
+    whole = _fit(tmp_path, callbacks=[_every_step(tmp_path)], **options).batches
     steps = 10 // (2 * accumulate)
     assert whole == [(e, [2 * k, 2 * k + 1]) for e in range(2) for k in range(steps * accumulate)]
     for step in (1, steps - 1, steps, steps + 1, 2 * steps - 1):
         (saved,) = (tmp_path / "saved").glob(f"epoch=*-step={step}.ckpt")
-        assert _fit(tmp_path, resume=saved, **options).seen == whole[step * accumulate :], saved.name
+        assert _fit(tmp_path, resume=saved, **options).batches == whole[step * accumulate :], saved.name
 
 
 @pytest.mark.parametrize("when", ["validation", "epoch", "max_steps"])
@@ -143,21 +143,21 @@ def test_resuming_from_other_checkpoints(tmp_path: Path, when: str) -> None:
         options["val_check_interval"] = 2
     if when == "epoch":
         saving = _every_step(tmp_path, every_n_train_steps=0, every_n_epochs=1, save_on_train_epoch_end=True)
-    whole = _fit(tmp_path, callbacks=[saving], **options).seen
+    whole = _fit(tmp_path, callbacks=[saving], **options).batches
     checkpoints = sorted((tmp_path / "saved").glob("*.ckpt"))
     assert len(checkpoints) >= 2
     for saved in checkpoints:
         done = int(saved.stem.rpartition("=")[2])
-        assert _fit(tmp_path, resume=saved, **options).seen == whole[done:], saved.name
+        assert _fit(tmp_path, resume=saved, **options).batches == whole[done:], saved.name
 
 
 def test_a_batch_that_failed_is_taken_again(tmp_path: Path) -> None:
-    whole = _fit(tmp_path).seen
+    whole = _fit(tmp_path).batches
     saving = ModelCheckpoint(tmp_path / "saved", every_n_epochs=99, save_on_exception=True)
     with pytest.raises(RuntimeError, match="stopped here"):
         _fit(tmp_path, fail_at=7, callbacks=[saving])
     (saved,) = (tmp_path / "saved").glob("*.ckpt")
-    assert _fit(tmp_path, resume=saved).seen == whole[7:]
+    assert _fit(tmp_path, resume=saved).batches == whole[7:]
     saved.unlink()
     halves: dict[str, Any] = {"data": {"micro_batch": 1}, "accumulate_grad_batches": 2}
     with pytest.raises(RuntimeError, match="stopped here"):

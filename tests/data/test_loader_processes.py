@@ -24,15 +24,16 @@ class Recorder(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: dict[str, list[Any]] = {"fit": [], "fit validation": [], "validate": [], "test": [], "predict": []}
+        kinds = ("fit", "fit validation", "validate", "test", "predict")
+        self.batches: dict[str, list[Any]] = {kind: [] for kind in kinds}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        self.seen["fit"].append(batch["index"].tolist())
+        self.batches["fit"].append(batch["index"].tolist())
         return self.weight.sum() * 0
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         verb = self.trainer.state.fn or ""
-        self.seen["fit validation" if verb == "fit" else verb] += [pair.long_name for pair in batch["pair"]]
+        self.batches["fit validation" if verb == "fit" else verb] += [pair.long_name for pair in batch["pair"]]
 
     test_step = predict_step = validation_step
 
@@ -66,7 +67,7 @@ def _run(rank: int, port: int, folder: Path) -> None:
         trainer.test(module, datamodule=data, verbose=False)
         trainer.predict(module, datamodule=data, return_predictions=False)
         trainer.fit(module, datamodule=data)
-        results[root.name] = module.seen
+        results[root.name] = module.batches
     (folder / f"{rank}.json").write_text(json.dumps(results))
 
 

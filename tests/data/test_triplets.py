@@ -24,7 +24,7 @@ class Recorder(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: list[tuple[int, list[int], int]] = []
+        self.batches: list[tuple[int, list[int], int]] = []
 
     def on_train_start(self) -> None:
         self.on_train_epoch_start()  # resuming in the middle of an epoch does not start it
@@ -34,7 +34,7 @@ class Recorder(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         assert batch["epoch"].tolist() == [self.current_epoch] * len(batch["index"])
-        self.seen.append((self.current_epoch, batch["index"].tolist(), batch["images"].shape[1]))
+        self.batches.append((self.current_epoch, batch["index"].tolist(), batch["images"].shape[1]))
         return self.weight.sum() * 0
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -72,7 +72,7 @@ def _trainer(tmp_path: Path, **options: Any) -> Trainer:
         default_root_dir=tmp_path,
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,
-        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in options["callbacks"]),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in options["callbacks"]),
         **silent | options,
     )
 
@@ -144,13 +144,13 @@ def test_pairs_give_way_to_triplets(tmp_path: Path) -> None:
     trainer.fit(module, datamodule=data)
     pairs = [(epoch, [index], 2) for epoch in range(START) for index in range(2 * PAIR_STEPS)]
     triplets = [(epoch, [index], 3) for epoch in (START, START + 1) for index in range(TRIPLET_STEPS)]
-    assert module.seen == pairs + triplets
+    assert module.batches == pairs + triplets
     assert trainer.global_step == START * PAIR_STEPS + 2 * TRIPLET_STEPS
     assert [data.accumulate_in(epoch) for epoch in range(4)] == [2, 2, 1, 1]
     assert data.accumulate == 1
     module = Recorder()
     _trainer(tmp_path, max_epochs=1).fit(module, datamodule=_data(tmp_path))
-    assert all(size == 2 for _, _, size in module.seen)
+    assert all(size == 2 for _, _, size in module.batches)
 
 
 RUNS: dict[str, dict[str, Any]] = {  # when it saves, how it runs, triplets per epoch
@@ -168,7 +168,7 @@ def test_resuming_anywhere_equals_never_having_stopped(tmp_path: Path, run: str)
     options = dict(RUNS[run])
     count, batches = options.pop("triplets", TRIPLET_STEPS), options.pop("batches", 1)
     options["triplets"] = Triplets(triplets_per_epoch=count)
-    whole = _fit(tmp_path, saving=_saving(tmp_path, **options.pop("saving", {})), **options).seen
+    whole = _fit(tmp_path, saving=_saving(tmp_path, **options.pop("saving", {})), **options).batches
     first_phase = START * PAIR_STEPS
     assert len(whole) == first_phase * batches + 2 * count
     checkpoints = sorted((tmp_path / "saved").glob("*.ckpt"))
@@ -176,19 +176,19 @@ def test_resuming_anywhere_equals_never_having_stopped(tmp_path: Path, run: str)
     for saved in checkpoints:
         step = int(saved.stem.rpartition("=")[2])
         done = step * batches if step < first_phase else first_phase * (batches - 1) + step
-        assert _fit(tmp_path, resume=saved, **options).seen == whole[done:], saved.name
+        assert _fit(tmp_path, resume=saved, **options).batches == whole[done:], saved.name
 
 
 @pytest.mark.parametrize("batch_size", [1, 6])
 @pytest.mark.parametrize("when", [{}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}])
 def test_after_the_pairs_their_batch_size_may_change(tmp_path: Path, batch_size: int, when: dict[str, Any]) -> None:
-    whole = _fit(tmp_path, saving=_saving(tmp_path, **when)).seen
+    whole = _fit(tmp_path, saving=_saving(tmp_path, **when)).batches
     first_phase = START * PAIR_STEPS
     (saved,) = (tmp_path / "saved").glob(f"epoch=*-step={first_phase}.ckpt")
-    assert _fit(tmp_path, resume=saved, data={"batch_size": batch_size}).seen == whole[first_phase:]
+    assert _fit(tmp_path, resume=saved, data={"batch_size": batch_size}).batches == whole[first_phase:]
     if not when:
         (saved,) = (tmp_path / "saved").glob(f"epoch=*-step={first_phase + 1}.ckpt")
-        assert _fit(tmp_path, resume=saved, data={"batch_size": batch_size}).seen == whole[first_phase + 1 :]
+        assert _fit(tmp_path, resume=saved, data={"batch_size": batch_size}).batches == whole[first_phase + 1 :]
 
 
 def test_an_epoch_of_triplets_is_not_continued_with_pairs(tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_an_epoch_of_triplets_is_not_continued_with_pairs(tmp_path: Path) -> Non
 
 
 def test_one_process_and_three_take_over_from_each_other(tmp_path: Path) -> None:
-    one, three, six = (_loader(tmp_path, rank=0, world_size=world_size) for world_size in (1, 3, 6))
-    state = one.state_dict() | {"consumed": 4}
+    single, three, six = (_loader(tmp_path, rank=0, world_size=world_size) for world_size in (1, 3, 6))
+    state = single.state_dict() | {"consumed": 4}
     three.load_state_dict(state)
     assert [batch["index"].item() for batch in three] == [4, 5]
     with pytest.raises(InputError, match="batch_size 1 -> 2"):

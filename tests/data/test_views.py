@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sitreg_lumir.data.curves import apply_curve, random_curve
-from sitreg_lumir.data.views import Augmentation, clean_view, halved
+from sitreg_lumir.data.views import Augmentation, clean_view, downsampled_by_two
 
 OFF: dict[str, Any] = dict.fromkeys(
     ("blur_probability", "gamma_probability", "inversion_probability", "noise_probability"), 0.0
@@ -34,7 +34,7 @@ def test_clean_view(stored: Tensor) -> None:
 
 def test_halved_views_are_means_of_blocks(stored: Tensor) -> None:
     image, mask = clean_view(stored[..., :7])  # an odd axis
-    coarse, inside = halved(image)
+    coarse, inside = downsampled_by_two(image)
     assert coarse.shape == inside.shape == (2, 1, 5, 6, 3)
     torch.testing.assert_close(coarse[1, 0, 2, 3, 1], image[1, 0, 4:6, 6:8, 2:4].mean())
     assert torch.equal(inside, torch.nn.functional.max_pool3d(mask.float(), 2) > 0)

@@ -48,8 +48,8 @@ def assert_same(actual: Any, expected: Any) -> None:
         assert actual is expected
         return
     if not isinstance(actual, Tensor):
-        for one, other in zip(actual, expected, strict=True):
-            assert_same(one, other)
+        for first, second in zip(actual, expected, strict=True):
+            assert_same(first, second)
         return
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
@@ -58,11 +58,11 @@ def assert_same(actual: Any, expected: Any) -> None:
 def test_chains_equal_plain_torch(shape: tuple[int, ...], random: Any) -> None:
     disps, grad = [random(2, 3, *shape, scale=0.5) for _ in range(4)], random(2, 3, *shape)
     for length in (2, 3, 4):
-        chain = disps[:length]
-        assert_same(backend.compose(chain), torch_backend.compose(chain))
+        fields = disps[:length]
+        assert_same(backend.compose(fields), torch_backend.compose(fields))
         every, first, last = [True] * length, [True] + [False] * (length - 1), [False] * (length - 1) + [True]
         for needed in (every, first, last) if length == 3 else (every,):
-            args = (grad, chain, needed)
+            args = (grad, fields, needed)
             assert_same(backend.compose_adjoint(*args), torch_backend.compose_adjoint(*args))
 
 
@@ -145,12 +145,12 @@ def test_far_displacements_equal_plain_torch(random: Any) -> None:
     target = torch.tensor([4.3, 3.6, 2.2])[:, None, None, None].to(DEVICE)
     gather = target - torch_backend.grid_points(torch.empty(1, 3, *shape, device=DEVICE))
     for disp in (gather.contiguous(), random(1, 3, *shape, scale=40)):
-        grad, other = random(2, 1, 3, *shape)
-        other = 0.2 * other
-        args = (grad, [other, disp, other], [True] * 3)
+        grad, outer = random(2, 1, 3, *shape)
+        outer = 0.2 * outer
+        args = (grad, [outer, disp, outer], [True] * 3)
         assert_same(backend.compose_adjoint(*args), torch_backend.compose_adjoint(*args))
-        assert_same(backend.warp_adjoint(grad, other, disp, 1, True, True),
-                    torch_backend.warp_adjoint(grad, other, disp, 1, True, True))  # fmt: skip
+        assert_same(backend.warp_adjoint(grad, outer, disp, 1, True, True),
+                    torch_backend.warp_adjoint(grad, outer, disp, 1, True, True))  # fmt: skip
 
 
 def test_ends_of_the_volume_have_no_slope(random: Any) -> None:
@@ -178,10 +178,10 @@ def test_any_layout_is_taken(random: Any) -> None:
     sliced = random(2, 3, *(2 * size for size in shape), scale=0.05)[..., ::2, ::2, ::2]
     swapped = random(2, 3, *shape[::-1]).transpose(2, 4)
     (features,) = channels_last(random(1, 2, 9, *shape))
-    chain, needed = [disp, swapped, sliced], [True] * 3
-    assert_same(backend.compose(chain), torch_backend.compose(chain))
+    fields, needed = [disp, swapped, sliced], [True] * 3
+    assert_same(backend.compose(fields), torch_backend.compose(fields))
     for grad in (swapped, torch.ones((), device=DEVICE).expand(2, 3, *shape)):
-        assert_same(backend.compose_adjoint(grad, chain, needed), torch_backend.compose_adjoint(grad, chain, needed))
+        assert_same(backend.compose_adjoint(grad, fields, needed), torch_backend.compose_adjoint(grad, fields, needed))
         inverse = backend.invert(sliced, 1e-6, 100)
         assert_same(inverse, torch_backend.invert(sliced, 1e-6, 100))
         expected = torch_backend.invert_adjoint(grad, sliced, inverse)
@@ -209,20 +209,20 @@ def test_masks_equal_plain_torch(shape: tuple[int, ...], random: Any) -> None:
 def test_correlation_equals_plain_torch(shape: tuple[int, ...], random: Any) -> None:
     """In float64, where plain torch is exact."""
     image_1, image_2 = random(2, 2, 1, *shape, scale=0.2) + 0.5
-    both, one, none = ((True, True),), ((False, True), (True, False)), ((False, False),)
-    for window, mask, needs in ((3, None, both + one + none), (11, random(2, 1, *shape) > -1, both)):
+    both, either, none = ((True, True),), ((False, True), (True, False)), ((False, False),)
+    for window, mask, needs in ((3, None, both + either + none), (11, random(2, 1, *shape) > -1, both)):
         for needed in needs:
             exact = torch_backend.lncc_and_gradients(image_1.double(), image_2.double(), mask, window, *needed)
-            found = backend.lncc_and_gradients(image_1, image_2, mask, window, *needed)
-            for one, other in zip(found, exact, strict=True):
-                assert_close_to_largest(one, other)
+            actual = backend.lncc_and_gradients(image_1, image_2, mask, window, *needed)
+            for result, reference in zip(actual, exact, strict=True):
+                assert_close_to_largest(result, reference)
 
 
 def test_correlation_keeps_what_a_bright_window_varies(random: Any) -> None:
     image_1, image_2 = 0.9 + 0.01 * torch.rand(2, 1, 1, 12, 13, 14, device=DEVICE)
     exact = torch_backend.lncc_and_gradients(image_1.double(), image_2.double(), None, 11, True, True)
-    for one, other in zip(backend.lncc_and_gradients(image_1, image_2, None, 11, True, True), exact, strict=True):
-        assert_close_to_largest(one, other)
+    for result, expected in zip(backend.lncc_and_gradients(image_1, image_2, None, 11, True, True), exact, strict=True):
+        assert_close_to_largest(result, expected)
 
 
 def assert_close_to_largest(actual: Tensor | None, expected: Tensor | None) -> None:
@@ -240,8 +240,8 @@ def test_folding_equals_plain_torch(random: Any) -> None:
         disp = random(2, 3, *shape, scale=0.6)
         exact = torch_backend.ndv_sum_and_gradient(disp.double(), True)
         assert float(exact[0]) > 0.1
-        for one, other in zip(backend.ndv_sum_and_gradient(disp, True), exact, strict=True):
-            assert_close_to_largest(one, other)
+        for result, expected in zip(backend.ndv_sum_and_gradient(disp, True), exact, strict=True):
+            assert_close_to_largest(result, expected)
         value, nothing = backend.ndv_sum_and_gradient(disp, False)
         assert nothing is None
         assert_close_to_largest(value, exact[0])

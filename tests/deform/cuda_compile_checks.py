@@ -23,7 +23,7 @@ def type_of(value: Any) -> Any:
     if isinstance(value, Tensor):
         return POINTERS[value.dtype]
     if isinstance(value, tuple):
-        return tuple(type_of(each) for each in value)
+        return tuple(type_of(part) for part in value)
     return "fp32" if isinstance(value, float) else "i32"
 
 

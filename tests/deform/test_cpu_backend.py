@@ -47,8 +47,8 @@ def assert_same(actual: Any, expected: Any, dtype: torch.dtype) -> None:
         assert actual is expected
         return
     if not isinstance(actual, Tensor):
-        for one, other in zip(actual, expected, strict=True):
-            assert_same(one, other, dtype)
+        for first, second in zip(actual, expected, strict=True):
+            assert_same(first, second, dtype)
         return
     assert actual.dtype == expected.dtype == dtype
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
@@ -68,10 +68,10 @@ def test_every_operation_equals_plain_torch(shape: tuple[int, ...], dtype: torch
     scale = 3.0 if dtype == torch.float64 else 0.5  # in float32, steep fields enlarge the rounding of positions
     disps, grad = [field(scale) for _ in range(4)], field(1.0)
     for length in (2, 3, 4):
-        chain = disps[:length]
-        assert_same(cpu_backend.compose(chain), torch_backend.compose(chain), dtype)
+        fields = disps[:length]
+        assert_same(cpu_backend.compose(fields), torch_backend.compose(fields), dtype)
         for needed in ([True] * length, [True] + [False] * (length - 1), [False] * (length - 1) + [True]):
-            args = (grad, chain, needed)
+            args = (grad, fields, needed)
             assert_same(cpu_backend.compose_adjoint(*args), torch_backend.compose_adjoint(*args), dtype)
     small, tolerance = field(0.05), 1e-13 if dtype == torch.float64 else 1e-6
     inverse = torch_backend.invert(small, tolerance, 100)
@@ -113,10 +113,10 @@ def test_far_displacements_equal_plain_torch(random: Any) -> None:
     target = torch.tensor([20.3, 11.6, 2.2], dtype=torch.float64)[:, None, None, None]
     gather = target - torch_backend.grid_points(torch.empty(1, 3, *shape, dtype=torch.float64))
     for disp in (gather.contiguous(), random(1, 3, *shape, scale=40), gather + random(1, 3, *shape, scale=3)):
-        grad, other = random(2, 1, 3, *shape)
-        args = (grad, [other, disp, other, disp], [True] * 4)
+        grad, outer = random(2, 1, 3, *shape)
+        args = (grad, [outer, disp, outer, disp], [True] * 4)
         assert_same(cpu_backend.compose_adjoint(*args), torch_backend.compose_adjoint(*args), torch.float64)
-        warp_args = (grad, other, disp, 1, True, True)
+        warp_args = (grad, outer, disp, 1, True, True)
         assert_same(cpu_backend.warp_adjoint(*warp_args), torch_backend.warp_adjoint(*warp_args), torch.float64)
 
 
@@ -127,11 +127,11 @@ def test_any_layout_is_taken(random: Any) -> None:
     values = random(2, 4, *shape).contiguous(memory_format=torch.channels_last_3d)
     swapped = random(2, 3, *shape[::-1]).transpose(2, 4)
     dtype = torch.float64
-    chain, needed = [disp, swapped, sliced], [True] * 3
-    assert_same(cpu_backend.compose(chain), torch_backend.compose(chain), dtype)
+    fields, needed = [disp, swapped, sliced], [True] * 3
+    assert_same(cpu_backend.compose(fields), torch_backend.compose(fields), dtype)
     for grad in (swapped, torch.ones((), dtype=dtype).expand(2, 3, *shape)):
-        expected = torch_backend.compose_adjoint(grad, chain, needed)
-        assert_same(cpu_backend.compose_adjoint(grad, chain, needed), expected, dtype)
+        expected = torch_backend.compose_adjoint(grad, fields, needed)
+        assert_same(cpu_backend.compose_adjoint(grad, fields, needed), expected, dtype)
         inverse = cpu_backend.invert(sliced, 1e-12, 100)
         assert_same(inverse, torch_backend.invert(sliced, 1e-12, 100), dtype)
         expected = torch_backend.invert_adjoint(grad, sliced, inverse)
@@ -219,7 +219,7 @@ def test_results_do_not_depend_on_the_number_of_threads(random: Any, two_threads
     on_two = [results() for _ in range(3)]
     torch.set_num_threads(1)
     for run in on_two:
-        assert all(torch.equal(one, two) for one, two in zip(results(), run, strict=True))
+        assert all(torch.equal(result, expected) for result, expected in zip(results(), run, strict=True))
 
 
 def test_forked_workers_and_threads_of_autograd_do_not_disturb(random: Any, two_threads: None) -> None:

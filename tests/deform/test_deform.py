@@ -41,11 +41,11 @@ def small_field(seed: int = 0, batch: int = 2) -> Tensor:
 def test_gradients_agree_with_finite_differences():
     control_points = random(1, 3, 4, 3, 3, scale=0.3).requires_grad_()
     assert torch.autograd.gradcheck(lambda c: upsample_control_points(c, 2, SHAPE), control_points)
-    disp, other = small_field(1, 1).requires_grad_(), small_field(2, 1).requires_grad_()
+    disp, second = small_field(1, 1).requires_grad_(), small_field(2, 1).requires_grad_()
     values = random(1, 2, *SHAPE, seed=3).requires_grad_()
     features = random(1, 2, 4, 3, 3, seed=4).requires_grad_()
     assert torch.autograd.gradcheck(lambda d: invert(d, 1e-13, 500), disp, atol=1e-6)
-    assert torch.autograd.gradcheck(lambda a, b: compose(a, b, a), (disp, other), atol=1e-6)
+    assert torch.autograd.gradcheck(lambda a, b: compose(a, b, a), (disp, second), atol=1e-6)
     assert torch.autograd.gradcheck(lambda v, d: warp(v, d), (values, disp), atol=1e-6)
     assert torch.autograd.gradcheck(lambda v, d: warp(v, d, 2), (features, disp), atol=1e-6)
 
@@ -108,9 +108,9 @@ def test_box_sum_counts_voxels_and_keeps_float32_exact():
 
 def test_half_precision_is_computed_in_float32_and_given_back():
     values, disp = random(1, 2, *SHAPE).float(), small_field(1, 1).float()
-    found = warp(values.bfloat16(), disp)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, warp(values.bfloat16().float(), disp).bfloat16())
+    warped = warp(values.bfloat16(), disp)
+    assert warped.dtype == torch.bfloat16
+    torch.testing.assert_close(warped, warp(values.bfloat16().float(), disp).bfloat16())
 
 
 def test_wrong_shapes_are_named():
@@ -141,15 +141,15 @@ def test_the_update_has_the_gradient_of_the_operations_it_is_made_of():
         return tuple(update_maps(maps, points[2], points[3], 2, SHAPE, 1e-13))  # type: ignore[arg-type]
 
     def plain(*points: Tensor) -> tuple[Tensor, ...]:
-        a, b, c, d = (upsample_control_points(each, 2, SHAPE) for each in points)
-        a_inv, b_inv, c_inv, d_inv = (invert(each, 1e-13, 500) for each in (a, b, c, d))
+        a, b, c, d = (upsample_control_points(control_points, 2, SHAPE) for control_points in points)
+        a_inv, b_inv, c_inv, d_inv = (invert(control_points, 1e-13, 500) for control_points in (a, b, c, d))
         left, right = compose(a, b_inv), compose(b, a_inv)
         return (compose(left, c, d_inv), compose(right, d, c_inv), compose(d, c_inv, right), compose(c, d_inv, left))
 
     weights = [random(1, 3, *SHAPE, seed=seed) for seed in range(10, 14)]
 
     def gradient(maps: tuple[Tensor, ...], of: list[Tensor]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(sum((each * weight).sum() for each, weight in zip(maps, weights, strict=True)), of)
+        return torch.autograd.grad(sum((map_ * weight).sum() for map_, weight in zip(maps, weights, strict=True)), of)
 
     grads = [gradient(maps, points) for maps in (fused(*points), plain(*points))]
     torch.testing.assert_close(fused(*points), plain(*points))

@@ -43,8 +43,8 @@ def assert_same(actual: Any, expected: Any, dtype: torch.dtype) -> None:
         assert actual is expected
         return
     if not isinstance(actual, Tensor):
-        for one, other in zip(actual, expected, strict=True):
-            assert_same(one, other, dtype)
+        for first, second in zip(actual, expected, strict=True):
+            assert_same(first, second, dtype)
         return
     assert actual.dtype == expected.dtype == dtype and actual.shape == expected.shape
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
@@ -76,9 +76,9 @@ def test_plain_correlation_has_the_gradient_of_its_formula(shape: tuple[int, ...
     for mask in (None, draw(2, 1, *shape) > 0.3):
         expected = plain_correlation(image_1, image_2, mask, window)
         grads = torch.autograd.grad(expected, (image_1, image_2))
-        value, *found = torch_backend.lncc_and_gradients(image_1.detach(), image_2.detach(), mask, window, True, True)
+        value, *actual = torch_backend.lncc_and_gradients(image_1.detach(), image_2.detach(), mask, window, True, True)
         assert float(value) == pytest.approx(float(expected.detach()), rel=1e-12, abs=1e-18)
-        assert_same(found, grads, torch.float64)
+        assert_same(actual, grads, torch.float64)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,8 +92,8 @@ def test_compiled_correlation_equals_plain_torch(
     for mask in (None, draw(2, 1, *shape) > 0.3, torch.zeros(2, 1, *shape, dtype=torch.bool)):
         for needed in ((False, False), (True, False), (False, True), (True, True)):
             expected = torch_backend.lncc_and_gradients(image_1.to(exact), image_2.to(exact), mask, window, *needed)
-            found = cpu_backend.lncc_and_gradients(image_1, image_2, mask, window, *needed)
-            assert_same(found, [None if each is None else each.to(dtype) for each in expected], dtype)
+            actual = cpu_backend.lncc_and_gradients(image_1, image_2, mask, window, *needed)
+            assert_same(actual, [None if tensor is None else tensor.to(dtype) for tensor in expected], dtype)
 
 
 def test_compiled_correlation_takes_any_layout(draw: Any) -> None:
@@ -109,10 +109,10 @@ def test_correlation_in_float32_keeps_what_a_bright_window_varies(draw: Any) -> 
     image_1, image_2 = (0.9 + draw(1, 1, 20, 21, 22, scale=1e-2) for _ in range(2))
     single = (image_1.float(), image_2.float())
     exact = torch_backend.lncc_and_gradients(*(image.double() for image in single), None, 11, True, False)
-    found = cpu_backend.lncc_and_gradients(*single, None, 11, True, False)
-    assert float(found[0]) == pytest.approx(float(exact[0]), rel=1e-6)
-    assert exact[1] is not None and found[1] is not None
-    assert float((found[1] - exact[1]).norm() / exact[1].norm()) < 1e-4
+    actual = cpu_backend.lncc_and_gradients(*single, None, 11, True, False)
+    assert float(actual[0]) == pytest.approx(float(exact[0]), rel=1e-6)
+    assert exact[1] is not None and actual[1] is not None
+    assert float((actual[1] - exact[1]).norm() / exact[1].norm()) < 1e-4
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
@@ -137,11 +137,11 @@ def folding_field(draw: Any, *shape: int, dtype: torch.dtype = torch.float64) ->
 
 def plain_diffusion(disp: Tensor, voxel_size: tuple[float, ...]) -> Tensor:
     """Mean over axes and components of the squared slopes, in units of the voxels' sizes."""
-    slopes = [
+    gradients = [
         [((voxel_size[c] / voxel_size[d]) ** 2 * disp[:, c].diff(dim=d + 1) ** 2).mean() for c in range(3)]
         for d in range(3)
     ]
-    return torch.stack([slope for along in slopes for slope in along]).mean()
+    return torch.stack([gradient for along in gradients for gradient in along]).mean()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -193,8 +193,8 @@ def test_compiled_mind_equals_plain_torch(shape: tuple[int, ...], dtype: torch.d
     image[1, :, : 1 + shape[0] // 2] = 0.3  # flat, but for the last bits
     for view in (image, image.permute(0, 1, 4, 2, 3)):
         for sigma, radius in ((0.5, 2), (1.3, 1), (0.8, 3)):
-            found, expected = (backend.mind(view, sigma, radius) for backend in (cpu_backend, torch_backend))
-            assert_same(found, expected, dtype)
+            actual, expected = (backend.mind(view, sigma, radius) for backend in (cpu_backend, torch_backend))
+            assert_same(actual, expected, dtype)
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
@@ -215,7 +215,7 @@ def test_field_losses_learn_and_scale(backend: str, draw: Any) -> None:
 
 def test_mind_of_an_image_that_learns_has_a_gradient(draw: Any) -> None:
     image = draw(1, 1, 3, 4, 3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda each: ops.mind(each, 0.5, 1), image)
+    assert torch.autograd.gradcheck(lambda values: ops.mind(values, 0.5, 1), image)
     torch.testing.assert_close(ops.mind(image.detach(), 0.5, 1), ops.mind(image, 0.5, 1).detach())
 
 
@@ -227,9 +227,9 @@ def test_compiled_masks_equal_plain_torch(dtype: torch.dtype, draw: Any) -> None
         points = draw(2, 3, *shape, dtype=dtype, scale=6.0) - 3
         rounded = (4 * points).round() / 4
         for disp in (points, rounded, rounded * 4.7e-4, rounded.fill_(0)):
-            found, expected = (backend.mask_at(mask, disp, True) for backend in (cpu_backend, torch_backend))
-            assert found.dtype == torch.bool and found.shape == mask.shape
-            assert torch.equal(found, expected)
+            actual, expected = (backend.mask_at(mask, disp, True) for backend in (cpu_backend, torch_backend))
+            assert actual.dtype == torch.bool and actual.shape == mask.shape
+            assert torch.equal(actual, expected)
             relative = ops.mask_at(mask, disp, relative=True)
             assert torch.equal(relative, ops.mask_at(mask.double(), torch_backend.grid_points(disp) + disp))
         other_grid = 8 * draw(2, 3, 4, 3, 2, dtype=dtype) - 1
@@ -257,7 +257,7 @@ def test_results_do_not_depend_on_the_number_of_threads(draw: Any, two_threads: 
     on_two = [results() for _ in range(3)]
     torch.set_num_threads(1)
     for run in on_two:
-        assert all(torch.equal(one, two) for one, two in zip(results(), run, strict=True))
+        assert all(torch.equal(first, second) for first, second in zip(results(), run, strict=True))
 
 
 @pytest.mark.parametrize("backend", [torch_backend, cpu_backend])

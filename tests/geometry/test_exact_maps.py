@@ -82,12 +82,12 @@ def test_inversion_converges_at_the_bound(seed: int, steepest: bool) -> None:
     """The worst that bounded control points can be: the map stays one to one, and inverse to its inverse."""
     updates = corners(seed, 0.99) if steepest else random_updates(seed, 0.99)
     points = random_points(seed, 4000)
-    there = updates.move(points, jacobians=True)
-    back = updates.move(there.points, inverse=True).points
-    assert there.jacobians is not None
-    assert torch.linalg.det(there.jacobians.movedim(-1, 0)).min() > 0
+    moved = updates.move(points, jacobians=True)
+    back = updates.move(moved.points, inverse=True).points
+    assert moved.jacobians is not None
+    assert torch.linalg.det(moved.jacobians.movedim(-1, 0)).min() > 0
     assert (back - points).abs().max() < 1e-3
-    assert (there.points - points).abs().max() > 1  # it does move
+    assert (moved.points - points).abs().max() > 1  # it does move
 
 
 def test_beyond_the_bound_is_an_error_of_one_line() -> None:
@@ -150,10 +150,10 @@ def test_results_depend_neither_on_threads_nor_on_what_else_is_asked() -> None:
     finally:
         torch.set_num_threads(before)
     parts = torch.cat([updates.move(part).points for part in points.split(777, dim=1)], dim=1)
-    for other in moved[1:]:
-        assert other.jacobians is not None and moved[0].jacobians is not None
-        assert torch.equal(other.points, moved[0].points)
-        assert torch.equal(other.jacobians, moved[0].jacobians)
+    for result in moved[1:]:
+        assert result.jacobians is not None and moved[0].jacobians is not None
+        assert torch.equal(result.points, moved[0].points)
+        assert torch.equal(result.jacobians, moved[0].jacobians)
     assert torch.equal(parts, moved[0].points)
 
 
@@ -166,9 +166,9 @@ def test_exchanging_sides_exchanges_directions() -> None:
 def test_world_points_come_back() -> None:
     exact = a_map()
     points = np.random.default_rng(0).uniform(-40, 40, (2000, 3))
-    there = map_points(exact, points)
-    assert np.abs(map_points(exact.inverse, there) - points).max() < 5e-3
-    assert np.abs(there - points).max() > 3
+    mapped = map_points(exact, points)
+    assert np.abs(map_points(exact.inverse, mapped) - points).max() < 5e-3
+    assert np.abs(mapped - points).max() > 3
 
 
 def test_grids_agree_with_points_near_the_brain() -> None:

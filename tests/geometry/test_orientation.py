@@ -141,16 +141,16 @@ def test_an_unknown_unit_is_refused(tmp_path: Path) -> None:
 
 def test_two_headers_that_disagree_need_a_choice(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", voxels(), oblique())
-    other = oblique()
-    other[:3, :3] = rotation(2, 1) @ other[:3, :3]  # the same first voxel; only far corners move
-    patch(path, SROW, "12f", *other[:3].ravel())
-    apart = np.linalg.norm((other - oblique()) @ (5, 6, 4, 1))
+    turned = oblique()
+    turned[:3, :3] = rotation(2, 1) @ turned[:3, :3]  # the same first voxel; only far corners move
+    patch(path, SROW, "12f", *turned[:3].ravel())
+    apart = np.linalg.norm((turned - oblique()) @ (5, 6, 4, 1))
     assert apart > 0.1
     message = refused(path, "differ")
     for expected in ("sform [", "qform [", "--header sform", "--header qform", f"{apart:.3g}"[:3], "-12.5", "30"):
         assert expected in message
     refused(path, "differ", read_grid)
-    np.testing.assert_allclose(read_image(path, header="sform").affine, other, atol=1e-5)
+    np.testing.assert_allclose(read_image(path, header="sform").affine, turned, atol=1e-5)
     chosen = read_image(path, header="qform")
     np.testing.assert_allclose(chosen.affine, oblique(), atol=1e-5)
     assert chosen.source == "qform"
@@ -160,11 +160,11 @@ def test_two_headers_that_disagree_need_a_choice(tmp_path: Path) -> None:
 def test_less_than_a_tenth_of_a_millimetre_is_no_disagreement(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", voxels(), oblique())
     for shift, agree in ((0.09, True), (0.11, False)):
-        other = oblique()
-        other[0, 3] += shift
-        patch(path, SROW, "12f", *other[:3].ravel())
+        shifted = oblique()
+        shifted[0, 3] += shift
+        patch(path, SROW, "12f", *shifted[:3].ravel())
         if agree:
-            np.testing.assert_allclose(read_image(path).affine, other, atol=1e-5)
+            np.testing.assert_allclose(read_image(path).affine, shifted, atol=1e-5)
         else:
             refused(path, "differ")
 
@@ -303,8 +303,8 @@ def test_constant_volumes_can_be_allowed(tmp_path: Path) -> None:
 
 
 def test_a_single_frame_is_a_volume_and_several_can_be_allowed(tmp_path: Path) -> None:
-    one = save(tmp_path / "one.nii", voxels()[..., None], oblique())
-    assert read_image(one).data.shape == read_image(one, frames=True).data.shape == SHAPE
+    single = save(tmp_path / "one.nii", voxels()[..., None], oblique())
+    assert read_image(single).data.shape == read_image(single, frames=True).data.shape == SHAPE
     several = np.stack([voxels(), voxels() + 1], -1)
     scan = read_image(save(tmp_path / "two.nii", several, oblique()), frames=True)
     assert scan.data.shape == (*SHAPE, 2) and scan.shape == SHAPE

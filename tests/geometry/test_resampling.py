@@ -22,14 +22,14 @@ MODES: tuple[Any, Any] = ("linear", "nearest")
 
 @pytest.mark.parametrize("name", CASES)
 def test_sitk_and_nitransforms_resample_images_as_the_chain_does(tmp_path: Path, name: str) -> None:
-    given = case(name)
-    saved(tmp_path / "xfm.nii.gz", given)
-    world = grid_points(given.moving_shape, given.moving).reshape(*given.moving_shape, 3)
+    sample = case(name)
+    saved(tmp_path / "xfm.nii.gz", sample)
+    world = grid_points(sample.moving_shape, sample.moving).reshape(*sample.moving_shape, 3)
     image = 100 + (10 * np.sin(world / 7)).sum(axis=-1).astype(np.float32)  # at most 10 * sqrt(3) / 7 per mm
-    save_volume(tmp_path / "moving.nii.gz", image, given.moving)
-    save_volume(tmp_path / "fixed.nii.gz", np.zeros(given.fixed_shape, np.float32), given.fixed)
-    own = resample(image, given.moving, given.chain, given.fixed_shape, given.fixed)
-    assert own.shape == given.fixed_shape and own.dtype == np.float32
+    save_volume(tmp_path / "moving.nii.gz", image, sample.moving)
+    save_volume(tmp_path / "fixed.nii.gz", np.zeros(sample.fixed_shape, np.float32), sample.fixed)
+    own = resample(image, sample.moving, sample.composite, sample.fixed_shape, sample.fixed)
+    assert own.shape == sample.fixed_shape and own.dtype == np.float32
     moving, fixed = (sitk.ReadImage(str(tmp_path / f"{role}.nii.gz")) for role in ("moving", "fixed"))
     theirs = sitk.GetArrayFromImage(
         sitk.Resample(moving, fixed, sitk_field(tmp_path / "xfm.nii.gz"), sitk.sitkLinear, 0.0)
@@ -43,10 +43,10 @@ def test_sitk_and_nitransforms_resample_images_as_the_chain_does(tmp_path: Path,
     reference = nibabel.load(tmp_path / "fixed.nii.gz")  # type: ignore[attr-defined]
     moved = apply(transform, nibabel.load(tmp_path / "moving.nii.gz"), reference=reference, order=1)  # type: ignore[attr-defined]
     place = (
-        np.linalg.inv(given.moving)
-        @ np.c_[truth(given.chain, grid_points(given.fixed_shape, given.fixed)), np.ones(own.size)].T
+        np.linalg.inv(sample.moving)
+        @ np.c_[truth(sample.composite, grid_points(sample.fixed_shape, sample.fixed)), np.ones(own.size)].T
     )
-    last = np.array(given.moving_shape) - 1
+    last = np.array(sample.moving_shape) - 1
     inner = (np.abs(place[:3].T - last / 2) < last / 2 - 0.05).all(axis=1)
     inner &= np.pad(np.ones(np.array(own.shape) - 2, bool), 1).ravel()  # nor what lies on a field's last samples
     difference = np.abs(own - np.asarray(moved.dataobj)).ravel()[inner]  # nitransforms knows no outer half voxel
@@ -82,10 +82,10 @@ def test_a_volume_reaches_half_a_voxel_beyond_its_centres_as_in_itk() -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("slab", [1 << 19, 500])
 def test_frames_move_alike(monkeypatch: pytest.MonkeyPatch, mode: Any, slab: int) -> None:
-    given = case("anisotropic")
+    sample = case("anisotropic")
     monkeypatch.setattr(chain_module, "_POINTS_AT_ONCE", slab)
-    frames = np.random.default_rng(0).integers(0, 4000, (*given.moving_shape, 3)).astype(np.int16)
-    args = (given.moving, given.chain, given.fixed_shape, given.fixed)
+    frames = np.random.default_rng(0).integers(0, 4000, (*sample.moving_shape, 3)).astype(np.int16)
+    args = (sample.moving, sample.composite, sample.fixed_shape, sample.fixed)
     together = resample(frames, *args, interpolation=mode)
     assert together.dtype == (np.int16 if mode == "nearest" else np.float32)
     for index in range(3):
@@ -99,13 +99,13 @@ def label_map(shape: tuple[int, ...]) -> Array:
 
 
 def test_labels_by_nearest_neighbour_equal_sitk(tmp_path: Path) -> None:
-    given = case("oblique")
-    saved(tmp_path / "xfm.nii.gz", given)
-    labels = label_map(given.moving_shape)
-    save_volume(tmp_path / "labels.nii.gz", labels, given.moving)
-    own = resample_labels(labels, given.moving, given.chain, given.fixed_shape, given.fixed)
+    sample = case("oblique")
+    saved(tmp_path / "xfm.nii.gz", sample)
+    labels = label_map(sample.moving_shape)
+    save_volume(tmp_path / "labels.nii.gz", labels, sample.moving)
+    own = resample_labels(labels, sample.moving, sample.composite, sample.fixed_shape, sample.fixed)
     assert own.dtype == np.int32 and set(np.unique(own)) == {0, 3, 17, 2035}
-    save_volume(tmp_path / "fixed.nii.gz", np.zeros(given.fixed_shape, np.uint8), given.fixed)
+    save_volume(tmp_path / "fixed.nii.gz", np.zeros(sample.fixed_shape, np.uint8), sample.fixed)
     reference = sitk.ReadImage(str(tmp_path / "fixed.nii.gz"))
     theirs = sitk.Resample(
         sitk.ReadImage(str(tmp_path / "labels.nii.gz")), reference, sitk_field(tmp_path / "xfm.nii.gz"),
@@ -116,9 +116,9 @@ def test_labels_by_nearest_neighbour_equal_sitk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
 def test_linear_labels_are_the_arg_max_of_each_labels_own_map(dtype: Any) -> None:
-    given = case("turned")
-    labels = (label_map(given.moving_shape) % 251).astype(dtype)
-    args = (given.moving, given.chain, given.fixed_shape, given.fixed)
+    sample = case("turned")
+    labels = (label_map(sample.moving_shape) % 251).astype(dtype)
+    args = (sample.moving, sample.composite, sample.fixed_shape, sample.fixed)
     own = resample_labels(labels, *args, interpolation="linear")
     assert own.dtype == dtype
     values = np.unique(labels)

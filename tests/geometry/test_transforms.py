@@ -15,67 +15,70 @@ from sitreg_lumir.io.itk import field_grid
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_chain_is_its_formula(name: str) -> None:
-    given = case(name)
-    points = random_points(given.fixed_shape, given.fixed, 500, border=-8)  # far beyond the model's grid, too
-    mapped = map_points(given.chain, points)
+    sample = case(name)
+    points = random_points(sample.fixed_shape, sample.fixed, 500, border=-8)  # far beyond the model's grid, too
+    mapped = map_points(sample.composite, points)
     assert mapped.dtype == np.float64
-    assert distance(mapped, truth(given.chain, points)).max() < 1e-5
+    assert distance(mapped, truth(sample.composite, points)).max() < 1e-5
     assert distance(mapped, points).max() > 5  # it does something
 
 
 def test_a_forced_backend_computes_chains_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = case("oblique")
-    points = random_points(given.fixed_shape, given.fixed, 50, border=-8)
-    expected = map_points(given.chain, points)
+    sample = case("oblique")
+    points = random_points(sample.fixed_shape, sample.fixed, 50, border=-8)
+    expected = map_points(sample.composite, points)
 
     def refuse(*_: object) -> None:
         raise AssertionError("the compiled loops were called")
 
     monkeypatch.setattr(cpu_backend, "interpolate", refuse)
     with pytest.raises(AssertionError, match="compiled loops"):
-        map_points(given.chain, points)
+        map_points(sample.composite, points)
     with use_backend("torch"):
-        assert distance(map_points(given.chain, points), expected).max() < 1e-5
+        assert distance(map_points(sample.composite, points), expected).max() < 1e-5
 
 
 def test_swapped_chain_and_inverse_field_lead_back() -> None:
-    given = case("oblique")
-    disp_inv = invert(torch.from_numpy(given.chain.disp)[None], tolerance=1e-5)[0].numpy()
-    points = random_points(given.fixed_shape, given.fixed, 500)
-    there = map_points(given.chain, points)
-    back = map_points(swap(given.chain, disp_inv), there)
+    sample = case("oblique")
+    disp_inv = invert(torch.from_numpy(sample.composite.disp)[None], tolerance=1e-5)[0].numpy()
+    points = random_points(sample.fixed_shape, sample.fixed, 500)
+    mapped = map_points(sample.composite, points)
+    back = map_points(swap(sample.composite, disp_inv), mapped)
     error = distance(back, points)
     assert np.median(error) < 0.05 and error.max() < 0.5  # a field's inverse on its grid is not exact between voxels
-    assert distance(map_points([given.chain, swap(given.chain, disp_inv)], points), back).max() == 0
+    assert distance(map_points([sample.composite, swap(sample.composite, disp_inv)], points), back).max() == 0
 
 
 def test_without_deformation_the_chain_is_an_affine() -> None:
-    given = case("turned")
+    sample = case("turned")
     still = CompositeTransform(
-        given.chain.fixed_to_model, given.chain.moving_to_model, given.chain.model_affine, 0 * given.chain.disp
+        sample.composite.fixed_to_model,
+        sample.composite.moving_to_model,
+        sample.composite.model_affine,
+        0 * sample.composite.disp,
     )
-    affine = np.linalg.inv(given.chain.moving_to_model) @ given.chain.fixed_to_model
-    points = random_points(given.fixed_shape, given.fixed, 50)
+    affine = np.linalg.inv(sample.composite.moving_to_model) @ sample.composite.fixed_to_model
+    points = random_points(sample.fixed_shape, sample.fixed, 50)
     assert distance(map_points(still, points), map_points(affine, points)).max() < 1e-9
 
 
 def test_composite_field_is_the_chain_at_each_voxel_in_any_number_of_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = case("anisotropic")
-    whole = composite_field(given.chain, given.fixed_shape, given.fixed)
-    assert whole.dtype == np.float32 and whole.shape == (3, *given.fixed_shape)
-    points = grid_points(given.fixed_shape, given.fixed)
-    assert distance(points + whole.reshape(3, -1).T, truth(given.chain, points)).max() < 1e-5
+    sample = case("anisotropic")
+    whole = composite_field(sample.composite, sample.fixed_shape, sample.fixed)
+    assert whole.dtype == np.float32 and whole.shape == (3, *sample.fixed_shape)
+    points = grid_points(sample.fixed_shape, sample.fixed)
+    assert distance(points + whole.reshape(3, -1).T, truth(sample.composite, points)).max() < 1e-5
     monkeypatch.setattr(chain_module, "_POINTS_AT_ONCE", 700)  # two planes and a rest
-    np.testing.assert_array_equal(composite_field(given.chain, given.fixed_shape, given.fixed), whole)
+    np.testing.assert_array_equal(composite_field(sample.composite, sample.fixed_shape, sample.fixed), whole)
     monkeypatch.setattr(chain_module, "_POINTS_AT_ONCE", 1)
-    np.testing.assert_array_equal(composite_field(given.chain, given.fixed_shape, given.fixed), whole)
+    np.testing.assert_array_equal(composite_field(sample.composite, sample.fixed_shape, sample.fixed), whole)
 
 
 def test_several_transforms_are_applied_from_the_first_to_the_last() -> None:
-    given = case("oblique")
-    field = DisplacementField(composite_field(given.chain, given.fixed_shape, given.fixed), given.fixed)
+    sample = case("oblique")
+    field = DisplacementField(composite_field(sample.composite, sample.fixed_shape, sample.fixed), sample.fixed)
     affine = matrix(spacing=(1.1, 0.9, 1), degrees=(10, 0, 0), centre=(3, 4, 5))
-    points = random_points(given.fixed_shape, given.fixed, 100)
+    points = random_points(sample.fixed_shape, sample.fixed, 100)
     expected = map_points(affine, map_points(field, points))
     assert distance(map_points([field, affine], points), expected).max() == 0
     assert distance(map_points([affine, field], points), expected).max() > 0.1

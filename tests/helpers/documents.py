@@ -29,8 +29,8 @@ def name_of(page: Path) -> str:
 
 def blocks(page: Path) -> list[Block]:
     """The code blocks of a page, in order."""
-    found = _FENCE.finditer(page.read_text(encoding="utf-8"))
-    return [Block(match["language"], match["title"] or "", match["text"]) for match in found]
+    matches = _FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [Block(match["language"], match["title"] or "", match["text"]) for match in matches]
 
 
 def commands(page: Path) -> list[list[str]]:

@@ -44,28 +44,28 @@ class LookUp:
     points: Tensor
     shape: tuple[int, ...]
 
-    def at_kink(self, other: Tensor | None = None) -> Tensor:
+    def at_kink(self, second: Tensor | None = None) -> Tensor:
         """Where a position lies at the border of a cell or of the volume, bool ``(B, 1, X, Y, Z)``.
 
-        Closer to it than to the position ``other`` that float32 found, or than a few roundings.
+        Closer to it than to the position ``second`` that float32 found, or than a few roundings.
         """
         points = self.points.double()
         last = torch.tensor([size - 1.0 for size in self.shape], dtype=torch.float64)[:, None, None, None]
         reach = torch.full_like(points, _ROUNDINGS * max(self.shape))
-        if other is not None:
-            reach = reach + (points - other.double()).abs()
+        if second is not None:
+            reach = reach + (points - second.double()).abs()
         inside = (points > -reach) & (points < last + reach) & (last > 0)
         return ((points - points.round()).abs().le(reach) & inside).any(dim=1, keepdim=True)
 
 
-def chain_look_ups(disps: Sequence[Tensor]) -> list[LookUp]:
+def composition_look_ups(disps: Sequence[Tensor]) -> list[LookUp]:
     """The look-ups of ``disps[0] o disps[1] o ...`` (the last one first), in the order they are made."""
     points = grid_points(disps[-1]) + disps[-1]
-    found = []
+    look_ups = []
     for index in reversed(range(len(disps) - 1)):
-        found.append(LookUp(points, tuple(disps[index].shape[2:])))
+        look_ups.append(LookUp(points, tuple(disps[index].shape[2:])))
         points = points + interpolate(disps[index], points)
-    return found
+    return look_ups
 
 
 def warp_look_up(values: Tensor, disp: Tensor, factor: int) -> LookUp:
@@ -111,7 +111,7 @@ class LookUpGradients:
     @staticmethod
     def _found(name: str, args: Any) -> list[LookUp]:
         if name == "compose_adjoint":
-            return chain_look_ups(args[0])
+            return composition_look_ups(args[0])
         if name == "invert_adjoint":
             disp, inverse = args
             return [LookUp(grid_points(disp) + inverse, tuple(disp.shape[2:]))]
@@ -134,7 +134,7 @@ class Activations:
             entered = list(module.convolutions)[1:] if isinstance(module, ConvBlock) else []
             if isinstance(module, ControlPointHead):
                 entered.append(module.final)
-            self._handles += [each.register_forward_pre_hook(self._entering) for each in entered]
+            self._handles += [module.register_forward_pre_hook(self._entering) for module in entered]
         self._handles += [block.register_forward_hook(self._leaving) for block in network.encoder.blocks]
 
     def _entering(self, _: Any, inputs: tuple[Tensor, ...]) -> None:

@@ -37,12 +37,12 @@ def inverse_with_wrong_sign(grad: Tensor, disp: Tensor, inverse: Tensor) -> Tens
 
 def inverse_without_solve(grad: Tensor, disp: Tensor, inverse: Tensor) -> Tensor:
     """The adjoint look-up alone, without the 3x3 system of each voxel."""
-    found, _ = _interpolate_adjoint(-grad, disp, torch_backend.grid_points(disp) + inverse, need_points=False)
-    assert found is not None
-    return found
+    gradient, _ = _interpolate_adjoint(-grad, disp, torch_backend.grid_points(disp) + inverse, need_points=False)
+    assert gradient is not None
+    return gradient
 
 
-def slopes_outside(
+def gradients_outside(
     grad: Tensor, values: Tensor, points: Tensor, need_values: bool = True, need_points: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
     """The clamp's derivative is not 0 outside the volume: the border's slope goes on there."""
@@ -52,7 +52,7 @@ def slopes_outside(
     )
 
 
-def slopes_a_percent_off(
+def gradients_a_percent_off(
     grad: Tensor, values: Tensor, points: Tensor, need_values: bool = True, need_points: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients by positions are 1 % too large."""

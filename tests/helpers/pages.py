@@ -50,5 +50,5 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.elements if tag == name]
 
     def row(self, first: str) -> list[str]:
-        (found,) = [row for row in self.rows if row and row[0] == first]
-        return found
+        (match,) = [row for row in self.rows if row and row[0] == first]
+        return match

@@ -30,10 +30,10 @@ def matrix(
     turn = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
         first, second = (axis + 1) % 3, (axis + 2) % 3
-        one = np.eye(3)
-        one[first, first] = one[second, second] = np.cos(angle)
-        one[first, second], one[second, first] = -np.sin(angle), np.sin(angle)
-        turn = one @ turn
+        plane_rotation = np.eye(3)
+        plane_rotation[first, first] = plane_rotation[second, second] = np.cos(angle)
+        plane_rotation[first, second], plane_rotation[second, first] = -np.sin(angle), np.sin(angle)
+        turn = plane_rotation @ turn
     result = np.eye(4)
     result[:3, :3] = turn @ flips @ np.diag(spacing)
     result[:3, 3] = centre - result[:3, :3] @ (np.array(shape) - 1) / 2
@@ -46,12 +46,12 @@ class Case:
     fixed: Array
     moving_shape: tuple[int, int, int]
     moving: Array
-    chain: CompositeTransform
+    composite: CompositeTransform
 
 
 def bumps(shape: tuple[int, ...], sigma: float, amplitude: float, seed: int) -> Array:
     noise = np.random.default_rng(seed).normal(size=(3, *shape))
-    smooth = np.stack([gaussian_filter(one, sigma, mode="nearest") for one in noise])
+    smooth = np.stack([gaussian_filter(component, sigma, mode="nearest") for component in noise])
     return (amplitude * smooth / np.abs(smooth).max()).astype(np.float32)
 
 
@@ -97,13 +97,13 @@ def random_points(shape: tuple[int, ...], affine: Array, count: int, border: flo
     return place @ affine[:3, :3].T + affine[:3, 3]
 
 
-def truth(chain: CompositeTransform, points: Array) -> Array:
+def truth(composite: CompositeTransform, points: Array) -> Array:
     """T(w) = A_m^-1 M phi(M^-1 A_f w), written out once more, with scipy's interpolation."""
     world = np.c_[points, np.ones(len(points))].T
-    at = (np.linalg.inv(chain.model_affine) @ chain.fixed_to_model @ world)[:3]
-    u = [map_coordinates(one.astype(np.float64), at, order=1, mode="nearest") for one in chain.disp]
+    at = (np.linalg.inv(composite.model_affine) @ composite.fixed_to_model @ world)[:3]
+    u = [map_coordinates(component.astype(np.float64), at, order=1, mode="nearest") for component in composite.disp]
     moved = np.r_[at + u, np.ones((1, at.shape[1]))]
-    return (np.linalg.inv(chain.moving_to_model) @ chain.model_affine @ moved)[:3].T
+    return (np.linalg.inv(composite.moving_to_model) @ composite.model_affine @ moved)[:3].T
 
 
 def by_sitk(transform: Any, points: Array) -> Array:
@@ -119,7 +119,7 @@ def distance(a: Array, b: Array) -> Array:
     return np.linalg.norm(a - b, axis=-1)
 
 
-def saved(path: Path, given: Case, padding: float = 0.0) -> tuple[tuple[int, int, int], Array]:
-    shape, affine = field_grid(given.fixed_shape, given.fixed, padding)
-    save_itk_field(path, composite_field(given.chain, shape, affine), affine)
+def saved(path: Path, sample: Case, padding: float = 0.0) -> tuple[tuple[int, int, int], Array]:
+    shape, affine = field_grid(sample.fixed_shape, sample.fixed, padding)
+    save_itk_field(path, composite_field(sample.composite, shape, affine), affine)
     return shape, affine

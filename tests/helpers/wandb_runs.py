@@ -42,12 +42,12 @@ def read_run(folder: Path) -> Logged:
 
     wandb.teardown()  # finishing a run does not wait until its file is closed
     (file,) = folder.glob("*.wandb")
-    found = list(records(file))
-    (started,) = [record.run for record in found if record.HasField("run")]
-    updates = [*started.config.update, *(each for record in found for each in record.config.update)]
+    stored = list(records(file))
+    (started,) = [record.run for record in stored if record.HasField("run")]
+    updates = [*started.config.update, *(update for record in stored for update in record.config.update)]
     config = {item.key: json.loads(item.value_json) for item in updates}
     history: list[dict[str, Any]] = []
-    for record in found:
+    for record in stored:
         if record.HasField("history"):
             row: dict[str, Any] = {}
             for item in record.history.item:
@@ -57,8 +57,8 @@ def read_run(folder: Path) -> Logged:
                     place = place.setdefault(key, {})
                 place[keys[-1]] = json.loads(item.value_json)
             history.append(row)
-    (exit_code,) = [record.exit.exit_code for record in found if record.HasField("exit")]
-    return Logged(started, config, history, exit_code, "\n".join(map(str, found)))
+    (exit_code,) = [record.exit.exit_code for record in stored if record.HasField("exit")]
+    return Logged(started, config, history, exit_code, "\n".join(map(str, stored)))
 
 
 def segments(folder: Path) -> list[Path]:

@@ -44,45 +44,45 @@ TOLERANCE = 0.01  # mm
 
 @pytest.mark.parametrize("name", CASES)
 def test_other_readers_map_field_samples_as_the_chain_does(tmp_path: Path, name: str) -> None:
-    given = case(name)
+    sample = case(name)
     path = tmp_path / "from-moving_to-fixed_xfm.nii.gz"
-    shape, affine = saved(path, given)
+    shape, affine = saved(path, sample)
     samples = grid_points(shape, affine)
     samples = samples[np.random.default_rng(5).permutation(len(samples))[:2000]]
-    expected = truth(given.chain, samples)
+    expected = truth(sample.composite, samples)
     assert distance(by_sitk(sitk_field(path), samples), expected).max() < TOLERANCE
     nitransforms = DenseFieldTransform.from_filename(path, fmt="itk")
     assert distance(nitransforms.map(samples), expected).max() < TOLERANCE
     assert distance(map_points(load_itk_field(path), samples), expected).max() < TOLERANCE
-    assert distance(map_points(given.chain, samples), expected).max() < TOLERANCE
+    assert distance(map_points(sample.composite, samples), expected).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_between_samples_a_file_is_near_the_chain_and_read_as_sitk_does(tmp_path: Path, name: str) -> None:
-    given = case(name)
+    sample = case(name)
     path = tmp_path / "xfm.nii.gz"
-    shape, affine = saved(path, given)
-    points = random_points(given.fixed_shape, given.fixed, 2000, border=0.01)
+    shape, affine = saved(path, sample)
+    points = random_points(sample.fixed_shape, sample.fixed, 2000, border=0.01)
     by_file = map_points(load_itk_field(path), points)
     assert distance(by_file, by_sitk(sitk_field(path), points)).max() < 1e-4
     last = np.array(shape) - 1
     place = (points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
     between = ((place >= 0) & (place <= last)).all(axis=1)
-    error = distance(by_file, map_points(given.chain, points))
+    error = distance(by_file, map_points(sample.composite, points))
     assert np.median(error[between]) < 0.02 and error[between].max() < 0.15  # bends of 3 mm within some 10 mm
     assert error.max() < 1  # in the outer half voxel, ITK takes the border's displacement
 
 
 def test_outside_an_unpadded_field_itk_stands_still_and_padding_mends_it(tmp_path: Path) -> None:
-    given = case("flipped")
-    beyond = random_points(given.fixed_shape, given.fixed, 3000, border=-4)
-    place = (beyond - given.fixed[:3, 3]) @ np.linalg.inv(given.fixed[:3, :3]).T
-    away = (np.abs(place - (np.array(given.fixed_shape) - 1) / 2) - np.array(given.fixed_shape) / 2).max(axis=1)
+    sample = case("flipped")
+    beyond = random_points(sample.fixed_shape, sample.fixed, 3000, border=-4)
+    place = (beyond - sample.fixed[:3, 3]) @ np.linalg.inv(sample.fixed[:3, :3]).T
+    away = (np.abs(place - (np.array(sample.fixed_shape) - 1) / 2) - np.array(sample.fixed_shape) / 2).max(axis=1)
     outside, within = away > 0.01, away < -0.01  # voxels from the outer faces
     assert min(outside.sum(), within.sum()) > 500
-    expected = map_points(given.chain, beyond)
-    saved(tmp_path / "tight.nii.gz", given)
-    saved(tmp_path / "padded.nii.gz", given, padding=5)
+    expected = map_points(sample.composite, beyond)
+    saved(tmp_path / "tight.nii.gz", sample)
+    saved(tmp_path / "padded.nii.gz", sample, padding=5)
     tight, padded = sitk_field(tmp_path / "tight.nii.gz"), sitk_field(tmp_path / "padded.nii.gz")
     assert distance(by_sitk(tight, beyond[outside]), beyond[outside]).max() < 1e-9  # the identity
     assert distance(by_sitk(tight, beyond), expected)[outside].min() > 1
@@ -102,11 +102,11 @@ def test_field_grid_covers_the_image_with_samples_at_most_a_millimetre_apart(
     shape = (9, 10, 7)
     image = matrix("PIR", spacing, (10, 20, -5), shape, (3, 2, 1))
     count, grid = field_grid(shape, image, padding)
-    found = np.linalg.norm(grid[:3, :3], axis=0)
-    np.testing.assert_allclose(found, np.minimum(spacing, 1), rtol=1e-5)
+    apart = np.linalg.norm(grid[:3, :3], axis=0)
+    np.testing.assert_allclose(apart, np.minimum(spacing, 1), rtol=1e-5)
     np.testing.assert_allclose(grid @ (*((np.array(count) - 1) / 2), 1), (3, 2, 1, 1), atol=1e-9)
-    excess = np.array(count) * found - np.array(shape) * spacing - 2 * padding  # of the whole width
-    assert (excess > -1e-3).all() and (excess < 3 * found).all()
+    excess = np.array(count) * apart - np.array(shape) * spacing - 2 * padding  # of the whole width
+    assert (excess > -1e-3).all() and (excess < 3 * apart).all()
     if max(spacing) <= 1 and padding == 0:
         assert count == shape
         np.testing.assert_allclose(grid, image, atol=1e-12)
@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(
 ) -> None:
     path = tmp_path / ("xfm.nii.gz" if save is save_itk_field else "affine.tfm")
     fields = [(np.full((3, 4, 5, 6), value), np.eye(4)) for value in (1, 2)]
-    args, others = fields if save is save_itk_field else [(np.eye(4),), (np.diag([2, 2, 2, 1]),)]
+    args, replaced = fields if save is save_itk_field else [(np.eye(4),), (np.diag([2, 2, 2, 1]),)]
     save(path, *args)
     before = path.read_bytes()
 
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
-        save(path, *others)
+        save(path, *replaced)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     (tmp_path / "file").write_text("")
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(
 
 @pytest.mark.parametrize("suffix", [".tfm", ".txt"])
 def test_affines_survive_and_others_read_them(tmp_path: Path, suffix: str) -> None:
-    affine = case("oblique").chain.fixed_to_model
+    affine = case("oblique").composite.fixed_to_model
     path = tmp_path / f"from-fixed_to-model{suffix}"
     save_affine_tfm(path, affine)
     np.testing.assert_allclose(load_affine(path), affine, rtol=0, atol=1e-12)

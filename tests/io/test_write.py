@@ -45,10 +45,10 @@ def test_same_field_gives_same_bytes(tmp_path: Path, disp: NDArray[np.float32]) 
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
-@pytest.mark.parametrize(("given", "stored"), [(bool, "u1"), ("u1", "u1"), ("i8", "i4"), ("f8", "f4")])
+@pytest.mark.parametrize(("dtype", "stored"), [(bool, "u1"), ("u1", "u1"), ("i8", "i4"), ("f8", "f4")])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_volume_round_trip(tmp_path: Path, given: str, stored: str, suffix: str) -> None:
-    volume = np.random.default_rng(0).integers(0, 2, SHAPE).astype(given)
+def test_volume_round_trip(tmp_path: Path, dtype: str, stored: str, suffix: str) -> None:
+    volume = np.random.default_rng(0).integers(0, 2, SHAPE).astype(dtype)
     path = tmp_path / f"warped{suffix}"
     save_volume(path, volume, AFFINE)
     image = nibabel.Nifti1Image.from_filename(path)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from kinks import MASK_THRESHOLD, LookUp, chain_look_ups, folds_at_kink, mask_weights, relative_l2
-from mistakes import only_in_float32, slopes_a_percent_off
+from kinks import MASK_THRESHOLD, LookUp, composition_look_ups, folds_at_kink, mask_weights, relative_l2
+from mistakes import gradients_a_percent_off, only_in_float32
 from oracle_samples import group_sample, similarity_sample
 from safetensors.torch import load_file
 
@@ -167,7 +167,7 @@ def cycle_errors(disps, size):
     """Squared distance from the identity after a cycle, ``(B, 1, X, Y, Z)``, normalised units, written out."""
     cycle = compose(*disps)
     extent = max(n * s for n, s in zip(cycle.shape[2:], size, strict=True))
-    unit = torch.tensor([2 * each / extent for each in size], dtype=cycle.dtype)[:, None, None, None]
+    unit = torch.tensor([2 * component / extent for component in size], dtype=cycle.dtype)[:, None, None, None]
     return (cycle * unit).square().sum(dim=1, keepdim=True)
 
 
@@ -181,12 +181,12 @@ def assert_group_consistency_in_float32_follows(stored, used, size):
     for cycle, order in zip(CYCLES, CYCLE_MASKS, strict=True):
         disps, held = [exact[key] for key in cycle], [masks[k - 1] for k in order]
         fixed = [disp.detach() for disp in disps]
-        look_ups = chain_look_ups(fixed)
+        look_ups = composition_look_ups(fixed)
         single, double = cycle_mask([disp.float() for disp in fixed], held), cycle_mask(fixed, held)
         weights = [mask_weights(held[1], look_ups[0].points), mask_weights(held[0], look_ups[1].points)]
         assert_masks_differ_at_threshold(single, double, weights, shape)
         error = cycle_errors(disps, size) * single
-        kinks = torch.stack([each.at_kink() for each in look_ups]).any(dim=0)
+        kinks = torch.stack([look_up.at_kink() for look_up in look_ups]).any(dim=0)
         assert float(kinks.double().mean()) <= 2e-3
         errors.append(error.mean() / 2)
         kinked.append((error * kinks).sum())
@@ -211,8 +211,8 @@ def test_group_consistency_matches_the_oracle(losses, size_name, used):
     for (kind, k), gradient in gradients.items():
         if f"{case}/grad_{kind}_{k}" in stored:
             assert relative_l2(gradient, stored[f"{case}/grad_{kind}_{k}"]) <= 1e-5
-    found = cycle_mask([stored[f"forward_{k}"].double() for k in (1, 2, 3)], [masks[1], masks[2], masks[0]])
-    assert torch.equal(found, stored["cycle_forward_mask"].bool())
+    actual = cycle_mask([stored[f"forward_{k}"].double() for k in (1, 2, 3)], [masks[1], masks[2], masks[0]])
+    assert torch.equal(actual, stored["cycle_forward_mask"].bool())
     assert_group_consistency_in_float32_follows(stored, used, size)
 
 
@@ -226,5 +226,5 @@ def test_group_consistency_in_float32_follows_float64_on_other_seeds(backend, se
     (lambda stored: assert_group_consistency_in_float32_follows(stored, True, [1.0] * 3), group_sample),
 ])  # fmt: skip
 def test_what_is_left_out_at_kinks_hides_no_mistake(check, sample):
-    with only_in_float32("interpolate_adjoint", slopes_a_percent_off), pytest.raises(AssertionError):
+    with only_in_float32("interpolate_adjoint", gradients_a_percent_off), pytest.raises(AssertionError):
         check(sample(0))

@@ -41,15 +41,15 @@ def case(kind: str, batch: int, channels: int, outputs: int, shape: tuple[int, .
 
 def check(kind: str, inputs: list[Tensor], grad: Tensor, tolerance: float) -> None:
     _, stride, padding = KINDS[kind]
-    found = gradients(lambda *args: convolve(*args, stride, padding), inputs, grad)
+    actual = gradients(lambda *args: convolve(*args, stride, padding), inputs, grad)
     exact = gradients(
         lambda *args: F.conv3d(*args, stride, padding),
         [tensor.double().contiguous() for tensor in inputs],
         grad.double(),
     )
-    for one, other in zip(found, exact, strict=True):
-        assert one.dtype == torch.float32
-        assert float((one - other).norm() / other.norm()) < tolerance
+    for first, second in zip(actual, exact, strict=True):
+        assert first.dtype == torch.float32
+        assert float((first - second).norm() / second.norm()) < tolerance
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,8 +105,8 @@ def test_threads_change_no_bit_at_the_size_of_training() -> None:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             results.append(gradients(lambda *args, s=stride, p=padding: convolve(*args, s, p), inputs, grad))
-        for other in results[1:]:
-            assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True)), kind
+        for result in results[1:]:
+            assert all(torch.equal(first, second) for first, second in zip(results[0], result, strict=True)), kind
 
 
 def test_products_of_matrices_are_the_same_convolution() -> None:

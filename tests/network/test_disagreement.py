@@ -37,7 +37,7 @@ def images() -> tuple[Tensor, Tensor]:
     return smooth[:1], smooth[1:]
 
 
-def brute_force(members: list[SITReg], fixed: Tensor, moving: Tensor, side: int = 0) -> tuple[Tensor, SymmetricState]:
+def brute_force(members: list[SITReg], fixed: Tensor, moving: Tensor, field: int = 0) -> tuple[Tensor, SymmetricState]:
     """The summed variance in the middle, from all members' fields at once, and the state after the last stage."""
     pyramids = [member.features(moving, fixed) for member in members]
     state = SymmetricState(SHAPE, members[0].inversion_tolerance)
@@ -47,7 +47,7 @@ def brute_force(members: list[SITReg], fixed: Tensor, moving: Tensor, side: int 
             member.control_points(level, features, state.maps)
             for member, features in zip(members, pyramids, strict=True)
         ]
-        fields = torch.stack([upsample_control_points(update[side], 2**level, SHAPE) for update in updates])
+        fields = torch.stack([upsample_control_points(update[field], 2**level, SHAPE) for update in updates])
         total += fields.var(dim=0, correction=0).sum(dim=1, keepdim=True)
         forward, reverse = (torch.stack([update[k] for update in updates]).mean(0) for k in (0, 1))
         state.update(forward, reverse, 2**level)
@@ -72,27 +72,28 @@ def test_it_is_the_root_of_the_summed_variance_pulled_to_the_fixed_grid(count: i
 def test_exchanging_the_images_gives_the_map_of_the_other_side() -> None:
     members = [network(seed) for seed in (0, 1)]
     fixed, moving = images()
-    other_side, state = brute_force(members, fixed, moving, side=1)
+    inverse_spread, state = brute_force(members, fixed, moving, field=1)
     swapped, swapped_state = brute_force(members, fixed=moving, moving=fixed)
-    torch.testing.assert_close(swapped, other_side, atol=1e-7, rtol=0)
+    torch.testing.assert_close(swapped, inverse_spread, atol=1e-7, rtol=0)
     assert swapped_state.maps.right_inv is not None and state.maps.left_inv is not None
     (stage,) = run_stages(members, fixed=moving, moving=fixed, disagreement=True)
-    torch.testing.assert_close(stage.disagreement, warp(other_side, state.maps.left_inv).sqrt(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(stage.disagreement, warp(inverse_spread, state.maps.left_inv).sqrt(), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_identical_members_do_not_disagree_and_the_order_of_members_says_nothing() -> None:
-    one, other = network(0), network(1)
+    first, second = network(0), network(1)
     fixed, moving = images()
-    (stage,) = run_stages([one, one, one], fixed=fixed, moving=moving, disagreement=True)
+    (stage,) = run_stages([first, first, first], fixed=fixed, moving=moving, disagreement=True)
     assert stage.disagreement is not None and not stage.disagreement.any()
-    found = [
-        run_stages(each, fixed=fixed, moving=moving, disagreement=True)[-1] for each in ([one, other], [other, one])
+    stages = [
+        run_stages(order, fixed=fixed, moving=moving, disagreement=True)[-1]
+        for order in ([first, second], [second, first])
     ]
-    torch.testing.assert_close(found[0].disagreement, found[1].disagreement, atol=1e-9, rtol=1e-9)
-    assert run_stages([one, other], fixed=fixed, moving=moving)[-1].disagreement is None
+    torch.testing.assert_close(stages[0].disagreement, stages[1].disagreement, atol=1e-9, rtol=1e-9)
+    assert run_stages([first, second], fixed=fixed, moving=moving)[-1].disagreement is None
     with pytest.raises(ValueError, match="two members or more"):
-        run_stages([one], fixed=fixed, moving=moving, disagreement=True)
+        run_stages([first], fixed=fixed, moving=moving, disagreement=True)
 
 
 @torch.no_grad()

@@ -30,8 +30,8 @@ def test_mind_matches_the_oracle(oracles: Path, dtype, tolerance, from_variance)
             at_threshold = (expected["variance"] / 1e-6 - 1).abs() < 1e-3
             assert float(at_threshold.double().mean()) <= 1e-3
             where &= ~at_threshold
-        found = mind(image)[0]
-        error = (found - expected["mind"].to(dtype)).abs()[:, where]
+        actual = mind(image)[0]
+        error = (actual - expected["mind"].to(dtype)).abs()[:, where]
         assert float(error.max()) <= tolerance
 
 

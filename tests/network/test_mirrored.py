@@ -57,7 +57,7 @@ def test_the_axis_comes_from_the_matrix_wherever_it_stands() -> None:
 @pytest.mark.parametrize("members", [1, 2])
 def test_mirrored_images_give_the_mirrored_fields(axis: int, members: int) -> None:
     networks = [network(seed, 6).double() for seed in range(members)]
-    twins: list[StageNetwork] = [*networks, *(MirroredNetwork(one, axis) for one in networks)]
+    twins: list[StageNetwork] = [*networks, *(MirroredNetwork(single, axis) for single in networks)]
     fixed, moving = images(SHAPES[axis])
     mind = Mind()
 
@@ -79,10 +79,10 @@ def test_mirrored_images_give_the_mirrored_fields(axis: int, members: int) -> No
 
 @torch.no_grad()
 def test_a_twin_alone_is_the_network_between_two_mirrors() -> None:
-    one = network(0, 1).double()
+    single = network(0, 1).double()
     fixed, moving = images(SHAPES[0])
-    (stage,) = run_stages([MirroredNetwork(one, 0)], fixed=fixed, moving=moving)
-    disp, _ = one(fixed=fixed.flip(2), moving=moving.flip(2))
+    (stage,) = run_stages([MirroredNetwork(single, 0)], fixed=fixed, moving=moving)
+    disp, _ = single(fixed=fixed.flip(2), moving=moving.flip(2))
     torch.testing.assert_close(stage.disp, mirrored_field(disp, 0), atol=1e-5, rtol=0)
 
 
@@ -112,24 +112,24 @@ def fit(root: Path, runs: Path, name: str, *more: str) -> int:
 def test_training_mirrors_every_other_pair_whole(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [is_mirrored(3, epoch, index) for epoch in range(4) for index in range(100)]
     assert 150 < sum(drawn) < 250 and drawn != [is_mirrored(4, e, i) for e in range(4) for i in range(100)]
-    seen: list[tuple[Tensor, Tensor, bool]] = []
+    recorded: list[tuple[Tensor, Tensor, bool]] = []
     original = MindRegistration.mirrored
 
     def watched(self: MindRegistration, batch: dict) -> dict:  # type: ignore[type-arg]
         changed = original(self, batch)
-        for stored, given, index in zip(batch["images"], changed["images"], batch["index"].tolist(), strict=True):
-            seen.append((stored, given, is_mirrored(0, self.current_epoch, index)))
+        for stored, received, index in zip(batch["images"], changed["images"], batch["index"].tolist(), strict=True):
+            recorded.append((stored, received, is_mirrored(0, self.current_epoch, index)))
         return changed
 
     monkeypatch.setattr(MindRegistration, "mirrored", watched)
     runs = tmp_path / "runs"
     assert fit(root, runs, "plain") == 0
-    assert all(torch.equal(stored, given) for stored, given, _ in seen) and len(seen) == 12
-    seen.clear()
+    assert all(torch.equal(stored, received) for stored, received, _ in recorded) and len(recorded) == 12
+    recorded.clear()
     assert fit(root, runs, "whole", "--data.mirror", "true") == 0
-    for stored, given, mirrored in seen:  # (2, 1, X, Y, Z)
-        assert torch.equal(given, stored.flip(2) if mirrored else stored)
-    assert {mirrored for _, _, mirrored in seen} == {True, False}
+    for stored, received, mirrored in recorded:  # (2, 1, X, Y, Z)
+        assert torch.equal(received, stored.flip(2) if mirrored else stored)
+    assert {mirrored for _, _, mirrored in recorded} == {True, False}
     whole = torch.load(runs / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
     assert whole[CARD_KEY]["training"]["mirror"] is True
 

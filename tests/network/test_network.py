@@ -90,13 +90,13 @@ def test_a_batch_gives_what_its_items_give():
 
 @torch.no_grad()
 def test_an_ensemble_of_copies_is_the_member_and_of_two_lies_elsewhere():
-    one, other = small_network(seed=1), small_network(seed=2)
+    first, second = small_network(seed=1), small_network(seed=2)
     fixed, moving = images()
-    single = run_stages([one], fixed=fixed, moving=moving)[-1].disp
+    single = run_stages([first], fixed=fixed, moving=moving)[-1].disp
     torch.testing.assert_close(
-        run_stages([one, one, one], fixed=fixed, moving=moving)[-1].disp, single, atol=1e-4, rtol=0
+        run_stages([first, first, first], fixed=fixed, moving=moving)[-1].disp, single, atol=1e-4, rtol=0
     )
-    mixed = run_stages([one, other], fixed=fixed, moving=moving)[-1].disp
+    mixed = run_stages([first, second], fixed=fixed, moving=moving)[-1].disp
     assert float((mixed - single).abs().max()) > 0.05
 
 
@@ -105,7 +105,7 @@ def test_volumes_together_and_one_by_one_give_the_same(monkeypatch: pytest.Monke
     """Large volumes are convolved one by one, sum and difference apart; small ones together."""
     network = small_network().double()
     fixed, moving = (image.double() for image in images())
-    found = []
+    results = []
     for few in (10**9, 0):
         monkeypatch.setattr(memory, "SLOW_ALONE", few)
         with torch.set_grad_enabled(gradients):
@@ -113,17 +113,17 @@ def test_volumes_together_and_one_by_one_give_the_same(monkeypatch: pytest.Monke
         if gradients:
             network.zero_grad()
             (disp.square().mean() + disp_inv.square().mean()).backward()
-            found.append([disp, disp_inv, *(parameter.grad.clone() for parameter in network.parameters())])
+            results.append([disp, disp_inv, *(parameter.grad.clone() for parameter in network.parameters())])
         else:
-            found.append([disp, disp_inv])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-6)
+            results.append([disp, disp_inv])
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, atol=1e-9, rtol=1e-6)
 
 
 def test_recomputing_changes_no_number_and_keeps_less():
     network = small_network()
     fixed, moving = images()
-    found, kept = [], []
+    results, kept = [], []
     for recompute in (False, True):
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
@@ -132,9 +132,9 @@ def test_recomputing_changes_no_number_and_keeps_less():
         kept.append(sum(sizes))
         network.zero_grad()
         loss.backward()
-        found.append([loss, *(parameter.grad.clone() for parameter in network.parameters())])
-    for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
+        results.append([loss, *(parameter.grad.clone() for parameter in network.parameters())])
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
     assert kept[1] < 0.7 * kept[0]
 
 
@@ -143,10 +143,10 @@ def test_one_field_alone_is_the_same_field():
     network = small_network()
     fixed, moving = images()
     (both,) = run_stages([network], fixed=fixed, moving=moving)
-    (one,) = run_stages([network], fixed=fixed, moving=moving, inverse=False)
-    assert torch.equal(both.disp, one.disp) and one.inverse is None
+    (single,) = run_stages([network], fixed=fixed, moving=moving, inverse=False)
+    assert torch.equal(both.disp, single.disp) and single.inverse is None
     with pytest.raises(ValueError, match="without the inverse"):
-        _ = one.disp_inv
+        _ = single.disp_inv
 
 
 def test_wrong_input_is_named():

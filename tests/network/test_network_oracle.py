@@ -9,11 +9,11 @@ import pytest
 import torch
 from kinks import Activations, LookUpGradients
 from mistakes import (
+    gradients_outside,
     inverse_with_wrong_sign,
     inverse_without_solve,
     no_gradient_of_inverse,
     only_in_float32,
-    slopes_outside,
 )
 from oracle_samples import network_sample
 from safetensors.torch import load_file
@@ -64,13 +64,13 @@ def test_fields_and_control_points_match_the_oracle(oracles: Path, backend, file
         )
     compared = 0
     for stage in stages:
-        found = {
+        actual = {
             "forward": (stage.disp, fields),
             "inverse": (stage.disp_inv, fields),
             "control_points_forward": (stage.control_points, points),
             "control_points_reverse": (stage.control_points_reverse, points),
         }
-        for name, (value, (largest, mean)) in found.items():
+        for name, (value, (largest, mean)) in actual.items():
             expected = tensors.get(f"exact/level_{stage.level}/{name}")
             if expected is None:
                 continue
@@ -118,24 +118,24 @@ class GradientRun:
             weight = 1.0 if stage.level == 0 else 0.01
             means = stage.disp.double().square().mean() + stage.disp_inv.double().square().mean()
             self.scalar = self.scalar + weight * means
-        parameters = {f"param/{official_name(name)}": each for name, each in network.named_parameters()}
+        parameters = {f"param/{official_name(name)}": parameter for name, parameter in network.named_parameters()}
         self._inputs = {**parameters, **images}
 
     def gradients(self) -> dict[str, Tensor]:
         with self.look_ups.watching():
-            found = torch.autograd.grad(self.scalar, list(self._inputs.values()), retain_graph=True)
-        return {name: grad.double() for name, grad in zip(self._inputs, found, strict=True)}
+            grads = torch.autograd.grad(self.scalar, list(self._inputs.values()), retain_graph=True)
+        return {name: grad.double() for name, grad in zip(self._inputs, grads, strict=True)}
 
 
 def assert_gradients_close(
-    found: dict[str, Tensor], expected: dict[str, Tensor], scalar: float, each: float, together: float
+    actual: dict[str, Tensor], expected: dict[str, Tensor], scalar: float, of_single: float, together: float
 ) -> None:
     """Relative L2 of each tensor, and of all parameters together."""
     errors, norms = [], []
-    for name, grad in found.items():
+    for name, grad in actual.items():
         error, norm = float((grad - expected[name].double()).norm()), float(expected[name].double().norm())
         if norm > 1e-6 * scalar:  # biases before a normalisation have none but rounding
-            assert error <= each * norm, (name, error / norm)
+            assert error <= of_single * norm, (name, error / norm)
         if name.startswith("param/"):
             errors.append(error**2)
             norms.append(norm**2)
@@ -150,19 +150,19 @@ def block_kinks(exact: GradientRun, single: GradientRun) -> None:
     concerned and one look-up of 500, and positions differ by 1e-3 voxel at most.
     """
     units = list(zip(exact.activations.values, single.activations.values, strict=True))
-    sides = [(double > 0) != (float32 > 0) for double, float32 in units]
-    assert units and sum(int(side.sum()) for side in sides) <= 3 + 2e-5 * sum(side.numel() for side in sides)
-    for side, (double, float32) in zip(sides, units, strict=True):
-        assert not bool((side & (torch.maximum(double, float32.double()) > 1e-3)).any())
+    differing = [(double > 0) != (float32 > 0) for double, float32 in units]
+    assert units and sum(int(at.sum()) for at in differing) <= 3 + 2e-5 * sum(at.numel() for at in differing)
+    for differs, (double, float32) in zip(differing, units, strict=True):
+        assert not bool((differs & (torch.maximum(double, float32.double()) > 1e-3)).any())
     voxels = []
-    for operation, other in zip(exact.look_ups.look_ups, single.look_ups.look_ups, strict=True):
-        kinks = [one.at_kink(two.points) for one, two in zip(operation, other, strict=True)]
-        for one, two in zip(operation, other, strict=True):
-            assert float((one.points - two.points.double()).abs().max()) <= 1e-3
+    for operation, same_operation in zip(exact.look_ups.look_ups, single.look_ups.look_ups, strict=True):
+        kinks = [first.at_kink(second.points) for first, second in zip(operation, same_operation, strict=True)]
+        for first, second in zip(operation, same_operation, strict=True):
+            assert float((first.points - second.points.double()).abs().max()) <= 1e-3
         voxels.append(torch.stack(kinks).any(dim=0))
     assert voxels and sum(int(voxel.sum()) for voxel in voxels) <= 2e-3 * sum(voxel.numel() for voxel in voxels)
     for run in (exact, single):
-        run.activations.blocked, run.look_ups.blocked = sides, voxels
+        run.activations.blocked, run.look_ups.blocked = differing, voxels
 
 
 def assert_float32_follows(tensors: dict[str, Tensor], float32: AbstractContextManager | None = None) -> None:
@@ -175,8 +175,8 @@ def assert_float32_follows(tensors: dict[str, Tensor], float32: AbstractContextM
         scalar = float(exact.scalar.detach())
         assert float(single.scalar.detach()) == pytest.approx(scalar, rel=1e-5)
         block_kinks(exact, single)
-        found = single.gradients()
-    assert_gradients_close(found, exact.gradients(), scalar, each=2e-3, together=1e-4)
+        actual = single.gradients()
+    assert_gradients_close(actual, exact.gradients(), scalar, of_single=2e-3, together=1e-4)
 
 
 def test_gradients_match_the_oracle(oracles: Path, backend):
@@ -185,7 +185,7 @@ def test_gradients_match_the_oracle(oracles: Path, backend):
     scalar = float(tensors["grad/scalar"])
     assert float(run.scalar.detach()) == pytest.approx(scalar, rel=1e-5)
     stored = {name.removeprefix("grad/"): value for name, value in tensors.items() if name.startswith("grad/")}
-    assert_gradients_close(run.gradients(), stored, scalar, each=1e-5, together=1e-5)
+    assert_gradients_close(run.gradients(), stored, scalar, of_single=1e-5, together=1e-5)
 
 
 def test_gradients_in_float32_follow_those_in_float64(oracles: Path, backend):
@@ -220,7 +220,7 @@ def one_parameter_off_by_a_percent() -> Iterator[None]:
     only_in_float32("invert_adjoint", no_gradient_of_inverse),
     only_in_float32("invert_adjoint", inverse_with_wrong_sign),
     only_in_float32("invert_adjoint", inverse_without_solve),
-    only_in_float32("interpolate_adjoint", slopes_outside),
+    only_in_float32("interpolate_adjoint", gradients_outside),
     one_parameter_off_by_a_percent(),
 ], ids=["no inverse", "sign of inverse", "no solve", "slopes outside", "one percent"])  # fmt: skip
 def test_what_is_left_out_at_kinks_hides_no_mistake(mistake):

@@ -76,11 +76,11 @@ def test_gradients_are_exact_at_the_size_of_training(layout: str) -> None:
     features = brain_features(SIZES["2mm"], 8).contiguous(memory_format=LAYOUTS[layout])
     weight, bias = torch.rand(8) + 0.5, torch.randn(8)
     grad = torch.randn_like(features) + 0.1
-    found = gradients(features, weight, bias, grad)
+    actual = gradients(features, weight, bias, grad)
     inputs = [tensor.double().contiguous().requires_grad_() for tensor in (features, weight, bias)]
     expected = torch.autograd.grad(F.relu(F.group_norm(inputs[0], 4, *inputs[1:])), inputs, grad.double())
-    for one, other in zip(found[1:], expected, strict=True):
-        assert float((one - other).norm() / other.norm()) < 2e-6
+    for first, second in zip(actual[1:], expected, strict=True):
+        assert float((first - second).norm() / second.norm()) < 2e-6
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
@@ -92,8 +92,8 @@ def test_threads_change_no_bit(kind: str) -> None:
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
         results.append(gradients(features, weight, bias, grad))
-    for other in results[1:]:
-        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+    for result in results[1:]:
+        assert all(torch.equal(first, second) for first, second in zip(results[0], result, strict=True))
 
 
 CASES = [  # batch, channels, groups, shape
@@ -114,22 +114,22 @@ def test_any_shape_agrees_with_plain_pytorch(case: Any, layout: str, dtype: torc
     features = (torch.randn(batch, channels, *shape, dtype=dtype) + 3).contiguous(memory_format=LAYOUTS[layout])
     weight, bias = torch.randn(2, channels, dtype=dtype)
     grad = torch.randn_like(features)
-    found = gradients(features, weight, bias, grad, groups)
+    actual = gradients(features, weight, bias, grad, groups)
     with use_backend("torch"):
         plain = gradients(features, weight, bias, grad, groups)
-    assert found[0].stride() == features.stride()
+    assert actual[0].stride() == features.stride()
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
-    for one, other in zip(found, plain, strict=True):
-        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+    for first, second in zip(actual, plain, strict=True):
+        torch.testing.assert_close(first, second, atol=tolerance, rtol=tolerance)
 
 
 def test_a_view_of_a_larger_volume_is_normalised_as_a_copy_of_it() -> None:
     whole = torch.randn(2, 8, 12, 10, 9)
     weight, bias = torch.rand(8), torch.randn(8)
     view = whole[:, :, 1:-1, 2:, ::2]
-    found = gradients(view, weight, bias, torch.ones(view.shape))
+    actual = gradients(view, weight, bias, torch.ones(view.shape))
     copied = gradients(view.contiguous(), weight, bias, torch.ones(view.shape))
-    assert all(torch.equal(one, other) for one, other in zip(found, copied, strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(actual, copied, strict=True))
     with torch.no_grad():
         before = whole.clone()
         group_norm_relu(view, 4, weight, bias)

@@ -117,9 +117,9 @@ def test_the_state_is_found_wherever_it_stands(tmp_path: Path, wrap: Any) -> Non
 def test_sizes_are_read_from_the_tensors(tmp_path: Path, sizes: dict[str, Any]) -> None:
     state = official_state(**sizes)
     torch.save({"registration_network": state}, tmp_path / "a.pt")
-    found = read_official(tmp_path / "a.pt").network.architecture
+    architecture = read_official(tmp_path / "a.pt").network.architecture
     for key, value in sizes.items():
-        assert found[key] == (list(value) if isinstance(value, tuple) else value)
+        assert architecture[key] == (list(value) if isinstance(value, tuple) else value)
 
 
 def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -63,7 +63,7 @@ def test_less_memory_changes_no_bit(shape: tuple[int, ...], count: int, levels: 
         plain = tensors(run_stages(members, **pair, **options, plain=True))
         economical = tensors(run_stages(members, **pair, **options))
         assert len(plain) == len(economical) == len(levels) * (3 + inverse + (count > 1))
-        assert all(torch.equal(one, other) for one, other in zip(plain, economical, strict=True))
+        assert all(torch.equal(first, second) for first, second in zip(plain, economical, strict=True))
         assert float(plain[-1].abs().max()) > 0
 
 
@@ -77,7 +77,7 @@ def test_less_memory_changes_no_bit_of_mirrored_networks(count: int, twins_alone
     mixed = twins if twins_alone else [*members, *twins]
     plain, economical = (tensors(run_stages(mixed, **pair, levels=(0, 2), plain=plain)) for plain in (True, False))
     assert len(plain) == len(economical) == 2 * 4
-    assert all(torch.equal(one, other) for one, other in zip(plain, economical, strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(plain, economical, strict=True))
     unmirrored = tensors(run_stages(members, **pair, levels=(0, 2)))
     assert float((plain[0] - unmirrored[0]).abs().max()) > 0.01
 
@@ -89,7 +89,7 @@ def test_a_network_s_gradients_have_the_same_bits(shape: tuple[int, ...]) -> Non
         plain = gradients(members, pair, plain=True)
         for recompute in (False, True):
             economical = gradients(members, pair, recompute=recompute)
-            assert all(torch.equal(one, other) for one, other in zip(plain, economical, strict=True))
+            assert all(torch.equal(first, second) for first, second in zip(plain, economical, strict=True))
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -68,8 +68,8 @@ def test_a_training_step_at_2_mm_is_exact_and_has_the_same_bits_on_any_number_of
     for threads in THREADS:
         torch.set_num_threads(threads)
         results.append(step(network, pair, torch.float32))
-    for other in results[1:]:
-        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+    for result in results[1:]:
+        assert all(torch.equal(first, second) for first, second in zip(results[0], result, strict=True))
     loss, disp, *gradients = step(network, pair, torch.float64)
     assert float(results[0][0]) == pytest.approx(float(loss), rel=1e-6)
     assert float((results[0][1] - disp).abs().mean()) < 1e-5
@@ -89,9 +89,9 @@ def test_the_shipped_ensemble_is_exact_and_has_the_same_bits_on_any_number_of_th
         for threads in THREADS:
             torch.set_num_threads(threads)
             results.append(run_stages(networks, fixed=Mind()(fixed), moving=Mind()(moving))[-1])
-        for other in results[1:]:
-            assert torch.equal(results[0].disp, other.disp)
-            assert torch.equal(results[0].disp_inv, other.disp_inv)
+        for result in results[1:]:
+            assert torch.equal(results[0].disp, result.disp)
+            assert torch.equal(results[0].disp_inv, result.disp_inv)
         inputs = Mind()(fixed.double()), Mind()(moving.double())
         exact = run_stages([network.double() for network in networks], fixed=inputs[0], moving=inputs[1])[-1]
     apart = (results[0].disp - exact.disp).norm(dim=1)

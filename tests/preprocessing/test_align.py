@@ -121,8 +121,8 @@ def as_scan(name: str, image: Array, affine: Array) -> Scan:
 
 def test_a_whole_head_is_distinguished_from_a_brain(whole: Sample, sample: Sample, alignment: Alignment) -> None:
     template = load_template()
-    stripped = as_scan("brain.nii", sample.image, sample.affine)
-    check_brain(stripped, support_mask(sample.image, sample.affine), alignment.prealign, template)
+    brain_scan = as_scan("brain.nii", sample.image, sample.affine)
+    check_brain(brain_scan, support_mask(sample.image, sample.affine), alignment.prealign, template)
     visible = support_mask(whole.image, whole.affine)
     with pytest.raises(InputError, match=r"head\.nii: looks like a whole head.*litres.*`fixed_mask`"):
         check_brain(as_scan("head.nii", whole.image, whole.affine), visible, None, template)

@@ -31,11 +31,11 @@ FIXED_TO_MOVING[:3, 3] += (6, -19, 16) - (FIXED_TO_MOVING @ (1, -17, 19, 1))[:3]
 def folder(tmp_path: Path) -> Path:
     """A registration's folder: rigid, so that each field is the other's inverse wherever both are."""
     path = tmp_path / "registration"
-    for name, one, grid in (
+    for name, transform, grid in (
         (IMAGES_TO["fixed"], FIXED_TO_MOVING, (FIXED, FIXED_AFFINE)),
         (IMAGES_TO["moving"], np.linalg.inv(FIXED_TO_MOVING), (MOVING, MOVING_AFFINE)),
     ):
-        save_itk_field(path / name, composite_field(one, *grid), grid[1])
+        save_itk_field(path / name, composite_field(transform, *grid), grid[1])
     return path
 
 
@@ -160,8 +160,8 @@ def test_linear_labels_are_the_largest_of_itk_s_interpolated_maps(tmp_path: Path
     moved, header = load(tmp_path / "out.nii")
     values, shares = np.unique(labels), []
     for value in values:
-        one = save(tmp_path / "one.nii.gz", (labels == value).astype(np.float32), MOVING_AFFINE)
-        shares.append(by_itk(one, grid, list(files), sitk.sitkLinear))
+        indicator = save(tmp_path / "one.nii.gz", (labels == value).astype(np.float32), MOVING_AFFINE)
+        shares.append(by_itk(indicator, grid, list(files), sitk.sitkLinear))
     ordered = np.sort(shares, axis=0)
     clear = ordered[-1] - ordered[-2] > 1e-3
     assert clear.mean() > 0.3 and moved.dtype == np.int16 and int(header["intent_code"]) == 1002
@@ -179,16 +179,16 @@ def test_every_frame_moves_alike_and_slabs_do_not_show(
     series.header.set_xyzt_units("mm", "msec")
     series.header.set_zooms((1.1, 0.9, 1.3, 720.0))
     series.to_filename(tmp_path / "series.nii.gz")
-    given = ["-t", files[0], "-t", files[1], *options]
+    arguments = ["-t", files[0], "-t", files[1], *options]
     monkeypatch.setattr(apply_module, "_VALUES_AT_ONCE", FIXED[0] * FIXED[1] * 3 * 4)  # slabs of 4, 4 and 2 planes
-    assert run(*given, tmp_path / "series.nii.gz", "-o", tmp_path / "moved.nii.gz") == 0
+    assert run(*arguments, tmp_path / "series.nii.gz", "-o", tmp_path / "moved.nii.gz") == 0
     monkeypatch.undo()
     moved, header = load(tmp_path / "moved.nii.gz")
     assert moved.shape == (*FIXED, 3) and moved.dtype == np.int16
     assert header.get_zooms()[3] == 720 and header.get_xyzt_units() == ("mm", "msec")
     for index in range(3):
-        one = save(tmp_path / "one.nii.gz", frames[..., index], MOVING_AFFINE)
-        assert run(*given, one, "-o", tmp_path / "alone.nii.gz") == 0
+        frame = save(tmp_path / "one.nii.gz", frames[..., index], MOVING_AFFINE)
+        assert run(*arguments, frame, "-o", tmp_path / "alone.nii.gz") == 0
         np.testing.assert_array_equal(moved[..., index], load(tmp_path / "alone.nii.gz")[0])
 
 
@@ -284,29 +284,29 @@ def test_with_a_folder_points_take_the_inverse_of_the_whole_list(tmp_path: Path,
         paths.append(tmp_path / f"{index}.tfm")
         save_affine_tfm(paths[-1], matrices[-1])
     save_affine_tfm(paths[-1], np.linalg.inv(matrices[-1]))
-    given = [folder, paths[0], f"[{paths[1]},1]"]
+    transforms = [folder, paths[0], f"[{paths[1]},1]"]
     start = grid_points((4, 4, 4), FIXED_AFFINE @ matrix(centre=(5, 4, 3)))
-    there = map_points(matrices, start)
-    apply(given, tmp_path / "out.csv", points=write_points(tmp_path / "points.csv", there), to="fixed")
+    mapped = map_points(matrices, start)
+    apply(transforms, tmp_path / "out.csv", points=write_points(tmp_path / "points.csv", mapped), to="fixed")
     assert distance(read_xyz(tmp_path / "out.csv"), start).max() < 0.001
     scan_affine = matrices[2] @ matrices[1] @ MOVING_AFFINE  # the moving image as it lies in the last world
     image = save(tmp_path / "scan.nii.gz", texture(), scan_affine)
-    apply(given, tmp_path / "image.nii.gz", image=image, to="fixed")
+    apply(transforms, tmp_path / "image.nii.gz", image=image, to="fixed")
     save(tmp_path / "moving.nii.gz", texture(), MOVING_AFFINE)
     apply([folder], tmp_path / "straight.nii.gz", image=tmp_path / "moving.nii.gz", to="fixed")
-    one, other = (load(tmp_path / f"{name}.nii.gz")[0] for name in ("image", "straight"))
-    both = (one > 0) & (other > 0)
+    moved, expected = (load(tmp_path / f"{name}.nii.gz")[0] for name in ("image", "straight"))
+    both = (moved > 0) & (expected > 0)
     assert both.mean() > 0.3
-    np.testing.assert_allclose(one[both], other[both], atol=0.01)
+    np.testing.assert_allclose(moved[both], expected[both], atol=0.01)
 
 
 def test_a_chain_s_own_field_moves_images_as_itk_does(tmp_path: Path) -> None:
-    given = case("anisotropic")
+    sample = case("anisotropic")
     save_itk_field(
-        tmp_path / "xfm.nii.gz", composite_field(given.chain, given.fixed_shape, given.fixed), given.fixed
+        tmp_path / "xfm.nii.gz", composite_field(sample.composite, sample.fixed_shape, sample.fixed), sample.fixed
     )  # fmt: skip
-    image = save(tmp_path / "moving.nii.gz", texture(given.moving_shape, given.moving), given.moving)
-    grid = save(tmp_path / "fixed.nii.gz", np.zeros(given.fixed_shape, np.uint8), given.fixed)
+    image = save(tmp_path / "moving.nii.gz", texture(sample.moving_shape, sample.moving), sample.moving)
+    grid = save(tmp_path / "fixed.nii.gz", np.zeros(sample.fixed_shape, np.uint8), sample.fixed)
     apply([tmp_path / "xfm.nii.gz"], tmp_path / "out.nii.gz", image=image)
     moved = load(tmp_path / "out.nii.gz")[0]
     theirs = by_itk(image, grid, [tmp_path / "xfm.nii.gz"], sitk.sitkLinear)
@@ -407,9 +407,9 @@ def test_wrong_input_ends_in_one_line(
 
 @pytest.mark.parametrize("kind", ["image", "points"])
 def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path, files: tuple[Path, Path], kind: str) -> None:
-    given: dict[str, Any] = {"image": save(tmp_path / "moving.nii.gz", texture(), MOVING_AFFINE)}
+    inputs: dict[str, Any] = {"image": save(tmp_path / "moving.nii.gz", texture(), MOVING_AFFINE)}
     if kind == "points":
-        given = {"points": write_points(tmp_path / "points.csv", np.ones((2000, 3)))}
+        inputs = {"points": write_points(tmp_path / "points.csv", np.ones((2000, 3)))}
     out = tmp_path / "out" / ("moved.nii.gz" if kind == "image" else "moved.csv")
     out.parent.mkdir()
     out.write_bytes(b"before")
@@ -417,7 +417,7 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path, files: tuple[Pa
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:
         with pytest.raises(InputError, match="cannot be written"):
-            apply(files, out, **given)
+            apply(files, out, **inputs)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == {out.name: b"before"}

@@ -30,25 +30,25 @@ def test_the_first_epochs_see_half_the_resolution_and_resuming_equals_going_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = data_samples.make_dataset(tmp_path / "data")
-    seen: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
     pair_loss = MindRegistration.pair_loss
 
     def noting(self: MindRegistration, moving: Any, fixed: Any, inverse: bool = False) -> Any:
-        assert moving.clean.shape == moving.mask.shape == moving.seen[:, :1].shape
+        assert moving.clean.shape == moving.mask.shape == moving.network_input[:, :1].shape
         if not self._on_trial:  # steps that only find out what memory is needed
-            seen.append(tuple(moving.clean.shape[2:]))
+            shapes.append(tuple(moving.clean.shape[2:]))
         return pair_loss(self, moving, fixed, inverse)
 
     monkeypatch.setattr(MindRegistration, "pair_loss", noting)
     whole = fit(root, tmp_path / "runs", "whole")
     full = tuple(whole[CARD_KEY]["shape"])
     half = tuple(size // 2 for size in full)
-    assert seen == [half, half, full, full]
+    assert shapes == [half, half, full, full]
     assert whole[CARD_KEY]["training"]["coarse_epochs"] == 1
     assert whole[CARD_KEY]["training"]["diffusion_weight"] == 1.0
     fit(root, tmp_path / "runs", "parts", epochs=1)
     parts = fit(root, tmp_path / "runs", "parts", "--resume")
-    assert seen[4:] == [half, half, full, full]
+    assert shapes[4:] == [half, half, full, full]
     assert all(torch.equal(parts["state_dict"][name], values) for name, values in whole["state_dict"].items())
 
 

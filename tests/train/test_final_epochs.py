@@ -40,8 +40,8 @@ def rows(runs: Path, name: str) -> list[dict[str, str]]:
 
 def validation(runs: Path, name: str) -> dict[str, float]:
     """The last validation scores of a run."""
-    found = [row for row in csv.DictReader((runs / name / "metrics.csv").open()) if row.get("val/lncc")]
-    return {key: float(value) for key, value in found[-1].items() if key.startswith("val/") and value}
+    validated = [row for row in csv.DictReader((runs / name / "metrics.csv").open()) if row.get("val/lncc")]
+    return {key: float(value) for key, value in validated[-1].items() if key.startswith("val/") and value}
 
 
 def test_weights_follow_the_published_schedule() -> None:
@@ -64,10 +64,10 @@ def test_scaling_a_gradient_keeps_the_value() -> None:
 
 def test_a_run_changes_phase_by_itself(root: Path, tmp_path: Path) -> None:
     assert main(arguments(root, tmp_path / "runs", "both")) == 0
-    found = rows(tmp_path / "runs", "both")
-    assert len(found) == 6
-    assert [bool(row["train/group_consistency"]) for row in found] == [False, False, False, False, True, True]
-    assert [bool(row["train/ndv_sum"]) for row in found] == [False] * 3 + [True] * 3
+    logged = rows(tmp_path / "runs", "both")
+    assert len(logged) == 6
+    assert [bool(row["train/group_consistency"]) for row in logged] == [False, False, False, False, True, True]
+    assert [bool(row["train/ndv_sum"]) for row in logged] == [False] * 3 + [True] * 3
     assert checkpoint(tmp_path / "runs", "both")["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-4
 
 
@@ -98,8 +98,8 @@ def test_recomputing_the_pairs_in_turn_gives_the_gradient_of_keeping_them(recomp
         if in_turn:
             loss, disps, disps_inv, _ = three_pairs_in_turn(module.pair_step, views)
         else:
-            found = [module.pair_step(views[k], views[(k + 1) % 3]) for k in range(3)]
-            loss, disps, disps_inv = sum(f[0] for f in found) / 3, [f[1] for f in found], [f[2] for f in found]
+            steps = [module.pair_step(views[k], views[(k + 1) % 3]) for k in range(3)]
+            loss, disps, disps_inv = sum(f[0] for f in steps) / 3, [f[1] for f in steps], [f[2] for f in steps]
         masks = [view.mask for view in views]
         (loss + 40 * GroupConsistency.value(disps, disps_inv, masks)).backward()
         return [parameter.grad for parameter in module.parameters()]
@@ -124,8 +124,8 @@ def test_three_processes_and_one_device_take_the_same_step(root: Path, tmp_path:
     assert len(rows(runs, "three")) == 3
     for name, tensor in weights(runs, "one").items():
         torch.testing.assert_close(weights(runs, "three")[name], tensor, atol=1e-6, rtol=0)
-    for one, other in zip(rows(runs, "one"), rows(runs, "three"), strict=True):
-        assert float(one["train/lncc"]) == pytest.approx(float(other["train/lncc"]), abs=1e-5)
+    for single, shared in zip(rows(runs, "one"), rows(runs, "three"), strict=True):
+        assert float(single["train/lncc"]) == pytest.approx(float(shared["train/lncc"]), abs=1e-5)
     scores = [validation(runs, name) for name in ("one", "three")]
     assert {"val/lncc", "val/dsc/T1-T1", "val/ndv"} <= scores[0].keys()
     assert scores[0] == pytest.approx(scores[1], abs=1e-6 if precision == "64-true" else 1e-5)

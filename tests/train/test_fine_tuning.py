@@ -58,10 +58,10 @@ def test_from_a_shell_a_shipped_member_is_fine_tuned(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     expected = load_member(SHIPPED / "member2.safetensors").network.state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in weights("tuned").items())
-    told = checkpoint("tuned")[CARD_KEY]["training"]["initialised_from"]
+    origin = checkpoint("tuned")[CARD_KEY]["training"]["initialised_from"]
     card = json.loads((SHIPPED / "member2.json").read_text())
-    assert told["file"] == "member2.safetensors" and told["sha256"] == card["sha256"]
-    assert told["training"] == card["training"] and told["licence"] == card["licence"]
+    assert origin["file"] == "member2.safetensors" and origin["sha256"] == card["sha256"]
+    assert origin["training"] == card["training"] and origin["licence"] == card["licence"]
 
 
 def test_it_is_a_new_run_with_a_new_optimiser_that_goes_on_without_the_file(
@@ -83,16 +83,16 @@ def test_it_is_a_new_run_with_a_new_optimiser_that_goes_on_without_the_file(
     for key, tensor in weights("whole").items():
         assert torch.equal(tensor, weights("first")[key]), key
     for name in ("whole", "first"):
-        told = checkpoint(name)[CARD_KEY]["training"]["initialised_from"]
-        assert told["file"] == "start.safetensors" and told["sha256"] == digest
-        assert told["training"] == {"data": "elsewhere", "steps": 7} and told["licence"] == "CC0"
+        origin = checkpoint(name)[CARD_KEY]["training"]["initialised_from"]
+        assert origin["file"] == "start.safetensors" and origin["sha256"] == digest
+        assert origin["training"] == {"data": "elsewhere", "steps": 7} and origin["licence"] == "CC0"
     exported = place / "member.safetensors"
     assert main(["export", "runs/first/checkpoints/last.ckpt", "-o", str(exported)]) == 0
     assert json.loads(exported.with_suffix(".json").read_text())["training"]["initialised_from"]["sha256"] == digest
     capsys.readouterr()
     assert main(fit_arguments("again", "--init-from", "runs/first/checkpoints/last.ckpt", *SIZES, *STILL)) == 0
-    told = checkpoint("again")[CARD_KEY]["training"]["initialised_from"]
-    assert told["training"]["initialised_from"]["sha256"] == digest, "the history of the history"
+    origin = checkpoint("again")[CARD_KEY]["training"]["initialised_from"]
+    assert origin["training"]["initialised_from"]["sha256"] == digest, "the history of the history"
     assert all(torch.equal(tensor, weights("first")[key]) for key, tensor in weights("again").items())
 
 

@@ -97,10 +97,10 @@ def test_the_most_pairs_are_taken_that_have_room(room: float | None, recompute: 
 
 
 def test_one_line_says_what_was_chosen_and_why() -> None:
-    told = line(Choice(2, False, 31.2e9, True), (160, 224, 192), torch.device("cuda:1"), 40e9, 36e9)
+    printed = line(Choice(2, False, 31.2e9, True), (160, 224, 192), torch.device("cuda:1"), 40e9, 36e9)
     for words in ("micro_batch 2", "recompute false", "160x224x192", "31.20 GB", "40.0 GB free on cuda:1", "36.0 GB"):
-        assert words in told, words
-    assert "\n" not in told and "not be enough" not in told
+        assert words in printed, words
+    assert "\n" not in printed and "not be enough" not in printed
     assert "not be enough" in line(Choice(1, True, 31.2e9, False), (160, 224, 192), CPU, 8e9, 4e9)
 
 
@@ -137,8 +137,8 @@ def test_any_micro_batch_takes_the_same_steps_and_logs_the_same_loss(
     for name, value in choices.items():
         exact = ["--trainer.precision", "64-true", "--data.micro_batch", value]
         assert main(arguments(root, runs, name, *exact)) == 0
-        told = capsys.readouterr().out
-        assert ("memory: micro_batch 1, recompute false" in told) == (name == "auto" or name == "one"), told
+        printed = capsys.readouterr().out
+        assert ("memory: micro_batch 1, recompute false" in printed) == (name == "auto" or name == "one"), printed
     logged = {
         name: [
             {key: float(value) for key, value in row.items() if key.startswith("train/") and value}
@@ -200,10 +200,10 @@ def test_full_memory_is_one_line_that_says_what_to_set(
 
     monkeypatch.setattr(RegistrationModule, "pair_loss", full)
     assert main(arguments(root, tmp_path / "runs", "full")) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith("sitreg-lumir: error: CUDA out of memory") and told.err.count("\n") == 1
-    assert "--data.micro_batch 1" in told.err and "--model.recompute true" in told.err
-    assert "not be enough" in told.out
+    printed = capsys.readouterr()
+    assert printed.err.startswith("sitreg-lumir: error: CUDA out of memory") and printed.err.count("\n") == 1
+    assert "--data.micro_batch 1" in printed.err and "--model.recompute true" in printed.err
+    assert "not be enough" in printed.out
 
 
 def test_where_one_pair_has_no_room_it_is_recomputed(
@@ -211,7 +211,7 @@ def test_where_one_pair_has_no_room_it_is_recomputed(
 ) -> None:
     monkeypatch.setattr(automatic, "room_on", lambda device, sharers: 1e-6)
     assert main(arguments(root, tmp_path / "runs", "small")) == 0
-    told = capsys.readouterr().out
-    assert "micro_batch 1, recompute true" in told and "not be enough" in told
+    printed = capsys.readouterr().out
+    assert "micro_batch 1, recompute true" in printed and "not be enough" in printed
     assert main(arguments(root, tmp_path / "runs", "given", "--model.recompute", "false")) == 0
     assert "recompute false" in capsys.readouterr().out

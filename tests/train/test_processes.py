@@ -71,9 +71,9 @@ def test_what_ends_one_process_ends_both_in_one_line(root: Path, tmp_path: Path,
     done = subprocess.run(command, capture_output=True, text=True, env=QUIET, timeout=150)  # both have ended then
     words, code = KINDS[kind]
     assert done.returncode == code, done.stderr[-3000:]
-    told = [line for line in done.stderr.splitlines() if line.startswith("sitreg-lumir:")]
-    assert len(told) == (1 if code == 2 else 0), done.stderr[-3000:]
-    text = told[0] if told else done.stderr
+    printed = [line for line in done.stderr.splitlines() if line.startswith("sitreg-lumir:")]
+    assert len(printed) == (1 if code == 2 else 0), done.stderr[-3000:]
+    text = printed[0] if printed else done.stderr
     for word in words:
         assert word in text, text
     assert ("Traceback" in done.stderr) == (code == 1)

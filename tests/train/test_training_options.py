@@ -106,16 +106,16 @@ def test_one_direction_and_the_other_add_up_to_both() -> None:
     at_step(both, 0)
     expected, _ = both.pair_loss(*views)
     expected.backward()
-    one, _ = module_and_views(stage_weight=0.0, one_direction=True)
-    at_step(one, 0)
-    there, last = one.pair_loss(*views)
-    back, _ = one.pair_loss(*reversed(views))
-    ((there + back) / 2).backward()
+    one_way, _ = module_and_views(stage_weight=0.0, one_direction=True)
+    at_step(one_way, 0)
+    forward, last = one_way.pair_loss(*views)
+    back, _ = one_way.pair_loss(*reversed(views))
+    ((forward + back) / 2).backward()
     assert last.inverse is None, "what nobody looks at need not be computed"
-    assert one.pair_step(*views)[2] is not None
-    assert float((there + back).detach() / 2) == pytest.approx(float(expected), abs=2e-4)
-    for parameter, other in zip(both.parameters(), one.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, other.grad, rtol=0.05, atol=2e-3)
+    assert one_way.pair_step(*views)[2] is not None
+    assert float((forward + back).detach() / 2) == pytest.approx(float(expected), abs=2e-4)
+    for parameter, reference in zip(both.parameters(), one_way.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, reference.grad, rtol=0.05, atol=2e-3)
 
 
 def test_the_average_follows_the_weights_and_is_what_a_checkpoint_hands_on(root: Path, tmp_path: Path) -> None:

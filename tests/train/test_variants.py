@@ -157,12 +157,12 @@ def test_a_transform_named_in_a_config_goes_all_the_way(
     np.testing.assert_array_equal(field(f"{name}_1"), field(f"{name}_2"))
     member = load_member(exported, ["my_variant"])
     stored = torch.load(last(name), weights_only=True)["state_dict"]
-    found = {f"input_transform.{key}": tensor for key, tensor in member.input_transform.state_dict().items()}
+    tensors = {f"input_transform.{key}": tensor for key, tensor in member.input_transform.state_dict().items()}
     assert {key: tensor.tolist() for key, tensor in stored.items() if key.startswith("input_transform.")} == {
-        key: tensor.tolist() for key, tensor in found.items()
+        key: tensor.tolist() for key, tensor in tensors.items()
     }
     if transform == "Learned":
-        assert len(found) == 4 and float(found["input_transform.gain"]) != 2.0, "it is trained with the network"
+        assert len(tensors) == 4 and float(tensors["input_transform.gain"]) != 2.0, "it is trained with the network"
     capsys.readouterr()
 
 
@@ -288,7 +288,7 @@ def test_cards_of_mind_and_of_intensities_stay_as_they_were(tmp_path: Path) -> N
         old = load_member(file)
         image = torch.rand(1, 1, 9, 8, 7)
         expected = image if mind is None else Mind(**mind)(image)
-        assert all(torch.equal(Ensemble.of([each]).inputs(image), expected) for each in (old, new))
+        assert all(torch.equal(Ensemble.of([stored]).inputs(image), expected) for stored in (old, new))
 
 
 def test_members_of_an_ensemble_share_one_transform(tmp_path: Path) -> None:

@@ -63,34 +63,34 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_keys_group_tag_and_config_are_there(logged: Path) -> None:
-    found = read_run(segments(logged)[0])
-    assert (found.run.run_group, list(found.run.tags)) == ("ensemble", ["mind_final_aug"])
-    assert (found.run.project, found.run.display_name) == ("sitreg-lumir", "ens_seed2")
-    keys = {key for row in found.history for key in row}
+    stored = read_run(segments(logged)[0])
+    assert (stored.run.run_group, list(stored.run.tags)) == ("ensemble", ["mind_final_aug"])
+    assert (stored.run.project, stored.run.display_name) == ("sitreg-lumir", "ens_seed2")
+    keys = {key for row in stored.history for key in row}
     assert {
         "val/dsc/T1-T1", "val/dsc/T1-T2", "val/gap", "val/lncc", "val/ndv", "train/loss", "train/lncc",
         "train/diffusion", "train/earlier_stages", "train/lr", "train/pairs_per_second", "memory/peak_rss_gb",
     } <= keys  # fmt: skip
-    assert found.config["seed_everything"] == 2
-    assert found.config["data"]["seed"] == 2 and found.config["data"]["pairs_per_epoch"] == 2
-    assert found.config["model"]["init_args"]["features"] == [4, 4]
-    assert found.config["model"]["init_args"]["augmentation"]["class_path"].endswith("Augmentation")
-    assert found.config["versions"]["torch"] == torch.__version__
-    assert found.config["versions"]["wandb"] == wandb.__version__
-    data = found.config["dataset"]
+    assert stored.config["seed_everything"] == 2
+    assert stored.config["data"]["seed"] == 2 and stored.config["data"]["pairs_per_epoch"] == 2
+    assert stored.config["model"]["init_args"]["features"] == [4, 4]
+    assert stored.config["model"]["init_args"]["augmentation"]["class_path"].endswith("Augmentation")
+    assert stored.config["versions"]["torch"] == torch.__version__
+    assert stored.config["versions"]["wandb"] == wandb.__version__
+    data = stored.config["dataset"]
     assert re.fullmatch(r"[0-9a-f]{64}", data["sha256"])
     assert (data["name"], data["training"], data["pairs"], data["shape"]) == ("tiny", 5, 4, list(data_samples.SHAPE))
-    rates = [row["train/lr"] for row in found.history if "train/lr" in row]
+    rates = [row["train/lr"] for row in stored.history if "train/lr" in row]
     assert rates == pytest.approx([4e-4] * 4)
-    assert all(0.05 < row["memory/peak_rss_gb"] < 500 for row in found.history if "memory/peak_rss_gb" in row)
-    assert all(row["train/pairs_per_second"] > 0 for row in found.history if "train/pairs_per_second" in row)
-    gap = next(row for row in found.history if "val/gap" in row)
+    assert all(0.05 < row["memory/peak_rss_gb"] < 500 for row in stored.history if "memory/peak_rss_gb" in row)
+    assert all(row["train/pairs_per_second"] > 0 for row in stored.history if "train/pairs_per_second" in row)
+    gap = next(row for row in stored.history if "val/gap" in row)
     assert gap["val/gap"] == pytest.approx(gap["val/dsc/T1-T1"] - gap["val/dsc/T1-T2"])
 
 
 def test_each_logging_has_one_picture_that_is_the_run_folder_s(logged: Path) -> None:
     first, second = segments(logged)
-    seen = []
+    recorded = []
     for segment in (first, second):
         for row in read_run(segment).history:
             if "panels" in row:
@@ -98,10 +98,10 @@ def test_each_logging_has_one_picture_that_is_the_run_folder_s(logged: Path) -> 
                 picture = segment / "files" / name
                 assert picture.stat().st_size <= 1_000_000
                 assert (row["panels"]["width"], row["panels"]["height"]) == Image.open(picture).size
-                seen.append(picture.read_bytes())
+                recorded.append(picture.read_bytes())
     kept = sorted((logged / "panels").iterdir())
     assert [file.name for file in kept] == ["epoch-000.png", "epoch-001.png", "epoch-002.png"]
-    assert seen == [file.read_bytes() for file in kept]
+    assert recorded == [file.read_bytes() for file in kept]
 
 
 def test_nothing_of_this_machine_is_inside(logged: Path) -> None:
@@ -109,13 +109,13 @@ def test_nothing_of_this_machine_is_inside(logged: Path) -> None:
     for segment in segments(logged):
         files = [file for file in (segment / "files").rglob("*") if file.is_file()]
         assert files and all(file.suffix == ".png" for file in files), "no code, package list, output or metadata"
-        found = read_run(segment)
+        stored = read_run(segment)
         for secret in secrets:
-            assert secret not in found.text
+            assert secret not in stored.text
             assert not any(secret.encode() in file.read_bytes() for file in files)
-        assert found.run.host == "" and not found.run.HasField("git")
-        assert not re.search(rf"\b{re.escape(os.uname().nodename)}\b", found.text)
-        assert found.config["data"]["root"] == "data" and "cache" not in found.config["data"]
+        assert stored.run.host == "" and not stored.run.HasField("git")
+        assert not re.search(rf"\b{re.escape(os.uname().nodename)}\b", stored.text)
+        assert stored.config["data"]["root"] == "data" and "cache" not in stored.config["data"]
 
 
 def test_resuming_goes_on_in_the_same_run_and_the_line_uploads_both(

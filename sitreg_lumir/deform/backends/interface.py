@@ -60,7 +60,7 @@ class Backend(Protocol):
         ...
 
     def move_points(
-        self, points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Tensor,
+        self, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
         sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], jacobians: bool,
         tolerance: float, max_iterations: int,
     ) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip

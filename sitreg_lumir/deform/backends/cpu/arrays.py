@@ -13,17 +13,17 @@ from sitreg_lumir.deform.backends.cpu.threads import run
 
 
 def run_tiles(
-    loop: Callable[..., None], chain: Sequence[Any], grid: Sequence[int], shape: tuple[int, ...], relative: bool,
+    loop: Callable[..., None], fields: Sequence[Any], grid: Sequence[int], shape: tuple[int, ...], relative: bool,
     parts: int, *args: Any,
 ) -> None:  # fmt: skip
     """Runs a loop over all tiles of the points' grid ``(B, 3, I, J, K)``, ``parts`` tasks each, colour by colour.
 
-    ``chain`` are the fields that lead to the places added to, on grids of ``shape``, the first applied first.
+    ``fields`` are the fields that lead to the places added to, on grids of ``shape``, the first applied first.
     """
     batch, _, *axes = grid
     tiles = batch * prod(-(-size // scatter.TILE) for size in axes[:2])
-    extrema = np.empty((len(chain), tiles, 4))
-    for field, row in zip(chain, extrema, strict=True):
+    extrema = np.empty((len(fields), tiles, 4))
+    for field, row in zip(fields, extrema, strict=True):
         run(scatter.tile_extrema, tiles, tuple(axes), field, row)
     colours = scatter.colour_tiles(shape, tuple(axes), relative, extrema)
     for colour in range(int(colours.max()) + 1):

@@ -62,12 +62,12 @@ def compose(disps: Sequence[Tensor]) -> Tensor:
 
 
 def move_points(
-    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
     factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
 ) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
     """Points ``(3, N)`` through a chain of continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
     moved: tuple[Tensor, Tensor | None, bool] = working("move_points", coefficients.dtype)(
-        points, chain, coefficients, sizes, factors, shape, jacobians, tolerance, max_iterations
+        points, steps, coefficients, sizes, factors, shape, jacobians, tolerance, max_iterations
     )
     return moved
 

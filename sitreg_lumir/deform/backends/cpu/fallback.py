@@ -66,8 +66,8 @@ def _small_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
     if name == "move_points":
         points = torch.linspace(-1, 6, 3 * 7, dtype=torch.float64).view(3, 7)
         coefficients = 0.2 * torch.linspace(0, 60, 2 * 4 * 7 * 8 * 9, dtype=dtype).sin()
-        chain = [(1, True), (0, False)]
-        return points, chain, coefficients, [(7, 8, 9), (7, 8, 9)], [1, 1], (3, 4, 5), True, 1e-6, 50
+        steps = [(1, True), (0, False)]
+        return points, steps, coefficients, [(7, 8, 9), (7, 8, 9)], [1, 1], (3, 4, 5), True, 1e-6, 50
     arguments: dict[str, tuple[Any, ...]] = {
         "upsample_control_points": (field, 2, (6, 8, 9)),
         "invert": (field / 2, 1e-4, 50),

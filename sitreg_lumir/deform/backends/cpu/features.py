@@ -88,7 +88,7 @@ def scatter_lookup(
     grad: Any, grad_values: Any,
 ) -> None:  # fmt: skip
     """Tiles of the gradient of :func:`lookup` with respect to the values."""
-    one = grad.dtype.type(1)
+    unit = grad.dtype.type(1)
     sx, sy, sz = strides_of(shape)
     count = np.uintp(channels)
     sx, sy, sz = sx * count, sy * count, sz * count
@@ -107,8 +107,8 @@ def scatter_lookup(
                     of = (np.uintp(row * grid[2]) + k) * count
                     wx, wy, wz = weights[0, k], weights[1, k], weights[2, k]
                     for corner in range(8):
-                        share = (wx if corner & 4 else one - wx) * (wy if corner & 2 else one - wy)
-                        share *= wz if corner & 1 else one - wz
+                        share = (wx if corner & 4 else unit - wx) * (wy if corner & 2 else unit - wy)
+                        share *= wz if corner & 1 else unit - wz
                         j = i
                         if corner & 4:
                             j += sx

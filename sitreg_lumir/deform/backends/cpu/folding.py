@@ -56,29 +56,29 @@ def fold(first: Any, last: Any, slabs: Any, disp: Any, totals: Any, grad: Any, v
 @compiled
 def _fold_row(disp: Any, x: Any, y: Any, row: Any) -> None:
     """A row of the folded volume. Differences of ``disp`` are more exact than differences of positions."""
-    one, share = disp.dtype.type(1), disp.dtype.type(-1 / 12)
+    unit, share = disp.dtype.type(1), disp.dtype.type(-1 / 12)
     for k in range(len(row)):
         z = k + 1
         u, v, w = disp[0, x, y, z], disp[1, x, y, z], disp[2, x, y, z]
-        ax, bx, cx = disp[0, x + 1, y, z] - u + one, disp[1, x + 1, y, z] - v, disp[2, x + 1, y, z] - w
-        dx, ex, fx = u - disp[0, x - 1, y, z] + one, v - disp[1, x - 1, y, z], w - disp[2, x - 1, y, z]
-        ay, by, cy = disp[0, x, y + 1, z] - u, disp[1, x, y + 1, z] - v + one, disp[2, x, y + 1, z] - w
-        dy, ey, fy = u - disp[0, x, y - 1, z], v - disp[1, x, y - 1, z] + one, w - disp[2, x, y - 1, z]
-        az, bz, cz = disp[0, x, y, z + 1] - u, disp[1, x, y, z + 1] - v, disp[2, x, y, z + 1] - w + one
-        dz, ez, fz = u - disp[0, x, y, z - 1], v - disp[1, x, y, z - 1], w - disp[2, x, y, z - 1] + one
+        ax, bx, cx = disp[0, x + 1, y, z] - u + unit, disp[1, x + 1, y, z] - v, disp[2, x + 1, y, z] - w
+        dx, ex, fx = u - disp[0, x - 1, y, z] + unit, v - disp[1, x - 1, y, z], w - disp[2, x - 1, y, z]
+        ay, by, cy = disp[0, x, y + 1, z] - u, disp[1, x, y + 1, z] - v + unit, disp[2, x, y + 1, z] - w
+        dy, ey, fy = u - disp[0, x, y - 1, z], v - disp[1, x, y - 1, z] + unit, w - disp[2, x, y - 1, z]
+        az, bz, cz = disp[0, x, y, z + 1] - u, disp[1, x, y, z + 1] - v, disp[2, x, y, z + 1] - w + unit
+        dz, ez, fz = u - disp[0, x, y, z - 1], v - disp[1, x, y, z - 1], w - disp[2, x, y, z - 1] + unit
         total = _two_folds(ax, bx, cx, dx, ex, fx, ay, by, cy, az, bz, cz)
         total += _two_folds(ax, bx, cx, dx, ex, fx, ay, by, cy, dz, ez, fz)
         total += _two_folds(ax, bx, cx, dx, ex, fx, dy, ey, fy, az, bz, cz)
         total += _two_folds(ax, bx, cx, dx, ex, fx, dy, ey, fy, dz, ez, fz)
         total += _fold(
-            disp[0, x - 1, y - 1, z] - u - one, disp[1, x - 1, y - 1, z] - v - one, disp[2, x - 1, y - 1, z] - w,
-            disp[0, x - 1, y, z - 1] - u - one, disp[1, x - 1, y, z - 1] - v, disp[2, x - 1, y, z - 1] - w - one,
-            disp[0, x, y - 1, z - 1] - u, disp[1, x, y - 1, z - 1] - v - one, disp[2, x, y - 1, z - 1] - w - one,
+            disp[0, x - 1, y - 1, z] - u - unit, disp[1, x - 1, y - 1, z] - v - unit, disp[2, x - 1, y - 1, z] - w,
+            disp[0, x - 1, y, z - 1] - u - unit, disp[1, x - 1, y, z - 1] - v, disp[2, x - 1, y, z - 1] - w - unit,
+            disp[0, x, y - 1, z - 1] - u, disp[1, x, y - 1, z - 1] - v - unit, disp[2, x, y - 1, z - 1] - w - unit,
         )  # fmt: skip
         total += _fold(
-            disp[0, x + 1, y + 1, z] - u + one, disp[1, x + 1, y + 1, z] - v + one, disp[2, x + 1, y + 1, z] - w,
-            disp[0, x, y + 1, z + 1] - u, disp[1, x, y + 1, z + 1] - v + one, disp[2, x, y + 1, z + 1] - w + one,
-            disp[0, x + 1, y, z + 1] - u + one, disp[1, x + 1, y, z + 1] - v, disp[2, x + 1, y, z + 1] - w + one,
+            disp[0, x + 1, y + 1, z] - u + unit, disp[1, x + 1, y + 1, z] - v + unit, disp[2, x + 1, y + 1, z] - w,
+            disp[0, x, y + 1, z + 1] - u, disp[1, x, y + 1, z + 1] - v + unit, disp[2, x, y + 1, z + 1] - w + unit,
+            disp[0, x + 1, y, z + 1] - u + unit, disp[1, x + 1, y, z + 1] - v, disp[2, x + 1, y, z + 1] - w + unit,
         )  # fmt: skip
         row[k] = share * total
 

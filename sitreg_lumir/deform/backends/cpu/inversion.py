@@ -66,10 +66,10 @@ def invert(first: Any, last: Any, shape: Any, copy: Any, tolerance: Any, max_ite
             left = 0
             for index in range(count):
                 k = unsettled[index]
-                j, cell, other = k * FOUR, cells[k], cells[k + np.uintp(1)]
+                j, cell, next_cell = k * FOUR, cells[k], cells[k + np.uintp(1)]
                 wx, wy, wz = scalars(weights[0], k), scalars(weights[1], k), scalars(weights[2], k)
                 before = neighbours(vectors, j)
-                moved, dx, dy, dz = gradients(copy, cell, other, steps, wx, wy, wz)
+                moved, dx, dy, dz = gradients(copy, cell, next_cell, steps, wx, wy, wz)
                 after = real(0) - moved if plain else before - _newton(moved + before, dx, dy, dz, neighbours(free, j))
                 put(vectors, j, after)
                 unsettled[left] = k
@@ -145,11 +145,11 @@ def scatter_invert(
                 to_vectors(grad, i, size, length, room, vectors, zero)
                 for z in range(0, length, 2):
                     k, j = np.uintp(z), np.uintp(z) * FOUR
-                    cell, other, g = cells[k], cells[k + np.uintp(1)], real(0) - neighbours(vectors, j)
+                    cell, next_cell, g = cells[k], cells[k + np.uintp(1)], real(0) - neighbours(vectors, j)
                     wx, wy, wz = scalars(weights[0], k), scalars(weights[1], k), scalars(weights[2], k)
-                    _, dx, dy, dz = gradients(copy, cell, other, steps, wx, wy, wz)
+                    _, dx, dy, dz = gradients(copy, cell, next_cell, steps, wx, wy, wz)
                     p, q, r, determinant = _cofactors(dx, dy, dz, neighbours(free, j))
                     value = (all_x(g) * p + all_y(g) * q + all_z(g) * r) / determinant
-                    add_to_corners(target, cell, other, steps, wx, wy, wz, value)
+                    add_to_corners(target, cell, next_cell, steps, wx, wy, wz, value)
                     fetch_ahead(copy, cell, steps)
                     fetch_ahead(target, cell, steps)

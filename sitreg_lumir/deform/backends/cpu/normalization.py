@@ -193,10 +193,10 @@ def gradient(
 
 
 @compiled
-def sum_and_difference(first: Any, last: Any, one: Any, two: Any, length: Any) -> None:
+def sum_and_difference(first: Any, last: Any, left: Any, right: Any, length: Any) -> None:
     """Rows of ``length`` values: the sums take the place of the first array's, the differences of the second's."""
-    begin, end = first * length, min(last * length, len(one))
+    begin, end = first * length, min(last * length, len(left))
     for index in range(begin, end):
         i = np.uintp(index)
-        a, b = number(one[i]), number(two[i])
-        one[i], two[i] = stored(a + b, one[i]), stored(a - b, two[i])
+        a, b = number(left[i]), number(right[i])
+        left[i], right[i] = stored(a + b, left[i]), stored(a - b, right[i])

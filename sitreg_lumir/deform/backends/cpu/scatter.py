@@ -46,11 +46,11 @@ def tile_extrema(first: Any, last: Any, shape: Any, field: Any, extrema: Any) ->
 @compiled
 def _touch_rows(reach: Any, shape: Any, box: Any) -> None:
     """First and last row along x, then along y, that look-ups at positions within ``reach`` touch."""
-    for side in range(4):
-        last = shape[side // 2] - 1
-        position = reach[side] + (-0.01 if side % 2 == 0 else 1.01)  # rounding, and a cell's upper corners
+    for limit in range(4):
+        last = shape[limit // 2] - 1
+        position = reach[limit] + (-0.01 if limit % 2 == 0 else 1.01)  # rounding, and a cell's upper corners
         position = position if position > 0 else 0.0
-        box[side] = np.int64(position) if position < last else last
+        box[limit] = np.int64(position) if position < last else last
 
 
 @compiled
@@ -67,8 +67,8 @@ def colour_tiles(shape: Any, grid: Any, relative: Any, extrema: Any) -> Any:
     colours, taken = np.zeros(tiles, np.int64), np.zeros(tiles + 1, np.bool_)
     for tile in range(tiles):
         batch, x0, x1, y0, y1 = tile_range(tile, grid)
-        for side, row in enumerate((x0, x1 - 1, y0, y1 - 1)):
-            reach[side] = extrema[0, tile, side] + (row if relative else 0)
+        for limit, row in enumerate((x0, x1 - 1, y0, y1 - 1)):
+            reach[limit] = extrema[0, tile, limit] + (row if relative else 0)
         _touch_rows(reach, shape, box)
         _touch_rows(reach, shape, boxes[tile])
         for link in range(1, len(extrema)):
@@ -77,26 +77,26 @@ def colour_tiles(shape: Any, grid: Any, relative: Any, extrema: Any) -> Any:
             for x in range(box[0] // TILE, box[1] // TILE + 1):
                 for y in range(box[2] // TILE, box[3] // TILE + 1):
                     _widen(change, extrema[link, (batch * along_x + x) * along_y + y])
-            for side in range(4):
-                reach[side] += change[side]
+            for limit in range(4):
+                reach[limit] += change[limit]
             _touch_rows(reach, shape, box)
             _widen(boxes[tile], box)
         taken[:] = False
-        for other in range(batch * along_x * along_y, tile):
-            a, b = boxes[tile], boxes[other]
+        for earlier in range(batch * along_x * along_y, tile):
+            a, b = boxes[tile], boxes[earlier]
             if a[0] <= b[1] and b[0] <= a[1] and a[2] <= b[3] and b[2] <= a[3]:
-                taken[colours[other]] = True
+                taken[colours[earlier]] = True
         while taken[colours[tile]]:
             colours[tile] += 1
     return colours
 
 
 @compiled
-def _widen(limits: Any, other: Any) -> None:
+def _widen(limits: Any, further: Any) -> None:
     """Lets lower limits (0 and 2) and upper ones (1 and 3) take in others."""
     for axis in range(2):
-        limits[2 * axis] = min(limits[2 * axis], other[2 * axis])
-        limits[2 * axis + 1] = max(limits[2 * axis + 1], other[2 * axis + 1])
+        limits[2 * axis] = min(limits[2 * axis], further[2 * axis])
+        limits[2 * axis + 1] = max(limits[2 * axis + 1], further[2 * axis + 1])
 
 
 @compiled

@@ -19,7 +19,7 @@ _LARGEST_RESIDUAL = 0.995  # of that before: otherwise a Newton step is replaced
 
 @compiled
 def move_points(
-    first: Any, last: Any, points: Any, chain: Any, inverted: Any, coefficients: Any, starts: Any, sizes: Any,
+    first: Any, last: Any, points: Any, steps: Any, inverted: Any, coefficients: Any, starts: Any, sizes: Any,
     factors: Any, shape: Any, tolerance: Any, max_iterations: Any, moved: Any, jacobians: Any, unsettled: Any,
 ) -> None:  # fmt: skip
     """Moves points, ``POINTS`` for each task.
@@ -28,7 +28,7 @@ def move_points(
         first: task to begin with.
         last: task to end before.
         points: ``(3, N)`` float64, voxels.
-        chain: which update is applied at each step, in the order of application, int64.
+        steps: which update is applied at each step, in the order of application, int64.
         inverted: whether its inverse is applied instead, bool.
         coefficients: of all updates, one behind the other, flat.
         starts: of each update in them.
@@ -53,8 +53,8 @@ def move_points(
                 at[axis, p] = points[axis, start + p]
             for place in range(9):
                 total[place, p] = 1.0 if place % 4 == 0 else 0.0
-        for step in range(len(chain)):
-            update = chain[step]
+        for step in range(len(steps)):
+            update = steps[step]
             size_y, size_z = np.uintp(sizes[update, 1]), np.uintp(sizes[update, 2])
             level = np.uintp(starts[update]), size_y, size_z, 1 / factors[update], bounds
             if inverted[step]:
@@ -63,14 +63,14 @@ def move_points(
                     unsettled[start + active[place]] = True
                 if with_jacobians:
                     for p in range(count):
-                        _, by_x, by_y, by_z = _look_up_slopes(coefficients, level, at[0, p], at[1, p], at[2, p])
+                        _, by_x, by_y, by_z = _look_up_gradients(coefficients, level, at[0, p], at[1, p], at[2, p])
                         a, b, c = _inverse(by_x, by_y, by_z)
                         _multiply(a, b, c, total, p)
                 continue
             for p in range(count):
                 x, y, z = at[0, p], at[1, p], at[2, p]
                 if with_jacobians:
-                    disp, by_x, by_y, by_z = _look_up_slopes(coefficients, level, x, y, z)
+                    disp, by_x, by_y, by_z = _look_up_gradients(coefficients, level, x, y, z)
                     a, b, c = _rows(by_x, by_y, by_z)
                     _multiply(a, b, c, total, p)
                 else:
@@ -104,11 +104,11 @@ def _invert(
             active[left] = p
             left += 1
     for _ in range(max_iterations):
-        there, left = left, 0
-        for place in range(there):
+        unsettled, left = left, 0
+        for place in range(unsettled):
             p = active[place]
             x, y, z = at[0, p], at[1, p], at[2, p]
-            disp, by_x, by_y, by_z = _look_up_slopes(coefficients, level, x, y, z)
+            disp, by_x, by_y, by_z = _look_up_gradients(coefficients, level, x, y, z)
             rest_x, rest_y, rest_z = (
                 x + x_of(disp) - wanted[0, p],
                 y + y_of(disp) - wanted[1, p],
@@ -153,7 +153,7 @@ def _weights(r: Any, real: Any) -> Any:
 
 
 @compiled
-def _slopes(r: Any, scale: Any, real: Any) -> Any:
+def _gradients(r: Any, scale: Any, real: Any) -> Any:
     """Derivatives of the weights by the position."""
     s = 1 - r
     d0, d1, d2, d3 = -0.5 * s * s, r * (1.5 * r - 2), s * (2 - 1.5 * s), 0.5 * r * r
@@ -182,7 +182,7 @@ def _look_up(coefficients: Any, level: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @compiled
-def _look_up_slopes(coefficients: Any, level: Any, x: Any, y: Any, z: Any) -> Any:
+def _look_up_gradients(coefficients: Any, level: Any, x: Any, y: Any, z: Any) -> Any:
     """The displacement of one update at a position, and its derivatives by x, y and z."""
     real = coefficients.dtype.type
     start, size_y, size_z, density, bounds = level
@@ -194,14 +194,14 @@ def _look_up_slopes(coefficients: Any, level: Any, x: Any, y: Any, z: Any) -> An
     step_y, step_x = size_z * np.uintp(4), size_y * size_z * np.uintp(4)
     at = start + i * step_x + j * step_y + k * np.uintp(4)
     wx, wy = _weights(rx, real), _weights(ry, real)
-    sx, sy = _slopes(rx, in_x * density, real), _slopes(ry, in_y * density, real)
+    sx, sy = _gradients(rx, in_x * density, real), _gradients(ry, in_y * density, real)
     a, p = _rows_both(coefficients, at, step_y, wy, sy)
     b, q = _rows_both(coefficients, at + step_x, step_y, wy, sy)
     c, r = _rows_both(coefficients, at + step_x + step_x, step_y, wy, sy)
     d, s = _rows_both(coefficients, at + step_x + step_x + step_x, step_y, wy, sy)
     w0, w1, w2, w3 = _weights(rz, real)
     along = by_voxel(w0, w1, w2, w3)
-    w0, w1, w2, w3 = _slopes(rz, in_z * density, real)
+    w0, w1, w2, w3 = _gradients(rz, in_z * density, real)
     total = (a * wx[0] + b * wx[1]) + (c * wx[2] + d * wx[3])
     by_x = of_all_voxels(((a * sx[0] + b * sx[1]) + (c * sx[2] + d * sx[3])) * along)
     by_y = of_all_voxels(((p * wx[0] + q * wx[1]) + (r * wx[2] + s * wx[3])) * along)
@@ -227,11 +227,11 @@ def _rows_both(coefficients: Any, at: Any, step: Any, w: Any, s: Any) -> Any:
 @compiled
 def _rows(by_x: Any, by_y: Any, by_z: Any) -> Any:
     """The derivative of position plus displacement, row by row."""
-    one = 1.0
+    unit = 1.0
     return (
-        (one + x_of(by_x), one * x_of(by_y), one * x_of(by_z)),
-        (one * y_of(by_x), one + y_of(by_y), one * y_of(by_z)),
-        (one * z_of(by_x), one * z_of(by_y), one + z_of(by_z)),
+        (unit + x_of(by_x), unit * x_of(by_y), unit * x_of(by_z)),
+        (unit * y_of(by_x), unit + y_of(by_y), unit * y_of(by_z)),
+        (unit * z_of(by_x), unit * z_of(by_y), unit + z_of(by_z)),
     )
 
 

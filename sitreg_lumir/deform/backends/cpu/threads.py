@@ -58,14 +58,14 @@ def run(loop: Callable[..., None], tasks: int, *args: Any) -> None:
             loop(first, min(first + length, tasks), *args)
 
     pool = _get_pool(threads)
-    others = [pool.submit(work) for _ in range(threads - 1)]
+    futures = [pool.submit(work) for _ in range(threads - 1)]
     try:
         work()
     finally:
-        for other in others:
-            other.exception()  # waits: the arrays must outlive every thread's work
-    for other in others:
-        other.result()
+        for future in futures:
+            future.exception()  # waits: the arrays must outlive every thread's work
+    for future in futures:
+        future.result()
 
 
 def _get_pool(threads: int) -> ThreadPoolExecutor:

@@ -129,21 +129,21 @@ def _add_products(
     lines: Any, start: Any, steps: Any, by_output: Any, blocks: Any, shape: Any, sums: Any
 ) -> None:  # fmt: skip
     """Adds the products of rows of outputs, ``shape``, with a tile of the windows that they belong to."""
-    one = np.uintp(REGISTER // lines.itemsize)
-    two, rest = one + one, np.uintp(1)
-    three = two + one
+    width = np.uintp(REGISTER // lines.itemsize)
+    two_widths, rest = width + width, np.uintp(1)
+    three_widths = two_widths + width
     j = np.uintp(0)
     for block in range(np.uintp(0), np.uintp(blocks), np.uintp(1)):
-        a = block * np.uintp(OUTPUTS) * three
-        b, c, d = a + three, a + three + three, a + three + three + three
-        a0, a1, a2 = wide(sums, a), wide(sums, a + one), wide(sums, a + two)
-        b0, b1, b2 = wide(sums, b), wide(sums, b + one), wide(sums, b + two)
-        c0, c1, c2 = wide(sums, c), wide(sums, c + one), wide(sums, c + two)
-        d0, d1, d2 = wide(sums, d), wide(sums, d + one), wide(sums, d + two)
+        a = block * np.uintp(OUTPUTS) * three_widths
+        b, c, d = a + three_widths, a + three_widths + three_widths, a + three_widths + three_widths + three_widths
+        a0, a1, a2 = wide(sums, a), wide(sums, a + width), wide(sums, a + two_widths)
+        b0, b1, b2 = wide(sums, b), wide(sums, b + width), wide(sums, b + two_widths)
+        c0, c1, c2 = wide(sums, c), wide(sums, c + width), wide(sums, c + two_widths)
+        d0, d1, d2 = wide(sums, d), wide(sums, d + width), wide(sums, d + two_widths)
         for row in range(shape[0]):
             i = np.uintp(start + row * steps[0])
             for _ in range(shape[1]):
-                e0, e1, e2 = wide(lines, i), wide(lines, i + one), wide(lines, i + two)
+                e0, e1, e2 = wide(lines, i), wide(lines, i + width), wide(lines, i + two_widths)
                 f = by_output[j]
                 a0, a1, a2 = a0 + f * e0, a1 + f * e1, a2 + f * e2
                 f = by_output[j + rest]
@@ -154,7 +154,7 @@ def _add_products(
                 d0, d1, d2 = d0 + f * e0, d1 + f * e1, d2 + f * e2
                 i += np.uintp(steps[1])
                 j += np.uintp(OUTPUTS)
-        put(sums, a, a0), put(sums, a + one, a1), put(sums, a + two, a2)
-        put(sums, b, b0), put(sums, b + one, b1), put(sums, b + two, b2)
-        put(sums, c, c0), put(sums, c + one, c1), put(sums, c + two, c2)
-        put(sums, d, d0), put(sums, d + one, d1), put(sums, d + two, d2)
+        put(sums, a, a0), put(sums, a + width, a1), put(sums, a + two_widths, a2)
+        put(sums, b, b0), put(sums, b + width, b1), put(sums, b + two_widths, b2)
+        put(sums, c, c0), put(sums, c + width, c1), put(sums, c + two_widths, c2)
+        put(sums, d, d0), put(sums, d + width, d1), put(sums, d + two_widths, d2)

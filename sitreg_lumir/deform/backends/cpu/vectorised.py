@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform.backends.cpu import chains, interleaved, inversion, splines, tiles, upsampling
+from sitreg_lumir.deform.backends.cpu import compositions, interleaved, inversion, splines, tiles, upsampling
 from sitreg_lumir.deform.backends.cpu.arrays import array, by_voxel, empty, flat, planes, rows, run_tiles
 from sitreg_lumir.deform.backends.cpu.threads import run
 
@@ -64,7 +64,7 @@ def invert_adjoint(grad: Tensor, disp: Tensor, inverse: Tensor) -> Tensor:
 def compose(disps: Sequence[Tensor]) -> Tensor:
     """The field of ``disps[0] o disps[1] o ...`` (last one first) on the grid; nothing is resampled between."""
     composed, shape = empty(disps[0]), tuple(disps[0].shape[2:])
-    run(chains.compose, rows(composed), shape, _interleaved(disps[:-1]), flat(disps[-1]), flat(composed))
+    run(compositions.compose, rows(composed), shape, _interleaved(disps[:-1]), flat(disps[-1]), flat(composed))
     return composed
 
 
@@ -75,15 +75,15 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
     targets = _cleared(sum(map(bool, needed[:-1])), grad)
     grad_inner = empty(grad) if needed[-1] else grad.new_empty(0)
     args = (shape, flat(grad), copies, inner, targets, slots, flat(grad_inner))
-    chain = [inner, *(flat(disp) for disp in disps[-2:0:-1])]
-    run_tiles(chains.scatter_compose, chain, grad.shape, shape, True, 1, *args)
+    fields = [inner, *(flat(disp) for disp in disps[-2:0:-1])]
+    run_tiles(compositions.scatter_compose, fields, grad.shape, shape, True, 1, *args)
     del args, copies  # room for the results
     grads = [_separated(targets[slot], grad) if slot >= 0 else None for slot in slots[:-1]]
     return [*grads, grad_inner if needed[-1] else None]
 
 
 def move_points(
-    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
     factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
 ) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
     """Points ``(3, N)`` through a chain of continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
@@ -91,9 +91,9 @@ def move_points(
     starts = np.cumsum([0, *(4 * prod(size) for size in sizes[:-1])])
     moved, derivatives = torch.empty_like(points), torch.empty(9, count if jacobians else 0, dtype=torch.float64)
     unsettled = np.zeros(count, np.bool_)
-    steps = np.array([index for index, _ in chain]), np.array([inverted for _, inverted in chain])
+    arrays = np.array([index for index, _ in steps]), np.array([inverted for _, inverted in steps])
     run(
-        splines.move_points, -(-count // splines.POINTS), points.contiguous().numpy(), *steps, coefficients.numpy(),
+        splines.move_points, -(-count // splines.POINTS), points.contiguous().numpy(), *arrays, coefficients.numpy(),
         starts, np.array(sizes), np.array(factors, np.float64), np.array(shape), tolerance, max_iterations,
         moved.numpy(), derivatives.numpy(), unsettled,
     )  # fmt: skip

@@ -42,9 +42,9 @@ extending.register_model(Vector)(_Model)
 def _register_operator(function: Callable[..., Any], instruction: str) -> None:
     def typer_of(context: Any) -> Any:
         def typer(left: Any, right: Any) -> Any:
-            for one, other in ((left, right), (right, left)):
-                if isinstance(one, Vector) and other in (one, one.real):
-                    return one
+            for first, second in ((left, right), (right, left)):
+                if isinstance(first, Vector) and second in (first, first.real):
+                    return first
             return None
 
         return typer
@@ -72,9 +72,9 @@ def _everywhere(builder: Any, value: Any, kind: Any) -> Any:
     return _mix(builder, first, first, [0] * kind.count)
 
 
-def _mix(builder: Any, one: Any, other: Any, order: Sequence[int]) -> Any:
-    """Numbers of two vectors in ``order``, where those of ``other`` count on from those of ``one``."""
-    return builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order)))
+def _mix(builder: Any, first: Any, second: Any, order: Sequence[int]) -> Any:
+    """Numbers of two vectors in ``order``, where those of ``second`` count on from those of ``first``."""
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order)))
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, kind: Any) -> Any:
@@ -108,8 +108,8 @@ def voxels(typing: Any, values: Any, i: Any, j: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array, *indices = args
-        one, other = (_load(context, builder, values, array, index, 4) for index in indices)
-        return _mix(builder, one, other, range(8))
+        first, second = (_load(context, builder, values, array, index, 4) for index in indices)
+        return _mix(builder, first, second, range(8))
 
     return Vector(values.dtype, 8)(values, i, j), build
 
@@ -270,10 +270,10 @@ def columns(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """Of four vectors, all x as one vector, all y, and all z; with two voxels, for each of them."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def mix(one: Any, other: Any, *order: int) -> Any:
+        def mix(first: Any, second: Any, *order: int) -> Any:
             starts = range(0, a.count, 4)
             places = [start + (place if place < 4 else a.count + place - 4) for start in starts for place in order]
-            return _mix(builder, one, other, places)
+            return _mix(builder, first, second, places)
 
         first, second, third, fourth = args
         low, high = mix(first, second, 0, 4, 1, 5), mix(third, fourth, 0, 4, 1, 5)

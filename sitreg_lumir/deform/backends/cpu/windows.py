@@ -177,11 +177,11 @@ def _slide_map(columns: Any, new: Any, old: Any) -> None:
 
 
 @compiled
-def _gradient_row(sums: Any, q: Any, own: Any, other: Any, mask: Any, y: Any, scale: Any, grad: Any) -> None:
+def _gradient_row(sums: Any, q: Any, own: Any, second: Any, mask: Any, y: Any, scale: Any, grad: Any) -> None:
     """A row of the gradient by the image ``own``, of which ``q`` is the first map."""
     for z in range(grad.shape[1]):
         inside = np.float64(mask[y, z])
-        by_value = inside * (sums[0, z] * other[y, z] + sums[q, z] * own[y, z]) - sums[q + 1, z]
+        by_value = inside * (sums[0, z] * second[y, z] + sums[q, z] * own[y, z]) - sums[q + 1, z]
         grad[y, z] = scale * inside * by_value
 
 
@@ -206,13 +206,13 @@ def compare_patches(first: Any, last: Any, padded: Any, weights: Any, exponents:
     for task in range(first, last):
         batch, x = task // size_x, task % size_x
         for n in range(4):  # along x one plane before and here, along y, along z
-            here, step_x = x + reach - (1 if n == 0 else 0), 1 if n < 2 else 0
+            centre, step_x = x + reach - (1 if n == 0 else 0), 1 if n < 2 else 0
             step_y, step_z = np.uintp(1 if n == 2 else 0), np.uintp(1 if n == 3 else 0)
-            _square_differences(padded[batch], here, step_x, step_y, step_z, weights, squares[n])
+            _square_differences(padded[batch], centre, step_x, step_y, step_z, weights, squares[n])
         for y in range(size_y):
             for n in range(5):  # along x before and here, along y before and here, along z
-                here = y + reach - (1 if n == 2 else 0)
-                _sum_patches(squares[n if n < 3 else n - 1], here, weights, column, rows[n])
+                centre = y + reach - (1 if n == 2 else 0)
+                _sum_patches(squares[n if n < 3 else n - 1], centre, weights, column, rows[n])
             _write_exponents(rows, exponents[batch], x, y)
 
 
@@ -224,9 +224,9 @@ def _square_differences(image: Any, x: Any, step_x: Any, step_y: Any, step_z: An
             out[y, z] = 0
         j = np.uintp(y) + step_y
         for distance in range(len(weights)):
-            for side in range(-1, 2, 2):
-                if distance > 0 or side > 0:
-                    i, weight = x + side * distance, weights[distance]
+            for sign in range(-1, 2, 2):
+                if distance > 0 or sign > 0:
+                    i, weight = x + sign * distance, weights[distance]
                     for z in range(out.shape[1]):
                         difference = image[i, y, z] - image[i + step_x, j, np.uintp(z) + step_z]
                         out[y, z] += weight * (difference * difference)

@@ -139,11 +139,11 @@ def squared_differences(
     step_x, step_y = size_y * size_z, size_z
     total = tl.zeros([block], tl.float32)
     for component in tl.static_range(3):
-        here = disp + start + component * volume_of(shape) + index
-        u = tl.load(here, mask=exists, other=0.0)
-        by_x = tl.load(here + step_x, mask=exists & (voxel[0] + 1 < size_x), other=u) - u
-        by_y = tl.load(here + step_y, mask=exists & (voxel[1] + 1 < size_y), other=u) - u
-        by_z = tl.load(here + 1, mask=exists & (voxel[2] + 1 < size_z), other=u) - u
+        address = disp + start + component * volume_of(shape) + index
+        u = tl.load(address, mask=exists, other=0.0)
+        by_x = tl.load(address + step_x, mask=exists & (voxel[0] + 1 < size_x), other=u) - u
+        by_y = tl.load(address + step_y, mask=exists & (voxel[1] + 1 < size_y), other=u) - u
+        by_z = tl.load(address + 1, mask=exists & (voxel[2] + 1 < size_z), other=u) - u
         total += weights[3 * component] * by_x * by_x + weights[3 * component + 1] * by_y * by_y
         total += weights[3 * component + 2] * by_z * by_z
     tl.store(totals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(total, axis=0))
@@ -161,14 +161,14 @@ def squared_differences_adjoint(
     twice = 2 * tl.load(grad_total)
     for component in tl.static_range(3):
         offset = start + component * volume_of(shape)
-        here = disp + offset + index
-        u = tl.load(here, mask=exists, other=0.0)
-        by_x = u - tl.load(here + step_x, mask=exists & (voxel[0] + 1 < size_x), other=u)
-        by_x += u - tl.load(here - step_x, mask=exists & (voxel[0] > 0), other=u)
-        by_y = u - tl.load(here + step_y, mask=exists & (voxel[1] + 1 < size_y), other=u)
-        by_y += u - tl.load(here - step_y, mask=exists & (voxel[1] > 0), other=u)
-        by_z = u - tl.load(here + 1, mask=exists & (voxel[2] + 1 < size_z), other=u)
-        by_z += u - tl.load(here - 1, mask=exists & (voxel[2] > 0), other=u)
+        address = disp + offset + index
+        u = tl.load(address, mask=exists, other=0.0)
+        by_x = u - tl.load(address + step_x, mask=exists & (voxel[0] + 1 < size_x), other=u)
+        by_x += u - tl.load(address - step_x, mask=exists & (voxel[0] > 0), other=u)
+        by_y = u - tl.load(address + step_y, mask=exists & (voxel[1] + 1 < size_y), other=u)
+        by_y += u - tl.load(address - step_y, mask=exists & (voxel[1] > 0), other=u)
+        by_z = u - tl.load(address + 1, mask=exists & (voxel[2] + 1 < size_z), other=u)
+        by_z += u - tl.load(address - 1, mask=exists & (voxel[2] > 0), other=u)
         derivative = (
             weights[3 * component] * by_x + weights[3 * component + 1] * by_y + weights[3 * component + 2] * by_z
         )

@@ -32,23 +32,23 @@ def lncc_and_gradients(
     images = (image_1.contiguous(), image_2.contiguous())
     inside = images[0] if mask is None else mask.contiguous().view(torch.int8)  # without a mask nothing reads it
     masked, options = mask is not None, {"window": window, "block": _BLOCK}
-    sums, others = (image_1.new_empty(5, *image_1.shape, dtype=torch.float64) for _ in range(2))
+    sums, scratch = (image_1.new_empty(5, *image_1.shape, dtype=torch.float64) for _ in range(2))
     totals = image_1.new_empty(grid, dtype=torch.float64)
-    args = (*images, inside, others, shape[2], volume, batch)
+    args = (*images, inside, scratch, shape[2], volume, batch)
     launch(windows.sum_products, grid, image_1, *args, masked=masked, **options)
-    _sum_axis(others, sums, 1, options)
-    maps = others.view(-1).view(torch.float32)[: 5 * image_1.numel()].view(5, *image_1.shape)[:count]
+    _sum_axis(scratch, sums, 1, options)
+    maps = scratch.view(-1).view(torch.float32)[: 5 * image_1.numel()].view(5, *image_1.shape)[:count]
     sizes = (shape[0], stride, volume, batch)
     launch(windows.correlate, grid, image_1, sums, maps, totals, *sizes, count=count, **options)
     value = totals.sum().div(image_1.numel()).to(image_1.dtype)
     if not need_1:
         return value, None, None
     _sum_axis(maps, sums[:count], 2, options)
-    _sum_axis(sums[:count], others[:count], 1, options)
+    _sum_axis(sums[:count], scratch[:count], 1, options)
     grad_1 = torch.empty_like(images[0])
     grad_2 = torch.empty_like(images[1]) if need_2 else None
     targets = (grad_1, grad_1 if grad_2 is None else grad_2)
-    rest = (others, *targets, *sizes, 1 / image_1.numel())
+    rest = (scratch, *targets, *sizes, 1 / image_1.numel())
     launch(windows.correlate_adjoint, grid, image_1, *images, inside, *rest, masked=masked, count=count, **options)
     return value, grad_1, grad_2
 

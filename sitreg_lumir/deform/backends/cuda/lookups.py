@@ -228,7 +228,7 @@ def invert(
 
 
 @compiled
-def chain(
+def follow(
     disps: tl.tuple, start: tl.tensor, index: tl.tensor, voxel: tl.tuple, shape: tl.tuple, exists: tl.tensor,
     stop: tl.constexpr, length: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
@@ -247,5 +247,5 @@ def compose(
     """The composition of ``length`` fields, a tuple of tensors, the last one applied first; one write per voxel."""
     shape = (size_x, size_y, size_z)
     index, voxel, exists, start = block_of(shape, block)
-    v = chain(disps, start, index, voxel, shape, exists, -1, length)
+    v = follow(disps, start, index, voxel, shape, exists, -1, length)
     store_vector(composed + start, index, volume_of(shape), v, exists)

@@ -27,7 +27,7 @@ def smooth_differences(
     radius: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
     """``(B, X, Y, Z)`` -> ``(4, B, X, Y, Z)``: squared differences to x + 1, y + 1, z + 1, z - 1, summed along z."""
-    item, each = tl.program_id(1).to(tl.int64) * volume, wide(batch) * volume
+    item, per_map = tl.program_id(1).to(tl.int64) * volume, wide(batch) * volume
     index = tl.program_id(0) * block + tl.arange(0, block)
     exists = index < volume
     x, y, z = coordinates(index, (size_x, size_y, size_z))
@@ -48,9 +48,9 @@ def smooth_differences(
         last, own = own, next
     to = maps + item + index
     tl.store(to, by_x, mask=exists)
-    tl.store(to + each, by_y, mask=exists)
-    tl.store(to + 2 * each, above, mask=exists)
-    tl.store(to + 3 * each, below, mask=exists)
+    tl.store(to + per_map, by_y, mask=exists)
+    tl.store(to + 2 * per_map, above, mask=exists)
+    tl.store(to + 3 * per_map, below, mask=exists)
 
 
 @compiled
@@ -59,7 +59,7 @@ def describe(
     radius: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
     """Maps of :func:`smooth_differences` -> ``(B, 6, X, Y, Z)``: distances to x - 1, x + 1, y - 1, ..., compared."""
-    item, each = tl.program_id(1).to(tl.int64) * volume, wide(batch) * volume
+    item, per_map = tl.program_id(1).to(tl.int64) * volume, wide(batch) * volume
     index = tl.program_id(0) * block + tl.arange(0, block)
     exists = index < volume
     x, y, z = coordinates(index, (size_x, size_y, size_z))
@@ -77,15 +77,15 @@ def describe(
                 if i < radius:
                     left_x += _weight(i + 1, sigma) * value
             if i >= -radius:
-                value = tl.load(place + each, mask=exists & (y + j >= 0), other=0.0) * _weight(i, sigma)
+                value = tl.load(place + per_map, mask=exists & (y + j >= 0), other=0.0) * _weight(i, sigma)
                 if j >= -radius:
                     right_y += _weight(j, sigma) * value
                 if j < radius:
                     left_y += _weight(j + 1, sigma) * value
             if i >= -radius and j >= -radius:
                 weight = _weight(i, sigma) * _weight(j, sigma)
-                right_z += weight * tl.load(place + 2 * each, mask=exists, other=0.0)
-                left_z += weight * tl.load(place + 3 * each, mask=exists, other=0.0)
+                right_z += weight * tl.load(place + 2 * per_map, mask=exists, other=0.0)
+                left_z += weight * tl.load(place + 3 * per_map, mask=exists, other=0.0)
     variance = (left_x + right_x + left_y + right_y + left_z + right_z) / 6.0
     flat = variance <= 1e-6
     scale = -1.0 / tl.where(flat, 1.0, variance)

@@ -10,11 +10,11 @@ from sitreg_lumir.deform.backends.cuda.launch import compiled
 from sitreg_lumir.deform.backends.cuda.lookups import (
     add,
     block_of,
-    chain,
     clamp_derivative,
     coordinates,
     corners,
     flat_index,
+    follow,
     gradients,
     load_vector,
     locate,
@@ -74,7 +74,7 @@ def scatter_compose(
     g = load_vector(grad + start, index, volume_of(shape), exists)
     for outer in tl.static_range(length - 1):
         if needed >> outer:  # else nothing further in is asked for
-            v = chain(disps, start, index, voxel, shape, exists, outer, length)
+            v = follow(disps, start, index, voxel, shape, exists, outer, length)
             position = add(voxel, v)
             if (needed >> outer) & 1:
                 _add_vector(grads[outer] + start, position, shape, g, exists)

@@ -37,12 +37,12 @@ def sum_products(
         b = _masked(image_2 + item, mask + item, index + step, inside, masked)
         sum_1, sum_2 = sum_1 + a, sum_2 + b
         sum_11, sum_22, sum_12 = sum_11 + a * a, sum_22 + b * b, sum_12 + a * b
-    to, each = sums + item + index, wide(batch) * volume
+    to, per_map = sums + item + index, wide(batch) * volume
     tl.store(to, sum_1, mask=exists)
-    tl.store(to + each, sum_2, mask=exists)
-    tl.store(to + 2 * each, sum_11, mask=exists)
-    tl.store(to + 3 * each, sum_22, mask=exists)
-    tl.store(to + 4 * each, sum_12, mask=exists)
+    tl.store(to + per_map, sum_2, mask=exists)
+    tl.store(to + 2 * per_map, sum_11, mask=exists)
+    tl.store(to + 3 * per_map, sum_22, mask=exists)
+    tl.store(to + 4 * per_map, sum_12, mask=exists)
 
 
 @compiled
@@ -80,17 +80,17 @@ def correlate(
     ``maps`` are halves of the derivatives by the covariance, then for each image by its variance and by the value
     that its window's means take from each voxel: 5, or 3 for the first image alone, or none.
     """
-    item, each = tl.program_id(1).to(tl.int64) * volume, wide(batch) * volume
+    item, per_map = tl.program_id(1).to(tl.int64) * volume, wide(batch) * volume
     index = tl.program_id(0) * block + tl.arange(0, block)
     exists = index < volume
     place, source = index // stride, sums + item
     voxels = window * window * window
     sum_1 = _window_sum(source, index, place, size, stride, exists, window)
-    sum_2 = _window_sum(source + each, index, place, size, stride, exists, window)
+    sum_2 = _window_sum(source + per_map, index, place, size, stride, exists, window)
     mean_1, mean_2 = sum_1 / voxels, sum_2 / voxels
-    variance_1 = _window_sum(source + 2 * each, index, place, size, stride, exists, window) - sum_1 * mean_1
-    variance_2 = _window_sum(source + 3 * each, index, place, size, stride, exists, window) - sum_2 * mean_2
-    cross = _window_sum(source + 4 * each, index, place, size, stride, exists, window) - sum_1 * mean_2
+    variance_1 = _window_sum(source + 2 * per_map, index, place, size, stride, exists, window) - sum_1 * mean_1
+    variance_2 = _window_sum(source + 3 * per_map, index, place, size, stride, exists, window) - sum_2 * mean_2
+    cross = _window_sum(source + 4 * per_map, index, place, size, stride, exists, window) - sum_1 * mean_2
     half = cross / (variance_1 * variance_2 + 1e-5)
     squares = tl.sum(tl.where(exists, half * cross, 0.0), axis=0)
     tl.store(totals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), squares)
@@ -98,12 +98,12 @@ def correlate(
     if count > 0:
         by_1 = -half * half * variance_2
         tl.store(to, half, mask=exists)
-        tl.store(to + each, by_1, mask=exists)
-        tl.store(to + 2 * each, half * mean_2 + by_1 * mean_1, mask=exists)
+        tl.store(to + per_map, by_1, mask=exists)
+        tl.store(to + 2 * per_map, half * mean_2 + by_1 * mean_1, mask=exists)
     if count > 3:
         by_2 = -half * half * variance_1
-        tl.store(to + 3 * each, by_2, mask=exists)
-        tl.store(to + 4 * each, half * mean_1 + by_2 * mean_2, mask=exists)
+        tl.store(to + 3 * per_map, by_2, mask=exists)
+        tl.store(to + 4 * per_map, half * mean_1 + by_2 * mean_2, mask=exists)
 
 
 @compiled
@@ -116,7 +116,7 @@ def correlate_adjoint(
 
     Each voxel gathers from all windows that it lies in. ``grad_2`` is left alone if there are no maps of it.
     """
-    item, each = tl.program_id(1).to(tl.int64) * volume, wide(batch) * volume
+    item, per_map = tl.program_id(1).to(tl.int64) * volume, wide(batch) * volume
     index = tl.program_id(0) * block + tl.arange(0, block)
     exists = index < volume
     place, source = index // stride, sums + item
@@ -126,10 +126,10 @@ def correlate_adjoint(
     if masked:
         inside = tl.where(tl.load(mask + item + index, mask=exists, other=0) != 0, inside, 0.0)
     from_cross = _window_sum(source, index, place, size, stride, exists, window)
-    from_own = _window_sum(source + each, index, place, size, stride, exists, window)
-    from_means = _window_sum(source + 2 * each, index, place, size, stride, exists, window)
+    from_own = _window_sum(source + per_map, index, place, size, stride, exists, window)
+    from_means = _window_sum(source + 2 * per_map, index, place, size, stride, exists, window)
     tl.store(grad_1 + item + index, inside * (from_cross * b + from_own * a - from_means), mask=exists)
     if count > 3:
-        from_own = _window_sum(source + 3 * each, index, place, size, stride, exists, window)
-        from_means = _window_sum(source + 4 * each, index, place, size, stride, exists, window)
+        from_own = _window_sum(source + 3 * per_map, index, place, size, stride, exists, window)
+        from_means = _window_sum(source + 4 * per_map, index, place, size, stride, exists, window)
         tl.store(grad_2 + item + index, inside * (from_cross * a + from_own * b - from_means), mask=exists)

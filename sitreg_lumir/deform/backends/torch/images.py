@@ -69,11 +69,11 @@ def lncc_and_gradients(
     ratio = cross / (variance_1 * variance_2 + 1e-5)
     value = exact_mean(ratio * cross).to(image_1.dtype)
 
-    def gradient(own: Tensor, other: Tensor, own_mean: Tensor, other_mean: Tensor, other_variance: Tensor) -> Tensor:
-        by_cross, by_own = 2 * ratio, -2 * ratio.square() * other_variance
-        maps = torch.cat([by_cross, by_own, by_cross * other_mean + by_own * own_mean], dim=1)
+    def gradient(own: Tensor, second: Tensor, own_mean: Tensor, second_mean: Tensor, second_variance: Tensor) -> Tensor:
+        by_cross, by_own = 2 * ratio, -2 * ratio.square() * second_variance
+        maps = torch.cat([by_cross, by_own, by_cross * second_mean + by_own * own_mean], dim=1)
         from_cross, from_own, from_means = box_sum(maps, window).split(1, dim=1)
-        by_own_image: Tensor = (from_cross * other + from_own * own - from_means) / own.numel()
+        by_own_image: Tensor = (from_cross * second + from_own * own - from_means) / own.numel()
         return by_own_image if mask is None else by_own_image * mask
 
     grad_1 = gradient(first, second, mean_1, mean_2, variance_2) if need_1 else None
@@ -163,8 +163,8 @@ def _sum_patches(squares: Tensor, sigma: float, radius: int) -> Tensor:
     for axis in (2, 3, 4):
         size = squares.shape[axis] - 2 * radius
         total = squares.narrow(axis, radius, size) * weights[0]
-        for offset, side in product(range(1, radius + 1), (-1, 1)):
-            total = total.add(squares.narrow(axis, radius + side * offset, size), alpha=weights[offset])
+        for offset, sign in product(range(1, radius + 1), (-1, 1)):
+            total = total.add(squares.narrow(axis, radius + sign * offset, size), alpha=weights[offset])
         squares = total
     return squares
 

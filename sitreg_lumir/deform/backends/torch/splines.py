@@ -10,7 +10,7 @@ _POINTS_AT_ONCE = 1 << 16  # bounds what is looked up at a time to some 200 MB
 
 
 def move_points(
-    points: Tensor, chain: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
     factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
 ) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
     """See :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`; also tells whether all inversions converged."""
@@ -20,16 +20,16 @@ def move_points(
     for part in points.split(_POINTS_AT_ONCE, dim=1):
         position = part
         total = torch.eye(3, dtype=part.dtype, device=part.device)[..., None].expand(3, 3, part.shape[1])
-        for index, inverted in chain:
+        for index, inverted in steps:
             update = updates[index], factors[index], shape
             if inverted:
                 position, converged = _invert(position, *update, tolerance, max_iterations)
                 settled = settled and converged
-            disp, slopes = look_up(position, *update)
+            disp, gradients = look_up(position, *update)
             if not inverted:
                 position = position + disp
             if jacobians:
-                matrix = slopes + torch.eye(3, dtype=part.dtype, device=part.device)[..., None]
+                matrix = gradients + torch.eye(3, dtype=part.dtype, device=part.device)[..., None]
                 matrix = matrix.movedim(-1, 0)
                 total = (torch.linalg.inv(matrix) if inverted else matrix) @ total.movedim(-1, 0)
                 total = total.movedim(0, -1)
@@ -87,11 +87,11 @@ def _invert(
     for _ in range(max_iterations):
         if not active.any():
             return position, True
-        disp, slopes = look_up(position, coefficients, factor, shape)
+        disp, gradients = look_up(position, coefficients, factor, shape)
         rest = position + disp - wanted
         residual = rest.abs().amax(dim=0)
         astray = residual > _LARGEST_RESIDUAL * before
-        matrix = (slopes + torch.eye(3, dtype=rest.dtype, device=rest.device)[..., None]).movedim(-1, 0)
+        matrix = (gradients + torch.eye(3, dtype=rest.dtype, device=rest.device)[..., None]).movedim(-1, 0)
         step = torch.linalg.solve(matrix, rest.T[..., None])[..., 0].T
         plain = wanted - look_up(kept, coefficients, factor, shape)[0] if astray.any() else position
         after = torch.where(astray, plain, position - step)

@@ -50,9 +50,9 @@ def _move(copy: Any, shape: Any, cells: Any, weights: Any, vectors: Any) -> None
     steps = steps_of(shape)
     for z in range(0, shape[2], 2):
         k, j = np.uintp(z), np.uintp(z) * FOUR
-        cell, other = cells[k], cells[k + np.uintp(1)]
+        cell, next_cell = cells[k], cells[k + np.uintp(1)]
         wx, wy, wz = scalars(weights[0], k), scalars(weights[1], k), scalars(weights[2], k)
-        put(vectors, j, neighbours(vectors, j) + blend(copy, cell, other, steps, wx, wy, wz))
+        put(vectors, j, neighbours(vectors, j) + blend(copy, cell, next_cell, steps, wx, wy, wz))
         fetch_ahead(copy, cell, steps)
 
 
@@ -101,13 +101,13 @@ def _pull(copy: Any, target: Any, needed: Any, shape: Any, cells: Any, weights: 
     steps = steps_of(shape)
     for z in range(0, shape[2], 2):
         k, j = np.uintp(z), np.uintp(z) * FOUR
-        cell, other = cells[k], cells[k + np.uintp(1)]
+        cell, next_cell = cells[k], cells[k + np.uintp(1)]
         wx, wy, wz = scalars(weights[0], k), scalars(weights[1], k), scalars(weights[2], k)
         grad = neighbours(vectors, j)
-        _, dx, dy, dz = gradients(copy, cell, other, steps, wx, wy, wz)
+        _, dx, dy, dz = gradients(copy, cell, next_cell, steps, wx, wy, wz)
         by_x, by_y, by_z = columns(grad * dx, grad * dy, grad * dz, nothing(grad))
         put(vectors, j, grad + (by_x + by_y + by_z) * neighbours(free, j))
         fetch_ahead(copy, cell, steps)
         if needed:
-            add_to_corners(target, cell, other, steps, wx, wy, wz, grad)
+            add_to_corners(target, cell, next_cell, steps, wx, wy, wz, grad)
             fetch_ahead(target, cell, steps)
