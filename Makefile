@@ -5,6 +5,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+# Tests run in two processes where there are two cores, a thread each; a worker without tests takes half of the rest.
+PROCESSES ?= --numprocesses auto --maxprocesses 2 --dist worksteal
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
@@ -15,7 +17,7 @@ demo: $(STAMP)  ## data from the MNI152 template, then fit, predict, evaluate an
 	$(VENV)/bin/sitreg-lumir demo $(ARGS)
 
 test: $(STAMP)  ## pytest, without the tests that need a GPU; ARGS="-k name" is passed on
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(PROCESSES) $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(VENV)/bin/ruff check .

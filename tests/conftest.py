@@ -14,7 +14,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(2)
+    """Two threads, as on the smallest machine that trains; a single one in each of several processes (pytest-xdist).
+
+    Tests that promise something about threads set their number themselves. Processes that tests start inherit a
+    single thread, too.
+    """
+    beside_others = "PYTEST_XDIST_WORKER" in os.environ
+    torch.set_num_threads(1 if beside_others else 2)
+    if beside_others:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
