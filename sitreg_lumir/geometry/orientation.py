@@ -21,7 +21,9 @@ HEADERS = ("sform", "qform")
 _AGREE_MM = 0.1  # sform and qform count as one if no corner differs more
 _KEPT_SHEAR = 1e-5  # cosine between axes; rounding of stored numbers, a few micrometres at a corner
 _CORRECTED_SHEAR = 1e-3
+_SPACINGS_MM = (0.01, 30.0)  # voxel sizes that a unit other than mm may mean
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # codes of xyzt_units -> mm; unknown (0) means mm everywhere
+_UNIT_NAMES = {1: "metre", 3: "micrometre"}
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +60,7 @@ def choose_affine(
     if header is not None and header not in coded:
         raise InputError(f"{path}: --header {header}, but no {header} is set in this file; leave the option out")
     to_mm = np.diag([_UNITS[unit]] * 3 + [1.0])
+    _check_unit(path, stored, coded, unit)
     if not coded:
         if assume is None:
             raise InputError(
@@ -65,6 +68,8 @@ def choose_affine(
                 "if you know it, add --assume-orientation RAS (or other letters)"
             )
         return _assumed(_positive(path, stored["pixdim"][1:4] * _UNITS[unit]), shape, assume), f"assumed {assume}"
+    if header is None and len(coded) == 2 and (stored["pixdim"][1:4] < 0).any():
+        coded = ["sform"]  # negative voxel sizes leave a qform without meaning, and an sform needs none
     affines = {name: to_mm @ _stored_affine(path, stored, name) for name in ([header] if header else coded)}
     if len(affines) == 2:
         corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))], dtype=float).T
@@ -80,6 +85,19 @@ def choose_affine(
 def spacing_of(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Voxel size along each array axis, mm, of a ``(4, 4)`` voxel-to-world matrix."""
     return np.asarray(np.linalg.norm(affine[:3, :3], axis=0), dtype=np.float64)
+
+
+def _check_unit(path: Path, stored: nibabel.Nifti1Header, coded: list[str], unit: int) -> None:
+    """Refuses metres and micrometres where the numbers are those of mm."""
+    sizes = [spacing_of(np.asarray(stored.get_sform(), np.float64))] if "sform" in coded else []
+    sizes += [np.abs(np.asarray(stored["pixdim"][1:4], np.float64))] if coded != ["sform"] else []
+    for size in sizes:
+        largest = float(size.max()) * _UNITS[unit]
+        if _UNITS[unit] != 1 and np.isfinite(largest) and not _SPACINGS_MM[0] <= largest <= _SPACINGS_MM[1]:
+            raise InputError(
+                f"{path}: the header says {_UNIT_NAMES[unit]} (xyzt_units {unit}), so voxels are {largest:g} mm large; "
+                "set xyzt_units to 2 if the numbers are mm"
+            )
 
 
 def _stored_affine(path: Path, stored: nibabel.Nifti1Header, name: str) -> NDArray[np.float64]:

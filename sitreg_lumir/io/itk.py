@@ -17,6 +17,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.geometry.transforms import DisplacementField, Matrix, Transform, checked_disp, checked_matrix
 from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES, has_suffix, readable_name
 from sitreg_lumir.io.read import read_vectors
 from sitreg_lumir.io.write import FIELD_LEVEL, plain_header, write_array
 
@@ -84,7 +85,8 @@ def load_itk_field(path: Path, header: str | None = None) -> DisplacementField:
     """Reads a displacement field of ITK, ANTs (``*Warp.nii.gz``), 3D Slicer or :func:`save_itk_field`.
 
     Args:
-        path: NIfTI file ``(X, Y, Z, 1, 3)``, mm: LPS with the intent VECTOR, RAS with DISPVECT, as ITK >= 5.4 does.
+        path: NIfTI file ``(X, Y, Z, 1, 3)``, mm: LPS with the intent VECTOR, RAS with DISPVECT, as ITK >= 5.4 does;
+            or vectors in ``.mha`` or ``.nrrd``, LPS.
         header: ``sform`` or ``qform``: the one to use, whatever the other says.
 
     Raises:
@@ -134,7 +136,8 @@ def load_affine(path: Path) -> NDArray[np.float64]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        transform = SimpleITK.ReadTransform(str(path))  # type: ignore[no-untyped-call]
+        with readable_name(path) as name:
+            transform = SimpleITK.ReadTransform(name)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         _, _, reason = str(error).partition("ITK ERROR: ")
         reason = " ".join(reason.partition("\n")[0].split())[:160] or "unknown format"
@@ -151,7 +154,7 @@ def load_affine(path: Path) -> NDArray[np.float64]:
 
 
 def load_transform(path: Path, header: str | None = None) -> Transform:
-    """A field if the file is NIfTI by its name, else an affine: see :func:`load_itk_field`, :func:`load_affine`."""
-    if path.name.endswith((".nii", ".nii.gz")):
+    """A field if the file is a volume by its name, else an affine: see :func:`load_itk_field`, :func:`load_affine`."""
+    if has_suffix(path.name, *IMAGE_SUFFIXES):
         return load_itk_field(path, header)
     return load_affine(path)

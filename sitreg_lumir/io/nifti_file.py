@@ -1,4 +1,4 @@
-"""A NIfTI file as it is stored: the one place where headers and voxels come from disk."""
+"""A volume as it is stored, NIfTI or presented as NIfTI: the one place where headers and voxels come from disk."""
 
 import gzip
 import math
@@ -16,6 +16,17 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.other_formats import (
+    FREESURFER_SUFFIXES,
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    PAIR_SUFFIXES,
+    has_suffix,
+    read_freesurfer,
+    read_itk,
+    read_pair,
+    refuse_dicom,
+)
 
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 _GZIP = b"\x1f\x8b"
@@ -23,7 +34,7 @@ _GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True, eq=False)
 class NiftiFile:
-    """A NIfTI-1 or -2 file in memory.
+    """A NIfTI-1 or -2 file in memory, or another volume in its form.
 
     Attributes:
         path: of the file.
@@ -31,6 +42,7 @@ class NiftiFile:
         content: the whole uncompressed file, or just its start if only the header was asked for.
         compressed: whether it is compressed by gzip, whatever its name says.
         remedy: what errors tell users to do with a damaged file.
+        apart: whether ``content`` holds the voxels without the header.
     """
 
     path: Path
@@ -38,11 +50,13 @@ class NiftiFile:
     content: bytes
     compressed: bool
     remedy: str
+    apart: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The full shape that the header states."""
-        return tuple(int(size) for size in self.header.get_data_shape())
+        """The full shape that the header states; beyond the third axis 0 counts as 1, as other readers have it."""
+        sizes = (int(size) for size in self.header.get_data_shape())
+        return tuple(max(1, size) if axis > 2 else size for axis, size in enumerate(sizes))
 
     @property
     def scaling(self) -> tuple[float, float] | None:
@@ -93,8 +107,11 @@ class NiftiFile:
             raise InputError(f"{self.path}: the voxels are complex numbers; store their magnitude")
         if dtype.kind not in "iuf":
             raise InputError(f"{self.path}: voxels of type {dtype} cannot be used; store plain numbers")
-        expected, present = math.prod(shape) * dtype.itemsize, len(self.content) - offset
-        if offset < self.header.sizeof_hdr or present < expected:
+        least, expected = 0 if self.apart else int(self.header.sizeof_hdr), math.prod(shape) * dtype.itemsize
+        if offset == 0 and not self.apart:  # not said: behind the header and its four bytes on extensions, if there
+            offset = least + 4 if len(self.content) >= least + 4 + expected else least
+        present = len(self.content) - offset
+        if offset < least or present < expected:
             reason = ValueError(f"{expected} bytes of voxels expected, {max(present, 0)} found")
             raise InputError(_unreadable(self.path, reason, self.remedy))
         return np.frombuffer(self.content, dtype, math.prod(shape), offset).reshape(shape, order="F")
@@ -103,7 +120,7 @@ class NiftiFile:
 def open_nifti(
     path: str | Path, *, strict: bool, header_only: bool = False, remedy: str = "copy or export it again"
 ) -> NiftiFile:
-    """Reads a NIfTI file, ``.nii`` or ``.nii.gz``, of any byte order.
+    """Reads a NIfTI file of any byte order, or a volume of :data:`~sitreg_lumir.io.other_formats.IMAGE_SUFFIXES`.
 
     Args:
         path: of the file; a gzip checksum is verified unless only the header is read.
@@ -112,14 +129,19 @@ def open_nifti(
         remedy: what errors tell users to do with a damaged file.
 
     Raises:
-        InputError: the file is missing, empty, truncated or no NIfTI image.
+        InputError: the file is missing, empty, truncated or no volume.
     """
     path = Path(path)
     try:
         with path.open("rb") as raw:
+            if has_suffix(path.name, *ITK_SUFFIXES, *PAIR_SUFFIXES):
+                pair = has_suffix(path.name, *PAIR_SUFFIXES)
+                header, content = read_pair(path) if pair else read_itk(path, header_only)
+                return NiftiFile(path, header, content, False, remedy, apart=True)
             compressed = raw.read(2) == _GZIP
             raw.seek(0)
-            if header_only:
+            freesurfer = has_suffix(path.name, *FREESURFER_SUFFIXES)
+            if header_only and not freesurfer:
                 with gzip.open(raw) if compressed else nullcontext(raw) as stream:
                     content = stream.read(nibabel.Nifti2Header.sizeof_hdr)
             else:
@@ -128,12 +150,18 @@ def open_nifti(
                     content = gzip.decompress(content)  # to the end, which verifies the checksum
         if not content:
             raise InputError(f"{path}: the file is empty; {remedy}")
+        if freesurfer:
+            return NiftiFile(path, *read_freesurfer(content), compressed, remedy, apart=True)
         return NiftiFile(path, _header(content, strict), content, compressed, remedy)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+    except FileNotFoundError as error:
+        missing = Path(error.filename or path)
+        beside = f", which belongs to {path.name}" if missing.name != path.name else ""
+        raise InputError(f"{missing}: no such file{beside}") from None
     except InputError:
         raise
     except _UNREADABLE as error:
+        if not has_suffix(path.name, *NIFTI_SUFFIXES):
+            refuse_dicom(path)
         raise InputError(_unreadable(path, error, remedy)) from None
 
 
@@ -154,4 +182,5 @@ def _header(content: bytes, strict: bool) -> nibabel.Nifti1Header:
 
 def _unreadable(path: Path, error: Exception, remedy: str) -> str:
     reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return f"{path}: not a readable NIfTI image, or truncated or corrupt ({reason}); {remedy}"
+    kind = "image" if has_suffix(path.name, *FREESURFER_SUFFIXES, *ITK_SUFFIXES) else "NIfTI image"
+    return f"{path}: not a readable {kind}, or truncated or corrupt ({reason}); {remedy}"

@@ -1,4 +1,4 @@
-"""Reads NIfTI volumes and fields, and refuses in one line what cannot be used.
+"""Reads volumes and fields, NIfTI and other formats, and refuses in one line what cannot be used.
 
 Scans for registration are taken as strictly as their headers allow: where voxels lie is never guessed
 (:func:`read_image`). Files of a LUMIR data set lie on one known grid (:func:`read_volume`, :func:`read_labels`).
@@ -17,6 +17,7 @@ from sitreg_lumir.geometry.orientation import check_options, choose_affine, spac
 from sitreg_lumir.io.nifti_file import NiftiFile, open_nifti
 
 LABEL_INTENT = 1002
+_FLOAT32_INTEGERS = 2**24  # float32 holds all integers up to this one
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Scan:
     Args:
         path: the file.
         data: ``(X, Y, Z)``, or ``(X, Y, Z, T)`` if frames were allowed and there are several; the stored integers, or
-            float32 where the file holds floats or a scaling.
+            float32 where the file holds floats or a scaling (int64 where these are integers beyond those of float32).
         affine: ``(4, 4)`` voxel-to-world matrix, RAS, mm, axes orthogonal.
         source: what the affine comes from: ``sform``, ``qform`` or ``assumed RAS`` (or other letters).
         header: as stored.
@@ -76,7 +77,8 @@ def read_image(
     """A scan, mask or label map of any orientation, voxel size, field of view, type, scaling and unit.
 
     Args:
-        path: ``.nii`` or ``.nii.gz``, NIfTI-1 or -2; a gzip checksum is verified.
+        path: NIfTI-1 or -2, ``.nii``, ``.nii.gz`` or ``.hdr`` with ``.img``; ``.mgz``, ``.nrrd`` or ``.mha``. A gzip
+            checksum is verified.
         header: ``sform`` or ``qform``: the one to use, whatever the other says.
         assume_orientation: where the array axes point to, as ``RAS``, if the header does not say; the world's origin
             is then the middle of the volume.
@@ -92,7 +94,7 @@ def read_image(
     file = open_nifti(path, strict=True)
     shape = _image_shape(file, frames)
     affine, source = choose_affine(path, file.header, shape[:3], header, assume_orientation)
-    data = np.ascontiguousarray(_finite(file, file.voxels(shape)))
+    data = np.ascontiguousarray(_all_digits(file, shape))
     if not allow_constant and data.min() == data.max():
         raise InputError(f"{path}: all voxels are {data.flat[0]:g}, there is nothing to see; choose another image")
     return Scan(path, data, affine, source, file.header)
@@ -188,7 +190,7 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
     Raises:
         InputError: the file is missing or has no readable NIfTI header.
     """
-    return open_nifti(path, strict=False, header_only=True).shape
+    return _without_single_frame(open_nifti(path, strict=False, header_only=True).shape)
 
 
 def read_affine(path: str | Path) -> NDArray[np.float64]:
@@ -240,12 +242,21 @@ def load_disp(
     return disp, _stated_affine(file)
 
 
+def _all_digits(file: NiftiFile, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The voxels as :class:`Scan` holds them, but integers beyond those of float32 as integers, as label maps have."""
+    values = _finite(file, file.voxels(shape))
+    if values.dtype.kind != "f" or np.abs(values).max() < _FLOAT32_INTEGERS:
+        return values
+    precise = file.voxels(shape, precise=True)
+    if np.abs(precise).max() < 2**53 and np.array_equal(precise, np.rint(precise)):
+        return precise.astype(np.int64)
+    return values
+
+
 def _image_shape(file: NiftiFile, frames: bool) -> tuple[int, ...]:
     """``(X, Y, Z)`` or, with several frames, ``(X, Y, Z, T)``."""
     path, full = file.path, file.shape
-    shape = full
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
+    shape = _without_single_frame(full)
     if not full or min(full) < 1:
         raise InputError(f"{path}: the shape is {full}, there are no voxels; export it again")
     if len(shape) < 3 or min(shape[:3]) == 1:
@@ -269,13 +280,21 @@ def _refuse_unusual_storage(file: NiftiFile) -> None:
 def _lumir_voxels(path: str | Path, shape: tuple[int, ...] | None) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """All voxels of a file of a data set, finite and 3-D, with all digits, and the affine."""
     file = open_nifti(path, strict=False)
-    if len(file.shape) != 3:
-        raise InputError(f"{path}: the image must be 3-D, its shape is {file.shape}; store a single volume")
-    if shape is not None and file.shape != tuple(shape):
-        raise InputError(f"{path}: the shape is {file.shape}, expected {tuple(shape)}; resample it to that grid")
-    if 0 in file.shape:
-        raise InputError(f"{path}: the shape is {file.shape}, there are no voxels; export it again")
-    return _finite(file, file.voxels(precise=True)), _stated_affine(file)
+    own = _without_single_frame(file.shape)
+    if len(own) != 3:
+        raise InputError(f"{path}: the image must be 3-D, its shape is {own}; store a single volume")
+    if shape is not None and own != tuple(shape):
+        raise InputError(f"{path}: the shape is {own}, expected {tuple(shape)}; resample it to that grid")
+    if 0 in own:
+        raise InputError(f"{path}: the shape is {own}, there are no voxels; export it again")
+    return _finite(file, file.voxels(own, precise=True)), _stated_affine(file)
+
+
+def _without_single_frame(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape whose fourth and further axes are dropped from the end on while they have length 1."""
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _stated_affine(file: NiftiFile) -> NDArray[np.float64]:

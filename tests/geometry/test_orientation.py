@@ -10,6 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 (its usual name)
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
@@ -211,7 +212,8 @@ def test_small_shear_is_mended_with_a_warning_and_large_shear_refused(
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, np.nan, np.inf])
 def test_spacing_must_be_positive(tmp_path: Path, wrong: float) -> None:
-    for codes in ({"sform": 0}, {"sform": 0, "qform": 0}, {}):
+    both: list[dict[str, int]] = [{}] if wrong != -1 else []  # with a good sform, see the next test
+    for codes in ({"sform": 0}, {"sform": 0, "qform": 0}, *both):
         path = patch(save(tmp_path / "a.nii", voxels(), oblique(), **codes), PIXDIM + 8, "f", wrong)
         refused(path, "voxel size is", assume_orientation="RAS")
     path = save(tmp_path / "a.nii", voxels(), oblique(), qform=0)
@@ -220,6 +222,41 @@ def test_spacing_must_be_positive(tmp_path: Path, wrong: float) -> None:
     columns = oblique()
     columns[:3, 1] = 0 if wrong <= 0 else wrong
     refused(patch(path, SROW, "12f", *columns[:3].ravel()), "voxel size is|sform holds NaN")
+
+
+def test_oddities_that_other_readers_take_are_read(tmp_path: Path) -> None:
+    """The same numbers at the same places as SimpleITK reads, or as the plain file has them."""
+    plain = save(tmp_path / "plain.nii", voxels(), oblique())
+    expected = read_image(plain)
+    content = plain.read_bytes()
+    (tmp_path / "moved.nii").write_bytes(content)
+    moved = patch(tmp_path / "moved.nii", VOX_OFFSET, "f", 0)
+    (tmp_path / "short.nii").write_bytes(content[:348] + content[352:])  # no bytes on extensions, as ITK expects there
+    short = patch(tmp_path / "short.nii", VOX_OFFSET, "f", 0)
+    files = {
+        "offset 0": moved,
+        "offset 0, no extension bytes": short,
+        "negative spacing": patch(save(tmp_path / "a.nii", voxels(), oblique()), PIXDIM + 4, "3f", -0.9, 1.3, -2),
+        "dim[4] 0": patch(save(tmp_path / "b.nii", voxels(), oblique()), DIM, "8h", 4, *SHAPE, 0, 1, 1, 1),
+        "dim[4..7] 0": patch(save(tmp_path / "c.nii", voxels(), oblique()), DIM, "8h", 5, *SHAPE, 0, 0, 0, 0),
+    }
+    for kind, path in files.items():
+        scan = read_image(path)
+        np.testing.assert_array_equal(scan.data, expected.data, err_msg=kind)
+        np.testing.assert_array_equal(scan.affine, expected.affine, err_msg=kind)
+        assert read_grid(path)[0] == SHAPE
+        if path is not moved:  # which ITK reads from byte 348 on, so four bytes too early
+            image = sitk.ReadImage(str(path))
+            np.testing.assert_array_equal(np.squeeze(sitk.GetArrayFromImage(image)).T, expected.data, err_msg=kind)
+
+
+@pytest.mark.parametrize(("unit", "name"), [(1, "metre"), (3, "micrometre")])
+def test_a_unit_that_the_numbers_contradict_is_refused(tmp_path: Path, unit: int, name: str) -> None:
+    for codes in ({}, {"sform": 0}, {"qform": 0}, {"sform": 0, "qform": 0}):
+        path = patch(save(tmp_path / "a.nii", voxels(), oblique(), **codes), UNITS, "B", unit)
+        message = refused(path, f"says {name}", assume_orientation="RAS")
+        assert "set xyzt_units to 2" in message
+        refused(path, f"says {name}", read_grid, assume_orientation="RAS")
 
 
 def test_a_broken_qform_is_refused(tmp_path: Path) -> None:
@@ -270,7 +307,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "pair": (_patched(MAGIC, "4s", b"ni1"), "two files"),
     "analyze": (_patched(MAGIC, "4s", b""), "no NIfTI header"),
-    "offset": (_patched(VOX_OFFSET, "f", 0), "truncated or corrupt"),
+    "offset": (_patched(VOX_OFFSET, "f", 200), "truncated or corrupt"),
     "type": (_patched(DATATYPE, "h", 12345), "code 12345"),
     "bits": (_patched(DATATYPE, "h", 1), "cannot be used"),
     "frames": (_image(np.stack([voxels()] * 3, -1)), "4-D with 3 frames"),
