@@ -3,10 +3,10 @@
     python benchmarks/geometry.py MINILUMIR/1mm                  # T1-T1, T1-T2 and MNI152, table and JSON
     python benchmarks/geometry.py MINILUMIR/1mm --only T1-T2 --members runs/mind/checkpoints/last.ckpt
 
-A pair is registered as it is (each scan aligned by itself), then with the moving file changed. *Lossless* changes keep
-all voxels; their maps should agree to 0.05 mm. *Lossy* ones resample or cut; the median in the brain should stay below
-0.5 mm and the Dice loss within one point, both of that part of the brain which the changed file still shows. Distances
-are between the maps of the fixed brain's points, mm.
+A pair is registered as it is (each scan aligned independently), then with the moving file changed. *Lossless* changes
+keep all voxels; their maps should agree to 0.05 mm. *Lossy* ones resample or cut; the median in the brain should stay
+below 0.5 mm and the Dice loss within one point, both of that part of the brain which the changed file still shows.
+Distances are between the maps of the fixed brain's points, mm.
 """
 
 import argparse

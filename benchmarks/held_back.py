@@ -1,9 +1,9 @@
 """Training subjects that are held back, and scores of their pairs that need no labels.
 
-Tissue classes are found in each image by itself: intensities of three classes and a smooth bias field in turn. Overlap
-of tissues rewards what label maps reward (cortex, white matter, ventricles, deep grey matter), but also fields that
-match tissues by wild deformations: read it together with the folded volume, the spread of the volume change and the
-error around a cycle of three people.
+Tissue classes are found in each image independently: intensities of three classes and a smooth bias field in turn.
+Overlap of tissues rewards what label maps reward (cortex, white matter, ventricles, deep grey matter), but also fields
+that match tissues by wild deformations: read it together with the folded volume, the spread of the volume change and
+the error around a cycle of three people.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def read_brain(image: Image, voxel_size: float) -> Brain:
 
 
 def tissues(values: NDArray[np.float32], inside: NDArray[np.bool_], voxel_size: float) -> NDArray[np.int64]:
-    """Tissue classes of a T1 image of a stripped brain.
+    """Tissue classes of a T1 image of a skull-stripped brain.
 
     Args:
         values: ``(X, Y, Z)``, intensity.

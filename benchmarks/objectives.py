@@ -23,7 +23,7 @@ from sitreg_lumir.registration.model import load_model
 from sitreg_lumir.registration.optimise import control_points_of, optimise
 from sitreg_lumir.train.settings import keep_freed_memory
 
-STEP = 8  # voxels that a box's sides divide by: the coarsest level's spacing
+STEP = 8  # voxels that a box's edges divide by: the coarsest level's spacing
 VOXEL_SIZE = 2.0  # mm
 
 

@@ -7,7 +7,7 @@
 The reference (github.com/honkamj/SITReg) computes maps with these two libraries, and convolutions and group
 normalisation with PyTorch on contiguous features. The same is done here with this package's weights: the full network,
 random, on MIND features of two random images, without gradients. Its MIND is left out of its time, ours counts.
-Each side runs in processes of its own, one after the other; medians of the runs after one that warms up.
+Each library runs in processes of its own, one after the other; medians of the runs after one that warms up.
 """
 
 import argparse
@@ -38,15 +38,15 @@ TOLERANCE, MOST_ITERATIONS, MEMORY = 1e-2, 50, 4  # voxels; of the reference's i
 
 
 def main() -> None:
-    """Measures both sides, and compares their fields."""
+    """Measures both libraries, and compares their fields."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1mm", help="1mm: 160x224x192; 2mm: 80x112x96 (default: 1mm)")
-    parser.add_argument("--repeat", type=int, default=2, help="measured runs of each side (default: 2)")
-    parser.add_argument("--side", choices=("ours", "reference"), help=argparse.SUPPRESS)
+    parser.add_argument("--repeat", type=int, default=2, help="measured runs of each library (default: 2)")
+    parser.add_argument("--library", choices=("ours", "reference"), help=argparse.SUPPRESS)
     parser.add_argument("--fields", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side:
-        print(json.dumps(measure(options.side, SHAPES[options.size], options.repeat, options.fields)))
+    if options.library:
+        print(json.dumps(measure(options.library, SHAPES[options.size], options.repeat, options.fields)))
         return
     missing = [name for name in ("composable_mapping", "deformation_inversion_layer") if find_spec(name) is None]
     if missing:
@@ -56,7 +56,7 @@ def main() -> None:
     results, fields = {}, {}
     for way in ("ours", "reference"):
         file = folder / f"fields_{way}.pt"
-        command = [sys.executable, __file__, "--size", options.size, "--repeat", str(options.repeat), "--side", way]
+        command = [sys.executable, __file__, "--size", options.size, "--repeat", str(options.repeat), "--library", way]
         done = subprocess.run([*command, "--fields", str(file)], stdout=subprocess.PIPE, check=True)
         results[way], fields[way] = json.loads(done.stdout), torch.load(file, weights_only=True)
         file.unlink()
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measure(way: str, shape: tuple[int, ...], repeat: int, file: Path) -> dict[str, float]:
-    """Median seconds and peak memory of one side in this process; writes its fields."""
+    """Median seconds and peak memory of one library in this process; writes its fields."""
     settings.prepare_process()
     torch.manual_seed(0)
     module = random_module()

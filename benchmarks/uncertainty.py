@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", nargs="+", help="two or more (default: the shipped ones)")
     parser.add_argument("--subjects", type=int, default=3, help="default: 3, which are 6 ordered pairs of each kind")
-    parser.add_argument("--data", type=Path, help="where the data is kept (default: made anew)")
+    parser.add_argument("--data", type=Path, help="where the data is kept (default: made again)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "uncertainty.json")
     options = parser.parse_args()
     model = load_model(options.members)

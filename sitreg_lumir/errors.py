@@ -1,8 +1,8 @@
-"""What ends a command without a traceback: what the user can mend, and a signal."""
+"""What ends a command without a traceback: what the user can fix, and a signal."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message is one line that names the file and the mend.
+    """Something the user gave is wrong; the message is one line that names the file and the remedy.
 
     The command line prints the message without a traceback and ends with exit code 2.
 

@@ -1,4 +1,4 @@
-"""The public names: seen, quick to import, typed, and each with an example that runs."""
+"""The public names: listed, quick to import, typed, and each with an example that runs."""
 
 import ast
 import doctest
@@ -32,7 +32,7 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEP
 each_name = pytest.mark.parametrize("name", NAMES)
 
 
-def test_the_names_are_seen() -> None:
+def test_the_names_are_listed() -> None:
     assert set(NAMES) >= PROMISED
     assert dir(sitreg_lumir) == sorted(sitreg_lumir.__all__)
     assert set(sitreg_lumir._HOMES) == set(NAMES)
@@ -41,7 +41,7 @@ def test_the_names_are_seen() -> None:
 
 
 @each_name
-def test_each_name_is_there_and_told(name: str) -> None:
+def test_each_name_exists_and_is_documented(name: str) -> None:
     value = getattr(sitreg_lumir, name)
     if name.isupper():
         return

@@ -60,7 +60,7 @@ FUNCTIONS = {
 
 
 def main() -> None:
-    """Registers one pair, or tells how pairs would be registered."""
+    """Registers one pair, or reports how pairs would be registered."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=SETTINGS)
     parser.add_argument("files", nargs="*", type=Path, metavar="FIXED MOVING FIELD")

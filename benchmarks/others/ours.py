@@ -4,7 +4,7 @@
     python ours.py FIXED MOVING FIELD --members runs/mind --refine 40
 
 The same as ``sitreg-lumir predict`` does for the pair; ``--refine`` adds the instance optimisation that
-``sitreg-lumir register --refine`` does. Neither is told the contrasts. Prints one JSON line.
+``sitreg-lumir register --refine`` does. Neither knows the contrasts. Prints one JSON line.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CONTRASTS = ("same", "other")
 
 
 def main() -> None:
-    """Registers one pair, or tells how pairs would be registered."""
+    """Registers one pair, or reports how pairs would be registered."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FIXED MOVING FIELD")
     parser.add_argument("--contrasts", choices=CONTRASTS, help="makes no difference here")

@@ -37,9 +37,9 @@ def command_line_page() -> str:
         "Made from the parser: what `sitreg-lumir --help` and `sitreg-lumir VERB --help` print. `fit`, `validate`, "
         "`test` and `predict` also take every setting of the data, the model and Lightning's Trainer "
         "([training settings](settings.md)).\n\n"
-        "Exit codes: 0 it worked; 2 a mistake in what was asked for or in a file, told in one line; 128 + number of "
-        "the signal for a run that a signal stopped and saved; 130 interrupted from the keyboard; `doctor` ends with 1 "
-        "where two scans cannot be registered.",
+        "Exit codes: 0 it worked; 2 a mistake in what was asked for or in a file, reported in one line; 128 + number "
+        "of the signal for a run that a signal stopped and saved; 130 interrupted from the keyboard; `doctor` ends "
+        "with 1 where two scans cannot be registered.",
         _block(command_line().format_help()),
     ]
     for name, parser in verbs().items():

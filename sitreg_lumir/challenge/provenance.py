@@ -183,7 +183,7 @@ def find_field(folder: Path, pair: Pair, *, shared: bool = False, absent: Collec
     Args:
         folder: with ``disp_*.nii.gz`` files.
         pair: the content of its image files is compared with the provenance.
-        shared: whether another pair of the list has the same short name, which then proves nothing by itself.
+        shared: whether another pair of the list has the same short name, which then alone proves nothing.
         absent: image files that are not there, of which only the names are compared.
 
     Raises:

@@ -45,7 +45,7 @@ verbs, each with an example:
              sitreg-lumir export runs/mind/checkpoints/last.ckpt -o mind.safetensors
   demo       register an example pair; make small data, train, predict, evaluate: in minutes on a CPU
              sitreg-lumir demo -o demo
-  doctor     tell what is installed and whether two scans can be registered
+  doctor     report what is installed and whether two scans can be registered
              sitreg-lumir doctor
 
 `sitreg-lumir VERB --help` tells a verb's options. Configs by name: see `sitreg-lumir fit --list`.
@@ -74,7 +74,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; 0 when it worked, 2 for a user's mistake (told in one line)."""
+    """Runs one verb; 0 when it worked, 2 for a user's mistake (reported in one line)."""
     options, rest = command_line().parse_known_args(list(sys.argv[1:] if argv is None else argv))
     run: Callable[[argparse.Namespace, list[str]], None] = options.run
     try:

@@ -1,4 +1,4 @@
-"""What long verbs tell while they work: messages on standard output, warnings on standard error."""
+"""What long verbs report while they work: messages on standard output, warnings on standard error."""
 
 import logging
 import sys

@@ -24,8 +24,8 @@ OUT gets
 ITK leaves points outside a field where they are, so a point just outside the image jumps. --padding MM makes the
 transforms reach further.
 
---align auto aligns each scan by itself to MNI152 (affine, mutual information), if that moves its brain by more than a
-few mm; `each` always does, `none` trusts the headers. --initial-transform takes an affine that ANTs or ITK found for
+--align auto aligns each scan independently to MNI152 (affine, mutual information), if that moves its brain by more than
+a few mm; `each` always does, `none` trusts the headers. --initial-transform takes an affine that ANTs or ITK found for
 the pair (fixed to moving); --fixed-to-template and --moving-to-template take what `sitreg-lumir preprocess` found.
 
 PAIRS is a CSV with the columns fixed,moving and if wanted name,fixed_mask,moving_mask,...; results go to OUT/<name>, a
@@ -154,14 +154,14 @@ def add_preprocess(verbs: Verbs) -> None:
         "  --strip deepbet    (default) a network for T1 scans of adults; pip install 'sitreg-lumir[strip]'\n"
         "  --mask MASK        for all other contrasts: the mask of a T1 scan that lies on this one, or any other; it\n"
         "                     may have another grid of the same world\n"
-        "  --strip template   the template's brain, carried over by the affine; some millimetres off\n"
+        "  --strip template   the template's brain, moved by the affine; some millimetres off\n"
         "  --strip none       the scan shows the brain alone already\n\n"
         "example: sitreg-lumir preprocess head_t1.nii.gz -o prepared/t1.nii.gz\n"
         "         sitreg-lumir preprocess head_t2.nii.gz --mask brain_of_t1.nii.gz -o prepared/t2.nii.gz\n"
         "         sitreg-lumir apply -t '[prepared/t1_points-raw-to-template.tfm,1]' --labels lesions_of_t1.nii.gz \\\n"
         "             --reference prepared/t1.nii.gz -o prepared/t1_lesions.nii.gz"
     )
-    summary = "Make a LUMIR-like volume of a raw head scan: stripped, without bias field, aligned to MNI152, 1 mm."
+    summary = "Make a LUMIR-like volume of a raw head: skull-stripped, without bias field, aligned to MNI152, 1 mm."
     parser = verb(verbs, "preprocess", summary, more)
     parser.add_argument("raw", type=Path, metavar="RAW", help="NIfTI, any orientation and voxel size")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=".nii.gz or .nii")

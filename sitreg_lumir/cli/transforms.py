@@ -65,7 +65,7 @@ def add_apply(verbs: Verbs) -> None:
         "the other image. So an image comes onto the fixed grid by the field that lies on the fixed grid, but a point\n"
         "of the moving image gets to the fixed one by the field that lies on the moving grid.\n"
         "  With a folder, --to says where things go, and one line serves all kinds: points take the inverse of the\n"
-        "    list by itself, the other field of the folder, the inverse of affines, the last first.\n"
+        "    list, the other field of the folder, the inverse of affines, the last first.\n"
         "  Files alone are used as they are, the first one first, without --to. For points give files that map\n"
         "    points, as to antsApplyTransformsToPoints: -t '[0GenericAffine.mat,1]' -t 1InverseWarp.nii.gz carries\n"
         "    them from moving to fixed.\n\n"

@@ -188,7 +188,7 @@ def group_names(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
         pairs: of each its group, empty if it has none, and its contrasts.
 
     Raises:
-        InputError: a group is called like the contrasts of other pairs, so that the two could not be told apart.
+        InputError: a group is called like the contrasts of other pairs, so that the two could not be distinguished.
     """
     listed = list(pairs)
     names = ordered(name for name, _ in listed if name)

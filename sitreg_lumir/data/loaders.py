@@ -1,4 +1,4 @@
-"""Data loaders whose processes tell mistakes in one line and leave it to the training process when to stop."""
+"""Data loaders whose processes report mistakes in one line and leave it to the training process when to stop."""
 
 import atexit
 import functools

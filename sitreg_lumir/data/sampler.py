@@ -22,7 +22,7 @@ def draw_groups(seed: int, epoch: int, subjects: int, size: int, count: int) -> 
     """The ordered groups of one epoch: ``(count, size)``, distinct subjects 0..subjects-1 in each row.
 
     No group comes twice as long as there are ``count`` ordered groups; after all were drawn, all are drawn
-    anew in another order. A row depends on all arguments, ``count`` included.
+    again in another order. A row depends on all arguments, ``count`` included.
 
     Raises:
         ValueError: fewer subjects than a group has members, or a negative seed.

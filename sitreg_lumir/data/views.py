@@ -83,8 +83,8 @@ class Augmentation:
     Examples:
         >>> image = torch.rand(1, 1, 8, 10, 6)
         >>> augmentation = sitreg_lumir.Augmentation(noise_probability=1.0)
-        >>> seen = augmentation(image, image > 0.2, torch.tensor([3]))
-        >>> bool((seen[image <= 0.2] == 0).all())
+        >>> augmented = augmentation(image, image > 0.2, torch.tensor([3]))
+        >>> bool((augmented[image <= 0.2] == 0).all())
         True
     """
 

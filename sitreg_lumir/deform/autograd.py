@@ -126,7 +126,7 @@ class Update(torch.autograd.Function):
 def _gradients(
     fields: dict[str, Any], needed: set[str], compositions: Sequence[Sequence[str]], grads: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """Gradients of the needed fields, from those of the compositions of the chains."""
+    """Gradients of the needed fields, from those of the compositions."""
     totals: dict[str, Tensor] = {}
     for names, grad in zip(compositions, grads, strict=True):
         parts = backend_of(grad).compose_adjoint(

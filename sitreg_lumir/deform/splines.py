@@ -39,7 +39,7 @@ class Moved(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """Control points of all updates, in full-resolution voxels, those of the moving side before the fixed one's.
+    """Control points of all updates, in full-resolution voxels, those of the moving image before the fixed one's.
 
     Attributes:
         flat: ``(X + 4, Y + 4, Z + 4, 4)`` for each update, one behind the other: the border is repeated twice on every

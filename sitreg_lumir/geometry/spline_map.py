@@ -20,7 +20,7 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class SplineMap(AlignedMap):
-    """``T(w) = A_m^-1 M phi(M^-1 A_f w)`` where ``phi`` is the chain of continuous updates itself.
+    """``T(w) = A_m^-1 M phi(M^-1 A_f w)`` where ``phi`` is the composition of the continuous updates.
 
     It is inverse to :attr:`inverse` up to what the inversions of single updates leave, some 1e-5 voxel, whatever grid
     or points it is evaluated on.
@@ -67,7 +67,7 @@ class SplineMap(AlignedMap):
         return GridMap(self.fixed_to_model, self.moving_to_model, self.model_affine, self, near)
 
     def deform(self, at: Points) -> Points:
-        """The chain of updates at positions ``(3, ...)``, voxels."""
+        """The composed updates at positions ``(3, ...)``, voxels."""
         points = torch.from_numpy(np.ascontiguousarray(at.reshape(3, -1), dtype=np.float64))
         moved = self.updates.move(points, inverse=self.inverted).points
         return np.asarray(moved.numpy().reshape(at.shape))

@@ -25,7 +25,7 @@ _ON_THE_EDGE = 1e-6  # voxels: rounding must not push a position out of a volume
 class AlignedMap:
     """``T(w) = A_m^-1 M phi(M^-1 A_f w)``: what all maps of a registered pair have in common.
 
-    Each image is aligned by itself to the model's world; ``phi`` is the deformation on the model's grid, voxels.
+    Each image is aligned independently to the model's world; ``phi`` is the deformation on the model's grid, voxels.
 
     Args:
         fixed_to_model: ``A_f`` ``(4, 4)``, fixed world -> model world, RAS, mm.

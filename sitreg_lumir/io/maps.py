@@ -21,7 +21,7 @@ DESCRIPTION = "map.json"
 FORMAT, VERSION = "sitreg_lumir exact map", 1
 _MOST_LEVELS, _LARGEST_SIZE = 12, 4096
 _MATRICES = ("fixed_to_model", "moving_to_model", "model_affine")
-_REMEDY = "register the pair again, or copy both files of its folder anew"
+_REMEDY = "register the pair again, or copy both files of its folder again"
 
 Grid: TypeAlias = tuple[tuple[int, int, int], Matrix]
 """``(X, Y, Z)`` and the ``(4, 4)`` voxel-to-world matrix, RAS, mm."""

@@ -8,7 +8,7 @@ from sitreg_lumir.deform import ops
 
 
 def diffusion(disp: Tensor, voxel_size: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
-    """Mean squared slope of a field, by forward differences.
+    """Mean squared gradient of a field, by forward differences.
 
     Args:
         disp: ``(B, 3, X, Y, Z)``, voxels.

@@ -20,7 +20,7 @@ def group_consistency(
     Args:
         disps: the three pairs' fields, each on the grid of image k+1, ``(B, 3, X, Y, Z)``, voxels.
         disps_inv: the three inverse fields, each on the grid of image k.
-        masks: the three images' masks ``(B, 1, X, Y, Z)``; a voxel counts where each look-up hits the mask of
+        masks: the three images' masks ``(B, 1, X, Y, Z)``; a voxel counts where each look-up falls inside the mask of
             the field's grid. None: where it stays in the volume.
         voxel_size: of each axis.
 
@@ -41,7 +41,7 @@ def group_consistency(
 
 
 def cycle_mask(disps: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
-    """Where every look-up of a chain ``disps[0] o disps[1] o ...`` hits the mask of that field's grid, bool."""
+    """Where every look-up of ``disps[0] o disps[1] o ...`` falls inside the mask of that field's grid, bool."""
     composed = disps[-1].detach()
     valid = masks[-1].bool()
     for index in range(len(disps) - 2, -1, -1):

@@ -43,7 +43,7 @@ SCALES = (0.5, 2.5)  # of a brain against MNI152 along any direction; a newborn'
 
 _FINEST_MM = 3.0  # 2 mm takes three times as long and places miniLUMIR no better
 _MARGIN_MM = 9.0  # background around the template that is compared, too, for the brain's outline
-_PAD_MM = 30.0  # background added around a stripped scan
+_PAD_MM = 30.0  # background added around a skull-stripped scan
 _CUT_MM2 = 1500.0  # area of brain on a face of the field of view from which it counts as cut there (3.4 mm deep)
 _DARKEST = np.float32(64)  # of 255, the darkest tissue: with tissue as dark as background, T2 scans end up 2 mm off
 _TOP_MM = 125.0  # of a whole head, from the top: about where the brain is

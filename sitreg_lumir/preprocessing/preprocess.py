@@ -1,4 +1,4 @@
-"""A raw head scan as a LUMIR-like volume: stripped, without bias field, aligned to MNI152, on LUMIR's grid, 0..255.
+"""A raw head as a LUMIR-like volume: skull-stripped, without bias field, aligned to MNI152, on LUMIR's grid, 0..255.
 
 The brain mask and the applied affine are written beside the volume, so that results on such volumes can be brought back
 to the raw scans.

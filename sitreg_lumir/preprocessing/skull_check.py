@@ -21,7 +21,7 @@ LARGEST_LITRES = 2.6
 """A larger foreground is no brain: adults have up to 2.1 litres within the skull, heads 2.9 and more, even without face
 and neck."""
 OUTSIDE_MM = 6.0
-"""Distance from the template's brain, mm, beyond which an aligned, stripped brain shows next to nothing."""
+"""Distance from the template's brain, mm, beyond which an aligned, skull-stripped brain shows next to nothing."""
 OUTSIDE_SHARE = 0.03
 """Largest share of a brain's voxels that lies beyond that distance. Stripped brains have up to 0.005 there, also
 cropped ones or ones with a 12 mm rim; heads, even a child's, cut below the brain or without a face, 0.11 and more."""

@@ -1,7 +1,7 @@
 """Images, label maps and points moved by transforms on disk, several of them composed and sampled once.
 
 A transform maps the points of the grid it lies on to the other image. So an image is resampled by the transform on the
-grid it goes to, while points, which are carried along, take the transform on the grid they come from: the inverse.
+grid it goes to, while points, which move with it, take the transform on the grid they come from: the inverse.
 """
 
 import math

@@ -78,7 +78,7 @@ def register(
         header: ``sform`` or ``qform``: the one to use, in every file, if they differ.
         assume_orientation: letters such as ``RAS``, for files whose header does not say where the axes point to.
         padding_mm: border of the transforms beyond their image, mm.
-        uncertainty: also run each member alone, on mirrored images too, and tell how far their fields differ.
+        uncertainty: also run each member alone, on mirrored images too, and report how far their fields differ.
         report: also write ``report.html``.
         overwrite: replace an earlier registration in ``out``.
 

@@ -1,6 +1,6 @@
 """`doctor`: what is installed, what there is to compute on, which trained members are found; and whether it suffices.
 
-Each part is looked at by itself, since this must answer where something is broken. Heavy imports happen inside.
+Each part is looked at independently, since this must answer where something is broken. Heavy imports happen inside.
 """
 
 import os
@@ -38,7 +38,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def examine() -> Report:
-    """Everything that `doctor` tells, plain values only.
+    """Everything that `doctor` reports, plain values only.
 
     Returns:
         ``versions``, ``device``, ``backends``, ``models``, ``extras``, ``wandb``; ``ready``: whether two scans can be
@@ -249,7 +249,7 @@ def _extras(reasons: list[str]) -> Report:
 
 
 def _wandb(reasons: list[str]) -> Report:
-    report: Report = {"installed": find_spec("wandb") is not None, "mode": "offline, unless fit is told --wandb online"}
+    report: Report = {"installed": find_spec("wandb") is not None, "mode": "offline, unless fit has --wandb online"}
     if os.environ.get("WANDB_MODE"):
         report["WANDB_MODE"] = f"{os.environ['WANDB_MODE']}, which `fit` does not follow: --wandb decides"
     return report

@@ -136,7 +136,7 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
 class LiveTensors(TorchDispatchMode):
     """Counts the bytes of the storages that operations within the block make, and the most at one time.
 
-    What operations hold only while they run is not seen, as are tensors that were there before.
+    What operations hold only while they run is not counted, nor are tensors that existed before.
     """
 
     def __init__(self) -> None:

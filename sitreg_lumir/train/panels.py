@@ -49,7 +49,7 @@ class Panels(Callback):
 
     Shown are the first validation pair of each group (of each contrasts where no groups are named); without
     validation pairs, the first two training images. Each row is the middle slice of a plane: fixed, moving, warped
-    moving image, a checkerboard of fixed and warped, and the moving image's grid as the deformation carries it.
+    moving image, a checkerboard of fixed and warped, and the moving image's grid as the deformation moves it.
     Nothing random is drawn and the module is left as it was, so that a training goes the same way with and without
     pictures.
 

@@ -21,7 +21,7 @@ from sitreg_lumir.errors import CollectiveError, InputError, RunStoppedError
 
 _FAILURE, _LEFT = "sitreg_lumir/failure", "sitreg_lumir/left"  # keys of the store
 _EVERY = 0.5  # seconds between two looks
-_WAIT = 10.0  # seconds that the failing process waits for the others to have seen it
+_WAIT = 10.0  # seconds that the failing process waits for the others to have read it
 _GRACE = 30.0  # seconds that the others have to end in order
 
 
@@ -116,8 +116,8 @@ class _Watch(threading.Thread):
             os._exit(self.failure.exit_code)
 
     def report(self, failure: Failure) -> None:
-        """Tells the others, and waits until they have seen it."""
-        with suppress(Exception):  # without a store there is nobody to be told
+        """Informs the others, and waits until they have read it."""
+        with suppress(Exception):  # without a store there is nobody to inform
             store = self._connected()
             if store is None:
                 return
@@ -136,7 +136,7 @@ class _Watch(threading.Thread):
             time.sleep(_EVERY / 5)
 
     def stop(self) -> None:
-        """Ends the watch: this process leaves by itself."""
+        """Ends the watch: this process leaves on its own."""
         self._acknowledge()
         self._ended.set()
 

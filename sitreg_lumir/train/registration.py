@@ -137,7 +137,7 @@ class RegistrationModule(LightningModule):
         return Ensemble([self.network], self.inputs)
 
     def check_variant(self) -> dict[str, Any] | None:
-        """What the card tells of the input transform, once it is sure that predictions can do what this module does.
+        """What the card records of the input transform, once it is sure that predictions can do what this module does.
 
         Raises:
             InputError: they could not: it does something with images, or has a network, that no card can hold.

@@ -38,7 +38,7 @@ class StartWeights:
     transform: dict[str, Tensor]
 
     def provenance(self) -> dict[str, Any]:
-        """What the new run's card tells of it: file name, SHA-256, and what the member's own card says."""
+        """What the new run's card records of it: file name, SHA-256, and what the member's own card says."""
         entries: dict[str, Any] = {"file": self.path.name, "sha256": sha256_file(self.path)}
         if self.card is not None:
             entries.update(

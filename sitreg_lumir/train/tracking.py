@@ -1,4 +1,4 @@
-"""The W&B run of a training: what it is called, what it is told, what it must not hear, and how it ends.
+"""The W&B run of a training: what it is called, what it records, what it must not record, and how it ends.
 
 Nothing that names this machine goes in: no code, host name, command line, console output or package list, and no
 paths. The run's id is kept in the run folder, so that a resumed training goes on in the same W&B run.
@@ -75,7 +75,7 @@ def variant(model: RegistrationModule, callbacks: Iterable[Callback]) -> str:
 
     Another input transform than MIND gives its class's name.
     It follows from what the run does, not from what its config is called. Members of the ensemble are
-    ``mind_final_aug``; their group tells them apart.
+    ``mind_final_aug``; their group distinguishes them.
     """
     transform = model.input_transform
     name = "baseline" if transform is None else "mind" if type(transform) is Mind else type(transform).__name__
@@ -128,7 +128,7 @@ class DataRecord(Callback):
 
 
 def dataset_entry(data: LumirDataModule) -> dict[str, Any]:
-    """What is told of the data.
+    """What is recorded of the data.
 
     ``sha256`` is over the dataset JSONs and each file's name and length, so that it takes no time: another list, or
     a file of another length, gives another checksum; a file that was changed and kept its length does not.

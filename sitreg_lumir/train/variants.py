@@ -13,7 +13,7 @@ from sitreg_lumir.network.sitreg import SITReg
 def checked_transform(
     module: nn.Module, base: type, network: nn.Module, transform: nn.Module | None
 ) -> dict[str, Any] | None:
-    """What a module's card tells of the input transform, once it is sure that no more than that has to be told.
+    """What a module's card records of the input transform, once it is sure that no more than that has to be recorded.
 
     Args:
         module: the variant.

@@ -290,7 +290,7 @@ def test_given_lists_decide_alone_and_the_rest_is_in_no_group(
     assert "paper" not in capsys.readouterr().out
 
 
-def test_missing_labels_and_landmarks_are_told_and_leave_the_other_groups(
+def test_missing_labels_and_landmarks_are_reported_and_leave_the_other_groups(
     tiny: tuple[Path, Path, Volumes], lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, fields, volumes = tiny

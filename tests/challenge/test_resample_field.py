@@ -1,4 +1,4 @@
-"""A carried field is the same map of the world on another grid, in pieces of any size, or one line on why not."""
+"""A resampled field is the same map of the world on another grid, in pieces of any size, or one line on why not."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from transform_samples import Array, bumps, by_sitk, distance, grid_points, matr
 from sitreg_lumir.challenge.resample_field import resample_field
 from sitreg_lumir.cli import main
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.geometry import transforms as chain_module
+from sitreg_lumir.geometry import transforms
 from sitreg_lumir.geometry.resampling import resample, resample_labels
 from sitreg_lumir.geometry.transforms import CompositeTransform
 from sitreg_lumir.io import nifti_stream as streams
@@ -53,7 +53,7 @@ def moving_image(shape: tuple[int, ...], affine: Array) -> Array:
     return 100 + (10 * np.sin(world / 3)).sum(axis=-1).astype(np.float32)
 
 
-def chain_of(field: Path) -> CompositeTransform:
+def transform_of(field: Path) -> CompositeTransform:
     disp, affine = load_disp(field)
     return CompositeTransform(np.eye(4), np.eye(4), affine, disp)
 
@@ -89,7 +89,7 @@ def test_on_another_grid_it_is_the_same_map_of_the_world(tmp_path: Path, field: 
     resample_field(field, grid, out)
     resample_field(field, grid, itk, itk=True)
     points = grid_points(shape, affine)
-    expected = truth(chain_of(field), points)
+    expected = truth(transform_of(field), points)
     assert np.median(distance(expected, points)) > 0.1  # it does something
     stored = nibabel.load(out)  # type: ignore[attr-defined]
     assert stored.shape == (*shape, 3) and stored.get_data_dtype() == np.float32
@@ -99,7 +99,7 @@ def test_on_another_grid_it_is_the_same_map_of_the_world(tmp_path: Path, field: 
     resample_field(field, grid, itk.with_suffix(".nii.gz"), itk=True)
     assert content(itk.with_suffix(".nii.gz")) == itk.read_bytes()
     inner = grid_points(tuple(np.array(shape) - 2), affine @ matrix(centre=(1, 1, 1)))
-    assert distance(by_sitk(sitk_field(itk), inner), truth(chain_of(field), inner)).max() < 1e-4
+    assert distance(by_sitk(sitk_field(itk), inner), truth(transform_of(field), inner)).max() < 1e-4
 
 
 def test_itk_form_is_that_of_the_other_writer_byte_for_byte(tmp_path: Path, field: Path) -> None:
@@ -140,7 +140,7 @@ def test_the_moved_image_is_that_of_resampling_at_once(tmp_path: Path, field: Pa
     assert main(["carry", str(field), "--to", str(grid), "-o", str(tmp_path / "out.nii"), *options]) == 0
     warped = nibabel.load(tmp_path / "warped.nii.gz")  # type: ignore[attr-defined]
     stored = np.asarray(warped.dataobj)
-    moving = (np.asarray(image.dataobj), image.affine, chain_of(field), shape, affine)
+    moving = (np.asarray(image.dataobj), image.affine, transform_of(field), shape, affine)
     if kind in ("labels", "nearest"):
         expected = resample_labels(*moving)
         assert (stored == expected).mean() > 0.999  # halfway between two voxels, rounding decides
@@ -165,7 +165,7 @@ def test_slabs_and_threads_do_not_show(
     written = []
     threads = torch.get_num_threads()
     for points, threads_now in ((1 << 19, 2), (1, 1), (shape[0] * shape[1] * 2, 1), (shape[0] * shape[1] * 5, 3)):
-        monkeypatch.setattr(chain_module, "_POINTS_AT_ONCE", points)
+        monkeypatch.setattr(transforms, "_POINTS_AT_ONCE", points)
         torch.set_num_threads(threads_now)
         out, warped = tmp_path / f"out{suffix}", tmp_path / f"warped{suffix}"
         resample_field(field, grid, out, image=tmp_path / "moving.nii.gz", warped=warped)
@@ -190,7 +190,7 @@ def test_planes_make_the_file_that_whole_arrays_make(tmp_path: Path) -> None:
             put(first, part)
 
 
-def test_provenance_is_carried_on(tmp_path: Path, field: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_provenance_is_kept(tmp_path: Path, field: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape, affine = GRIDS["finer"]
     out, grid = tmp_path / "fine" / field.name, to_grid(tmp_path, shape, affine)
     image = {"name": "a.nii.gz", "sha256": "0" * 64}
@@ -209,7 +209,7 @@ def test_provenance_is_carried_on(tmp_path: Path, field: Path, capsys: pytest.Ca
     refused(capsys, [field, "--to", grid, "-o", out], "disp_0100_0101.json")
     beside.unlink()
     resample_field(field, grid, out)
-    assert not (out.parent / beside.name).exists()  # it told of the field before
+    assert not (out.parent / beside.name).exists()  # it described the field before
     sidecar = tmp_path / "scan.json"
     sidecar.write_text('{"EchoTime": 1}')
     resample_field(field, grid, tmp_path / "scan.nii.gz")

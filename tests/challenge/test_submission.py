@@ -141,7 +141,7 @@ def test_long_names_are_shortened_where_the_evaluation_wants_it(
     assert "2 pairs" in reason and "disp_0100_0101.nii.gz" in reason
 
 
-def test_every_reason_is_told_at_once(
+def test_every_reason_is_reported_at_once(
     root: Path, folder: Path, pairs: tuple[Pair, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "disp_0100_0101.nii.gz").rename(folder / "disp_0101_0100.nii.gz")

@@ -1,4 +1,4 @@
-"""`doctor`: what it tells where all is well, and what it says where two scans could not be registered."""
+"""`doctor`: what it reports where all is well, and what it says where two scans could not be registered."""
 
 import argparse
 import json
@@ -44,7 +44,7 @@ def run(*arguments: str) -> None:
     options.run(options, rest)
 
 
-def test_all_is_well_and_models_are_told_with_their_resolution(
+def test_all_is_well_and_models_are_reported_with_their_resolution(
     members: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run()
@@ -116,7 +116,7 @@ def test_members_that_differ_are_refused_as_they_are_when_registering(
     refused(capsys, str(refusal.value))
 
 
-def test_a_missing_package_is_told_with_its_mend(
+def test_a_missing_package_is_reported_with_its_remedy(
     members: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     version_of = doctor._version
@@ -149,13 +149,13 @@ def test_a_part_that_breaks_does_not_hide_the_others(
     refused(capsys, "backends: OSError")
 
 
-def test_loops_that_cannot_be_kept_are_told(members: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loops_that_cannot_be_kept_are_reported(members: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_numba_cache", lambda: (None, False))
     report = doctor.examine()
     assert report["ready"] and "NUMBA_CACHE_DIR" in "\n".join(doctor.lines(report))
 
 
-def test_each_gpu_is_told_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_is_reported_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (10**9 * (index + 1), 8 * 10**9))
     properties = SimpleNamespace(name="a GPU", major=9, minor=0)

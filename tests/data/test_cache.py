@@ -72,7 +72,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, paths: list[Path], reading
     np.testing.assert_array_equal(before.read(paths[1]), head(1))  # a run that goes on sees no change
 
 
-def test_all_files_changed_starts_anew(tmp_path: Path, paths: list[Path]) -> None:
+def test_all_files_changed_starts_again(tmp_path: Path, paths: list[Path]) -> None:
     before = _made(paths, tmp_path / "cache")
     for path in paths:
         os.utime(path, ns=(1, 1))
@@ -144,9 +144,9 @@ def test_a_large_cache_is_announced_and_one_without_room_leaves_nothing(
     _made(paths, tmp_path / "quiet")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(module, "_LARGE", 4 * head(0).size)
-    _made(paths, tmp_path / "told")
+    _made(paths, tmp_path / "announced")
     printed = capsys.readouterr().err
-    assert printed.count("takes about") == 1 and str(tmp_path / "told") in printed and "--data.cache" in printed
+    assert printed.count("takes about") == 1 and str(tmp_path / "announced") in printed and "--data.cache" in printed
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4 * head(0).size - 1))
     with pytest.raises(InputError, match=r"GB are free; make room"):
         _made(paths, tmp_path / "full")

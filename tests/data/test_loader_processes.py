@@ -71,7 +71,7 @@ def _run(rank: int, port: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(results))
 
 
-@pytest.mark.slow  # each process imports everything anew
+@pytest.mark.slow  # each process imports everything again
 def test_two_processes_get_everything_once(tmp_path: Path) -> None:
     for pairs in (1, 3):
         root = make_dataset(tmp_path / f"{pairs} pairs")

@@ -32,7 +32,7 @@ def test_clean_view(stored: Tensor) -> None:
     assert torch.equal(mask, stored > 0)
 
 
-def test_halved_views_are_means_of_blocks(stored: Tensor) -> None:
+def test_downsampled_views_are_means_of_blocks(stored: Tensor) -> None:
     image, mask = clean_view(stored[..., :7])  # an odd axis
     coarse, inside = downsampled_by_two(image)
     assert coarse.shape == inside.shape == (2, 1, 5, 6, 3)

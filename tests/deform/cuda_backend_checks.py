@@ -43,7 +43,7 @@ def random() -> Any:
 
 
 def assert_same(actual: Any, expected: Any) -> None:
-    """Equal to rounding, where gradients of up to a hundred summands and slopes of several voxels occur."""
+    """Equal to rounding, where gradients of up to a hundred summands and gradients of several voxels occur."""
     if actual is None or expected is None:
         assert actual is expected
         return
@@ -55,7 +55,7 @@ def assert_same(actual: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_chains_equal_plain_torch(shape: tuple[int, ...], random: Any) -> None:
+def test_compositions_equal_plain_torch(shape: tuple[int, ...], random: Any) -> None:
     disps, grad = [random(2, 3, *shape, scale=0.5) for _ in range(4)], random(2, 3, *shape)
     for length in (2, 3, 4):
         fields = disps[:length]

@@ -42,7 +42,7 @@ def two_threads() -> Iterator[None]:
 
 
 def assert_same(actual: Any, expected: Any, dtype: torch.dtype) -> None:
-    """Equal to rounding, where gradients of up to a hundred summands and slopes of several voxels occur."""
+    """Equal to rounding, where gradients of up to a hundred summands and gradients of several voxels occur."""
     if actual is None or expected is None:
         assert actual is expected
         return
@@ -281,7 +281,7 @@ def test_loops_compile_with_and_without_a_writable_folder(tmp_path: Path, writab
         assert done.stderr.count("compiling CPU kernels, once") == announcements
 
 
-def chains_and_inversions(random: Any, dtype: torch.dtype) -> list[tuple[Any, Any]]:
+def compositions_and_inversions(random: Any, dtype: torch.dtype) -> list[tuple[Any, Any]]:
     """Results of the CPU backend and of plain torch."""
     shape = (7, 9, 11)
     disps, grad = [random(2, 3, *shape, dtype=dtype, scale=0.5) for _ in range(3)], random(2, 3, *shape, dtype=dtype)
@@ -315,7 +315,7 @@ def test_operations_without_vectors_equal_plain_torch(
         monkeypatch.setattr(vectorised, name, broken)
     fallback.working.cache_clear()
     try:
-        results = chains_and_inversions(random, dtype)
+        results = compositions_and_inversions(random, dtype)
     finally:
         fallback.working.cache_clear()
     for actual, expected in results:

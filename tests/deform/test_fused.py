@@ -136,7 +136,7 @@ def folding_field(draw: Any, *shape: int, dtype: torch.dtype = torch.float64) ->
 
 
 def plain_diffusion(disp: Tensor, voxel_size: tuple[float, ...]) -> Tensor:
-    """Mean over axes and components of the squared slopes, in units of the voxels' sizes."""
+    """Mean over axes and components of the squared gradients, in units of the voxels' sizes."""
     gradients = [
         [((voxel_size[c] / voxel_size[d]) ** 2 * disp[:, c].diff(dim=d + 1) ** 2).mean() for c in range(3)]
         for d in range(3)

@@ -185,7 +185,7 @@ def test_no_header_needs_an_assumption(tmp_path: Path) -> None:
         read_image(path, header="both")
 
 
-def test_small_shear_is_mended_with_a_warning_and_large_shear_refused(
+def test_small_shear_is_fixed_with_a_warning_and_large_shear_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def sheared(amount: float) -> Path:

@@ -1,4 +1,4 @@
-"""Images and labels move through the chain as SimpleITK and nitransforms move them through its file."""
+"""Images and labels move through the composite transform as SimpleITK and nitransforms move them through its file."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from nitransforms.resampling import apply
 from scipy.ndimage import gaussian_filter
 from transform_samples import CASES, Array, case, grid_points, matrix, saved, sitk_field, truth
 
-from sitreg_lumir.geometry import transforms as chain_module
+from sitreg_lumir.geometry import transforms
 from sitreg_lumir.geometry.resampling import resample, resample_labels
 from sitreg_lumir.io.write import save_volume
 
@@ -21,7 +21,7 @@ MODES: tuple[Any, Any] = ("linear", "nearest")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sitk_and_nitransforms_resample_images_as_the_chain_does(tmp_path: Path, name: str) -> None:
+def test_sitk_and_nitransforms_resample_images_as_the_transform_does(tmp_path: Path, name: str) -> None:
     sample = case(name)
     saved(tmp_path / "xfm.nii.gz", sample)
     world = grid_points(sample.moving_shape, sample.moving).reshape(*sample.moving_shape, 3)
@@ -83,7 +83,7 @@ def test_a_volume_reaches_half_a_voxel_beyond_its_centres_as_in_itk() -> None:
 @pytest.mark.parametrize("slab", [1 << 19, 500])
 def test_frames_move_alike(monkeypatch: pytest.MonkeyPatch, mode: Any, slab: int) -> None:
     sample = case("anisotropic")
-    monkeypatch.setattr(chain_module, "_POINTS_AT_ONCE", slab)
+    monkeypatch.setattr(transforms, "_POINTS_AT_ONCE", slab)
     frames = np.random.default_rng(0).integers(0, 4000, (*sample.moving_shape, 3)).astype(np.int16)
     args = (sample.moving, sample.composite, sample.fixed_shape, sample.fixed)
     together = resample(frames, *args, interpolation=mode)

@@ -1,4 +1,4 @@
-"""The chain is its formula whatever the grids look like, swaps, and follows on other transforms."""
+"""The composite transform is its formula whatever the grids look like, swaps, and follows on other transforms."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from transform_samples import CASES, case, distance, grid_points, matrix, random
 from sitreg_lumir.deform.backends import use_backend
 from sitreg_lumir.deform.backends.cpu import backend as cpu_backend
 from sitreg_lumir.deform.ops import invert
-from sitreg_lumir.geometry import transforms as chain_module
+from sitreg_lumir.geometry import transforms
 from sitreg_lumir.geometry.transforms import CompositeTransform, DisplacementField, composite_field, map_points, swap
 from sitreg_lumir.io.itk import field_grid
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_chain_is_its_formula(name: str) -> None:
+def test_the_composite_transform_is_its_formula(name: str) -> None:
     sample = case(name)
     points = random_points(sample.fixed_shape, sample.fixed, 500, border=-8)  # far beyond the model's grid, too
     mapped = map_points(sample.composite, points)
@@ -23,7 +23,7 @@ def test_the_chain_is_its_formula(name: str) -> None:
     assert distance(mapped, points).max() > 5  # it does something
 
 
-def test_a_forced_backend_computes_chains_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forced_backend_computes_composite_transforms_too(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = case("oblique")
     points = random_points(sample.fixed_shape, sample.fixed, 50, border=-8)
     expected = map_points(sample.composite, points)
@@ -38,7 +38,7 @@ def test_a_forced_backend_computes_chains_too(monkeypatch: pytest.MonkeyPatch) -
         assert distance(map_points(sample.composite, points), expected).max() < 1e-5
 
 
-def test_swapped_chain_and_inverse_field_lead_back() -> None:
+def test_swapped_transform_and_inverse_field_lead_back() -> None:
     sample = case("oblique")
     disp_inv = invert(torch.from_numpy(sample.composite.disp)[None], tolerance=1e-5)[0].numpy()
     points = random_points(sample.fixed_shape, sample.fixed, 500)
@@ -49,7 +49,7 @@ def test_swapped_chain_and_inverse_field_lead_back() -> None:
     assert distance(map_points([sample.composite, swap(sample.composite, disp_inv)], points), back).max() == 0
 
 
-def test_without_deformation_the_chain_is_an_affine() -> None:
+def test_without_deformation_the_transform_is_an_affine() -> None:
     sample = case("turned")
     still = CompositeTransform(
         sample.composite.fixed_to_model,
@@ -62,15 +62,15 @@ def test_without_deformation_the_chain_is_an_affine() -> None:
     assert distance(map_points(still, points), map_points(affine, points)).max() < 1e-9
 
 
-def test_composite_field_is_the_chain_at_each_voxel_in_any_number_of_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_composite_field_is_the_transform_at_each_voxel_in_any_number_of_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = case("anisotropic")
     whole = composite_field(sample.composite, sample.fixed_shape, sample.fixed)
     assert whole.dtype == np.float32 and whole.shape == (3, *sample.fixed_shape)
     points = grid_points(sample.fixed_shape, sample.fixed)
     assert distance(points + whole.reshape(3, -1).T, truth(sample.composite, points)).max() < 1e-5
-    monkeypatch.setattr(chain_module, "_POINTS_AT_ONCE", 700)  # two planes and a rest
+    monkeypatch.setattr(transforms, "_POINTS_AT_ONCE", 700)  # two planes and a rest
     np.testing.assert_array_equal(composite_field(sample.composite, sample.fixed_shape, sample.fixed), whole)
-    monkeypatch.setattr(chain_module, "_POINTS_AT_ONCE", 1)
+    monkeypatch.setattr(transforms, "_POINTS_AT_ONCE", 1)
     np.testing.assert_array_equal(composite_field(sample.composite, sample.fixed_shape, sample.fixed), whole)
 
 

@@ -1,9 +1,9 @@
 """Comparing gradients in float32 where a function has kinks: float64 decides, and places on a kink are left out.
 
 At a kink (the zero of a ReLU or of a determinant, the border of a trilinear cell or of the volume, the threshold of a
-mask) the slopes of both sides are right, and rounding chooses one. The rule: a place counts as at a kink where float64
-and float32 take different sides, or where float64 is closer to the kink than the two precisions are to each other
-(or than a few roundings). Such places must be few and next to the kink. They are left out in both precisions, and
+mask) the gradients of both sides are right, and rounding chooses one. The rule: a place counts as at a kink where
+float64 and float32 take different sides, or where float64 is closer to the kink than the two precisions are to each
+other (or than a few roundings). Such places must be few and next to the kink. They are left out in both precisions, and
 everything else is compared at the stated tolerance, so that no tolerance has to make room for them.
 """
 
@@ -100,7 +100,7 @@ class LookUpGradients:
     def _watched(self, name: str, operation: Any) -> Any:
         def stopped(grad: Tensor, *args: Any) -> Any:
             if self.blocked is None:
-                self.look_ups.append(self._found(name, args))
+                self.look_ups.append(self._look_ups_of(name, args))
             else:
                 grad = grad.masked_fill(self.blocked[self._count], 0)
             self._count += 1
@@ -109,7 +109,7 @@ class LookUpGradients:
         return stopped
 
     @staticmethod
-    def _found(name: str, args: Any) -> list[LookUp]:
+    def _look_ups_of(name: str, args: Any) -> list[LookUp]:
         if name == "compose_adjoint":
             return composition_look_ups(args[0])
         if name == "invert_adjoint":

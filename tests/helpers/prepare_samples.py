@@ -54,7 +54,7 @@ def brain(truth: Array, spacing: tuple[float, float, float] = (3, 3, 3), inverte
 
 
 def head(truth: Array, spacing: tuple[float, float, float] = (3, 3, 3)) -> Sample:
-    """The template's brain within fluid, skull and scalp, with a neck: everything that a stripped brain lacks."""
+    """The template's brain within fluid, skull and scalp, with a neck: everything that a skull-stripped brain lacks."""
     plain = brain(np.eye(4), (2, 2, 2))
     pad = 14
     image, mask = np.pad(plain.image, pad), np.pad(plain.mask, pad)

@@ -1,4 +1,4 @@
-"""Pairs of grids with a chain between them, its formula written out once more, and other readers of its files."""
+"""Pairs of grids, a composite transform between them, its formula written out, and other readers of its files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ def bumps(shape: tuple[int, ...], sigma: float, amplitude: float, seed: int) -> 
 
 
 def case(name: str) -> Case:
-    """A pair of grids some 20 mm wide and a chain of affines (rotation, scale, shear) and a 3 mm deformation."""
+    """A pair of grids some 20 mm wide and a composition of affines (rotation, scale, shear) and a 3 mm deformation."""
     grids = {
         "plain": (("RAS", (1, 1, 1), (0, 0, 0)), ("RAS", (1, 1, 1), (0, 0, 0))),
         "oblique": (("RAS", (1, 1, 1), (15, -8, 20)), ("RAS", (1, 1, 1), (-5, 12, 3))),

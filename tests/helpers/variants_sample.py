@@ -18,8 +18,8 @@ class Gradient(nn.Module):
         self.scale, self._axes = scale, axes
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        slope = sum(torch.roll(image, 1, axis) - image for axis in self._axes)
-        return torch.cat([self.scale * image, slope], dim=1)
+        gradient = sum(torch.roll(image, 1, axis) - image for axis in self._axes)
+        return torch.cat([self.scale * image, gradient], dim=1)
 
 
 class Root(nn.Module):

@@ -1,4 +1,4 @@
-"""Files of transforms: SimpleITK and nitransforms map with them as the chain does, and foreign ones are read."""
+"""Files of transforms: SimpleITK and nitransforms map as the transform itself does, and foreign ones are read."""
 
 import errno
 import os
@@ -43,7 +43,7 @@ TOLERANCE = 0.01  # mm
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_other_readers_map_field_samples_as_the_chain_does(tmp_path: Path, name: str) -> None:
+def test_other_readers_map_field_samples_as_the_transform_does(tmp_path: Path, name: str) -> None:
     sample = case(name)
     path = tmp_path / "from-moving_to-fixed_xfm.nii.gz"
     shape, affine = saved(path, sample)
@@ -58,7 +58,7 @@ def test_other_readers_map_field_samples_as_the_chain_does(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_between_samples_a_file_is_near_the_chain_and_read_as_sitk_does(tmp_path: Path, name: str) -> None:
+def test_between_samples_a_file_is_near_the_transform_and_read_as_sitk_does(tmp_path: Path, name: str) -> None:
     sample = case(name)
     path = tmp_path / "xfm.nii.gz"
     shape, affine = saved(path, sample)
@@ -73,7 +73,7 @@ def test_between_samples_a_file_is_near_the_chain_and_read_as_sitk_does(tmp_path
     assert error.max() < 1  # in the outer half voxel, ITK takes the border's displacement
 
 
-def test_outside_an_unpadded_field_itk_stands_still_and_padding_mends_it(tmp_path: Path) -> None:
+def test_outside_an_unpadded_field_itk_stands_still_and_padding_helps(tmp_path: Path) -> None:
     sample = case("flipped")
     beyond = random_points(sample.fixed_shape, sample.fixed, 3000, border=-4)
     place = (beyond - sample.fixed[:3, 3]) @ np.linalg.inv(sample.fixed[:3, :3]).T
@@ -88,7 +88,7 @@ def test_outside_an_unpadded_field_itk_stands_still_and_padding_mends_it(tmp_pat
     assert distance(by_sitk(tight, beyond), expected)[outside].min() > 1
     assert distance(by_sitk(tight, beyond), expected)[within].max() < 1
     error = distance(by_sitk(padded, beyond), expected)
-    assert np.median(error) < 0.02 and error.max() < 0.5  # most at the model's border, where the chain has an edge
+    assert np.median(error) < 0.02 and error.max() < 0.5  # most at the model's border, where the transform has an edge
     own = map_points(load_itk_field(tmp_path / "tight.nii.gz"), beyond)
     assert distance(own, by_sitk(tight, beyond)).max() < 1e-4
     assert np.isnan(map_points(load_itk_field(tmp_path / "tight.nii.gz"), beyond, outside="nan")[outside]).all()

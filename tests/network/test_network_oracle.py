@@ -222,7 +222,7 @@ def one_parameter_off_by_a_percent() -> Iterator[None]:
     only_in_float32("invert_adjoint", inverse_without_solve),
     only_in_float32("interpolate_adjoint", gradients_outside),
     one_parameter_off_by_a_percent(),
-], ids=["no inverse", "sign of inverse", "no solve", "slopes outside", "one percent"])  # fmt: skip
+], ids=["no inverse", "sign of inverse", "no solve", "gradients outside", "one percent"])  # fmt: skip
 def test_what_is_left_out_at_kinks_hides_no_mistake(mistake):
     with pytest.raises(AssertionError, match=r"param/|image_"):
         assert_float32_follows(network_sample(5, SMALL), mistake)

@@ -192,7 +192,7 @@ def test_every_frame_moves_alike_and_slabs_do_not_show(
         np.testing.assert_array_equal(moved[..., index], load(tmp_path / "alone.nii.gz")[0])
 
 
-def test_the_default_grid_is_the_field_s_and_a_larger_one_is_told_of(
+def test_the_default_grid_is_the_field_s_and_a_larger_one_is_reported(
     tmp_path: Path, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = save(tmp_path / "moving.nii.gz", texture(), MOVING_AFFINE)
@@ -300,7 +300,7 @@ def test_with_a_folder_points_take_the_inverse_of_the_whole_list(tmp_path: Path,
     np.testing.assert_allclose(moved[both], expected[both], atol=0.01)
 
 
-def test_a_chain_s_own_field_moves_images_as_itk_does(tmp_path: Path) -> None:
+def test_a_transform_s_own_field_moves_images_as_itk_does(tmp_path: Path) -> None:
     sample = case("anisotropic")
     save_itk_field(
         tmp_path / "xfm.nii.gz", composite_field(sample.composite, sample.fixed_shape, sample.fixed), sample.fixed

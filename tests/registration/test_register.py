@@ -186,7 +186,7 @@ def test_itk_moves_images_as_the_registration_does(
         assert ours.max() > 100
 
 
-def test_the_field_on_disk_is_the_chain(folder: Path, result: sitreg_lumir.Registration) -> None:
+def test_the_field_on_disk_is_the_transform(folder: Path, result: sitreg_lumir.Registration) -> None:
     field = load_itk_field(folder / "from-moving_to-fixed_xfm.nii.gz")
     samples = in_brain(result)
     error = apart(map_points(field, samples), map_points(result.forward, samples))

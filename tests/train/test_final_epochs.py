@@ -62,7 +62,7 @@ def test_scaling_a_gradient_keeps_the_value() -> None:
     assert float(scaled.detach()) == 4 and float(value.grad) == 12
 
 
-def test_a_run_changes_phase_by_itself(root: Path, tmp_path: Path) -> None:
+def test_a_run_changes_phase_on_its_own(root: Path, tmp_path: Path) -> None:
     assert main(arguments(root, tmp_path / "runs", "both")) == 0
     logged = rows(tmp_path / "runs", "both")
     assert len(logged) == 6

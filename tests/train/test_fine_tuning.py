@@ -147,7 +147,7 @@ def test_a_member_that_is_not_there_or_damaged_ends_in_one_line(
     refused_with("b.pt", "holds no state dict")
 
 
-def test_another_input_with_as_many_channels_is_told(
+def test_another_input_with_as_many_channels_is_reported(
     place: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     write_member(place / "start.safetensors")

@@ -20,7 +20,7 @@ kind = {kind!r}
 clean = module.RegistrationModule.clean
 step = module.RegistrationModule.validation_step
 
-def spoiled(self, stored):
+def degraded(self, stored):
     image, mask = clean(self, stored)
     if kind == "image" and not first and not self._on_trial and self.global_step == 2:
         image = image * float("nan")
@@ -36,7 +36,7 @@ def unreadable(self, batch, batch_idx):
 def full(self, *arguments, **options):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-module.RegistrationModule.clean = spoiled
+module.RegistrationModule.clean = degraded
 module.RegistrationModule.validation_step = unreadable
 if kind == "disk" and first:
     io.TorchCheckpointIO.save_checkpoint = full
@@ -59,7 +59,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data_samples.make_dataset(tmp_path_factory.mktemp("processes") / "data", training=6)
 
 
-@pytest.mark.slow  # each process imports everything anew
+@pytest.mark.slow  # each process imports everything again
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_ends_one_process_ends_both_in_one_line(root: Path, tmp_path: Path, kind: str) -> None:
     script = tmp_path / "broken.py"

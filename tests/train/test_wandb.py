@@ -1,4 +1,4 @@
-"""What a training tells W&B and what it keeps to itself, read back from offline runs; its pictures and its speed."""
+"""What a training sends to W&B and what it keeps, read back from offline runs; its pictures and its speed."""
 
 import os
 import random

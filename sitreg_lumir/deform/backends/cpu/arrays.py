@@ -18,7 +18,7 @@ def run_tiles(
 ) -> None:  # fmt: skip
     """Runs a loop over all tiles of the points' grid ``(B, 3, I, J, K)``, ``parts`` tasks each, colour by colour.
 
-    ``fields`` are the fields that lead to the places added to, on grids of ``shape``, the first applied first.
+    ``fields`` are those that lead to the places added to, on grids of ``shape``, the first applied first.
     """
     batch, _, *axes = grid
     tiles = batch * prod(-(-size // scatter.TILE) for size in axes[:2])

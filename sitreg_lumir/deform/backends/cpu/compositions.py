@@ -1,6 +1,6 @@
-"""Compiled loops through chains of fields: composition and its gradient.
+"""Compiled loops of the composition of fields and of its gradient.
 
-``inner`` is the field that is applied first, the last of the chain. The others come as interleaved ``copies``.
+``inner`` is the field that is applied first, the last in the list. The others come as interleaved ``copies``.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ from sitreg_lumir.deform.backends.cpu.vectors import columns, neighbours, nothin
 
 @compiled
 def compose(first: Any, last: Any, shape: Any, copies: Any, inner: Any, composed: Any) -> None:
-    """Rows of the composition of a chain."""
+    """Rows of the composition of fields."""
     length, room, size = shape[2], room_for(shape), np.uintp(shape[0] * shape[1] * shape[2])
     zero = np.uintp(0)
     cells, weights = np.empty(room, np.uintp), np.empty((3, room), composed.dtype)
@@ -61,9 +61,9 @@ def scatter_compose(
     first: Any, last: Any, tiles: Any, shape: Any, grad: Any, copies: Any, inner: Any, targets: Any, slots: Any,
     grad_inner: Any,
 ) -> None:  # fmt: skip
-    """Tiles of the composition's gradient: goes back through the chain and adds to each field's gradient.
+    """Tiles of the composition's gradient: goes back through the fields and adds to each field's gradient.
 
-    The gradient of the chain's k-th field is added to ``targets[slots[k]]``, interleaved, unless the slot is -1;
+    The gradient of the k-th field is added to ``targets[slots[k]]``, interleaved, unless the slot is -1;
     that of the inner one goes to ``grad_inner``, unless its slot is -1.
     """
     length, room, size = shape[2], room_for(shape), np.uintp(shape[0] * shape[1] * shape[2])

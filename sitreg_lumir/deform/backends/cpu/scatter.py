@@ -57,7 +57,7 @@ def _touch_rows(reach: Any, shape: Any, box: Any) -> None:
 def colour_tiles(shape: Any, grid: Any, relative: Any, extrema: Any) -> Any:
     """A colour per tile of ``grid`` such that tiles of one colour add to different rows of ``shape``.
 
-    ``extrema[k]`` are those of the k-th field of a chain, the first applied field first; each is looked up where
+    ``extrema[k]`` are those of the k-th of the composed fields, the first applied one first; each is looked up where
     the ones before it lead. In order, each tile takes the lowest colour that no tile it could meet has.
     """
     tiles = extrema.shape[1]

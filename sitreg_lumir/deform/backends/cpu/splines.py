@@ -1,4 +1,4 @@
-"""Compiled loop that moves points through a chain of continuous cubic B-spline updates and their inverses, exactly.
+"""Compiled loop that moves points through continuous cubic B-spline updates and their inverses, exactly.
 
 Each update's control points lie in memory as ``(X + 4, Y + 4, Z + 4, 4)``, in full-resolution voxels: their border is
 repeated twice on each side, and each has a spare component beside its three. Positions are float64, displacements of
@@ -90,7 +90,7 @@ def _invert(
     coefficients: Any, level: Any, count: Any, tolerance: Any, max_iterations: Any, at: Any, wanted: Any, kept: Any,
     before: Any, active: Any,
 ) -> Any:  # fmt: skip
-    """Moves points to where an update brings to them, and tells how many do not converge; ``active`` begins with these.
+    """Moves points to where an update brings to them; returns how many do not converge, with which ``active`` begins.
 
     Newton's method; where a step does not lessen the residual, one of the fixed-point iteration takes its place, which
     always does for contractions. Points take their steps one after the other, so that the processor works on several.

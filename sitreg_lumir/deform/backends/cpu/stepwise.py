@@ -1,4 +1,4 @@
-"""What computes where ``vectorised`` does not work: chains and inversions one look-up after the other, plain loops.
+"""What computes where ``vectorised`` does not work: compositions and inversions look-up by look-up, plain loops.
 
 The same results to rounding (inversions: within their tolerance), in more time and memory. Results do not depend on the
 number of threads.

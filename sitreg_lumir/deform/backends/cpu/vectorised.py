@@ -1,7 +1,7 @@
-"""What computes with vectors: chains of look-ups and inversions, upsampling for them, and weight gradients.
+"""What computes with vectors: compositions and inversions, upsampling for them, and weight gradients.
 
-A register holds the components of two voxels, or a row of numbers: see ``vectors``. Loops over chains of look-ups go
-through the whole chain one row at a time. Besides the results, memory is taken for one interleaved copy (4/3 of a
+A register holds the components of two voxels, or a row of numbers: see ``vectors``. Compositions go
+through all their fields one row at a time. Besides the results, memory is taken for one interleaved copy (4/3 of a
 field) of each field that is looked up, and of each gradient that is added to.
 """
 
@@ -86,7 +86,7 @@ def move_points(
     points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
     factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
 ) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
-    """Points ``(3, N)`` through a chain of continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
+    """Points ``(3, N)`` through continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
     count = points.shape[1]
     starts = np.cumsum([0, *(4 * prod(size) for size in sizes[:-1])])
     moved, derivatives = torch.empty_like(points), torch.empty(9, count if jacobians else 0, dtype=torch.float64)
@@ -130,7 +130,7 @@ def copies_shared() -> Iterator[None]:
 
 
 _local = threading.local()
-_KEPT = 2  # copies, as many as a chain needs at once
+_KEPT = 2  # copies, as many as a composition needs at once
 
 
 def _interleaved(fields: Sequence[Tensor]) -> tuple[Any, ...]:

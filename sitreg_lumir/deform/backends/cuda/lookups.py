@@ -232,7 +232,7 @@ def follow(
     disps: tl.tuple, start: tl.tensor, index: tl.tensor, voxel: tl.tuple, shape: tl.tuple, exists: tl.tensor,
     stop: tl.constexpr, length: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """The displacement by the fields of a chain after number ``stop``, the last one applied first."""
+    """The displacement by the composed fields after number ``stop``, the last one applied first."""
     v = load_vector(disps[length - 1] + start, index, volume_of(shape), exists)
     for outer in tl.static_range(length - 2, stop, -1):
         v = add(v, field_at(disps[outer] + start, add(voxel, v), shape, exists))

@@ -65,7 +65,7 @@ def scatter_compose(
     grad: tl.tensor, disps: tl.tuple, grads: tl.tuple, size_x: int, size_y: int, size_z: int, length: tl.constexpr,
     needed: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The composition's gradient: goes back through the chain and adds to each field's gradient.
+    """The composition's gradient: goes back through the fields and adds to each field's gradient.
 
     Bit ``n`` of ``needed`` says whether the gradient of field ``n`` is asked for. The last field's is only written.
     """

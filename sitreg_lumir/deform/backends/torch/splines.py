@@ -1,4 +1,4 @@
-"""Points through a chain of continuous B-spline updates and their inverses, in plain torch: the readable truth."""
+"""Points through continuous B-spline updates and their inverses, in plain torch: the readable truth."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def move_points(
     points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
     factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
 ) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
-    """See :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`; also tells whether all inversions converged."""
+    """See :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`; also returns whether all inversions converged."""
     parts = coefficients.split([4 * x * y * z for x, y, z in sizes])
     updates = [part.view(*size, 4) for part, size in zip(parts, sizes, strict=True)]
     moved, derivatives, settled = [], [], True
