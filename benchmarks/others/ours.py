@@ -67,9 +67,9 @@ def register(model: Model, fixed: Tensor, moving: Tensor, steps: int) -> Tensor:
     """``(1, 3, X, Y, Z)``, voxels, fixed grid, of stored intensities ``(1, 1, X, Y, Z)``."""
     (fixed, fixed_mask), (moving, moving_mask) = clean_view(fixed), clean_view(moving)
     if steps:
-        stages = model.run(fixed=fixed, moving=moving, levels=range(model.ensemble.levels))
+        updates = model.control_points(fixed=fixed, moving=moving)
         pair = ModelPair(fixed, fixed_mask, moving, moving_mask)
-        return optimise_pair(model, pair, stages, steps, "lncc").disp
+        return optimise_pair(model, pair, updates, steps, "lncc").disp
     with torch.inference_mode():
         return model.ensemble.run(fixed=fixed, moving=moving, inverse=False)[-1].disp
 

@@ -1,6 +1,10 @@
-"""Exact maps on disk: control points in ``map.safetensors``, and beside it ``map.json``, which says what they are."""
+"""Exact maps on disk: control points in ``map.safetensors``, and beside it ``map.json``, which says what they are.
+
+`predict --save-maps` names both files after their pair: ``map_0100_0101.safetensors``, ``map_0100_0101.json``.
+"""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,14 +18,16 @@ from sitreg_lumir.deform.splines import SplineUpdates, from_integers, quantum, t
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import Matrix, checked_matrix
+from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.checksum import sha256_file
 
 MAP = "map.safetensors"
 DESCRIPTION = "map.json"
+SUFFIX = ".safetensors"
 FORMAT, VERSION = "sitreg_lumir exact map", 1
 _MOST_LEVELS, _LARGEST_SIZE = 12, 4096
 _MATRICES = ("fixed_to_model", "moving_to_model", "model_affine")
-_REMEDY = "register the pair again, or copy both files of its folder again"
+_REMEDY = "make it again, or copy both of its files again"
 
 Grid: TypeAlias = tuple[tuple[int, int, int], Matrix]
 """``(X, Y, Z)`` and the ``(4, 4)`` voxel-to-world matrix, RAS, mm."""
@@ -34,20 +40,30 @@ class SavedMap:
     Attributes:
         forward: fixed world -> moving world.
         grids: of the ``fixed`` and of the ``moving`` scan.
+        made_from: provenance of a map that `predict` wrote, None for those of `register`.
     """
 
     forward: SplineMap
     grids: dict[str, Grid]
+    made_from: dict[str, Any] | None = None
 
 
-def save_map(folder: Path, forward: SplineMap, grids: dict[str, Grid]) -> None:
-    """Writes a map's two files into a folder that exists.
+def save_map(
+    path: Path, forward: SplineMap, grids: dict[str, Grid], made_from: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a map's two files, the description last, so that a crash leaves no map that seems whole.
 
     Args:
-        folder: of a registration, not yet at its final place.
+        path: a folder, which gets ``map.safetensors`` and ``map.json``; or a file of that kind, such as
+            ``map_0100_0101.safetensors``, replaced if it exists.
         forward: fixed world -> moving world, with updates as :meth:`SplineUpdates.rounded` makes them.
         grids: of the ``fixed`` and of the ``moving`` scan.
+        made_from: provenance, plain values.
+
+    Raises:
+        InputError: a file cannot be written.
     """
+    file = path / MAP if path.is_dir() else path
     updates = forward.updates
     tensors: dict[str, Any] = {name: np.asarray(getattr(forward, name), np.float64) for name in _MATRICES}
     steps = [quantum(factor) for factor in updates.factors]
@@ -56,27 +72,36 @@ def save_map(folder: Path, forward: SplineMap, grids: dict[str, Grid]) -> None:
             tensors[f"{role}_{stage}"] = to_integers(points, step).numpy()
     for name, brain in (("fixed_brain", forward.brain), ("moving_brain", forward.other_brain)):
         tensors[name] = np.packbits(brain)
-    (folder / MAP).write_bytes(save({name: np.ascontiguousarray(values) for name, values in tensors.items()}))
     spacing = np.linalg.norm(forward.model_affine[:3, :3], axis=0)
     description = {
         "format": FORMAT,
         "version": VERSION,
-        "sha256": sha256_file(folder / MAP),
         "shape": list(updates.shape),
         "levels": len(updates.updates),
         "control_point_spacing_mm": [[float(factor * step) for step in spacing] for factor in updates.factors],
         "quanta_voxels_of_the_level": steps,
         "grids": {role: {"shape": list(shape), "affine": affine.tolist()} for role, (shape, affine) in grids.items()},
         **{name: getattr(forward, name).tolist() for name in _MATRICES},
+        **({} if made_from is None else {"made_from": dict(made_from)}),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+    description_path(file).unlink(missing_ok=True)  # of an earlier map
+    with writing(file) as temporary:
+        temporary.write_bytes(save({name: np.ascontiguousarray(values) for name, values in tensors.items()}))
+        description["sha256"] = sha256_file(temporary)
+    with writing(description_path(file)) as temporary:
+        temporary.write_text(json.dumps(description, indent=1) + "\n")
+
+
+def description_path(file: Path) -> Path:
+    """``map.json`` for ``map.safetensors``, ``map_0100_0101.json`` for ``map_0100_0101.safetensors``."""
+    return file.with_suffix(".json")
 
 
 def load_map(path: str | Path) -> SplineMap:
     """Loads the exact map of a registered pair.
 
     Args:
-        path: folder of a registration, or its ``map.safetensors``.
+        path: folder of a registration, or a file: its ``map.safetensors``, or one of `predict --save-maps`.
 
     Returns:
         the map from the fixed to the moving world; its ``inverse`` leads back.
@@ -95,9 +120,12 @@ def load_map(path: str | Path) -> SplineMap:
 def read_map(path: Path) -> SavedMap:
     """Reads what :func:`save_map` wrote: see :func:`load_map`."""
     file = path / MAP if path.is_dir() else path
-    description = _description(file.with_name(DESCRIPTION))
-    if sha256_file(file) != description["sha256"]:
-        raise InputError(f"{file}: is not the file that {DESCRIPTION} beside it describes, or damaged; {_REMEDY}")
+    if file.suffix != SUFFIX:
+        raise InputError(f"{file}: is no exact map; name the folder of a registration, or a map's {SUFFIX} file")
+    description = _description(description_path(file))
+    if sha256_file(file) != description.get("sha256"):
+        name = description_path(file).name
+        raise InputError(f"{file}: is not the file that {name} beside it describes, or damaged; {_REMEDY}")
     try:
         tensors = load_file(file)
         shape = _shape(description["shape"])
@@ -113,9 +141,27 @@ def read_map(path: Path) -> SavedMap:
         fixed_brain, moving_brain = (_brain(tensors[name], shape) for name in ("fixed_brain", "moving_brain"))
         forward = SplineMap(fixed, moving, model, SplineUpdates(updates, shape), fixed_brain, moving_brain)
         grids = {role: _grid(description["grids"][role]) for role in ("fixed", "moving")}
+        made_from = description.get("made_from")
+        if made_from is not None and not isinstance(made_from, dict):
+            raise ValueError("made_from is no object")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: is no exact map ({error}); {_REMEDY}") from None
-    return SavedMap(forward, grids)
+    return SavedMap(forward, grids, made_from)
+
+
+def read_made_from(file: Path) -> dict[str, Any] | None:
+    """The provenance of a map that `predict` wrote; None if there is no such map, or none that is whole.
+
+    Args:
+        file: ``map_<pair>.safetensors``; it is compared with its checksum, but not read further.
+    """
+    try:
+        description = _description(description_path(file))
+        whole = sha256_file(file) == description.get("sha256")
+    except InputError:
+        return None
+    made_from = description.get("made_from")
+    return made_from if whole and isinstance(made_from, dict) else None
 
 
 def _description(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sitreg_lumir.network.mirrored import with_mirrored
-from sitreg_lumir.network.sitreg import Stage, StageNetwork, run_stages
+from sitreg_lumir.network.sitreg import Stage, StageNetwork, Update, predict_control_points, run_stages
 from sitreg_lumir.network.weights import Member
 
 
@@ -82,3 +82,15 @@ class Ensemble:
             disagreement=disagreement,
             recompute=recompute,
         )
+
+    def control_points(self, *, fixed: Tensor, moving: Tensor) -> list[Update]:
+        """The updates of all stages alone, without the fields that they make up: less time than :meth:`run`.
+
+        Args:
+            fixed: ``(B, 1, X, Y, Z)``, intensity in [0, 1].
+            moving: ``(B, 1, X, Y, Z)``, intensity in [0, 1].
+
+        Returns:
+            as :func:`~sitreg_lumir.network.sitreg.predict_control_points`.
+        """
+        return predict_control_points(self.networks, fixed=self.inputs(fixed), moving=self.inputs(moving))

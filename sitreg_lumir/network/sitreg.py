@@ -22,6 +22,8 @@ from sitreg_lumir.network.memory import Economical
 
 Pyramids = tuple[list[Tensor], list[Tensor]]
 """Features of the moving and of the fixed image, finest level first: ``(B, features[l], ceil(X / 2^l), ...)``."""
+Update = tuple[Tensor, Tensor]
+"""Control points of one stage, of the moving and of the fixed side: ``(B, 3, ...)`` each, voxels of the level."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,25 @@ class Stage:
         level: 0 is full resolution, the last stage.
         disp: ``(B, 3, X, Y, Z)``, voxels, fixed grid: ``warp(moving, disp)`` matches the fixed image.
         inverse: the same with the roles swapped, on the moving grid; None where only ``disp`` was asked for.
-        control_points: of this stage's update on the moving side, ``(B, 3, ...)``, voxels of the level.
-        control_points_reverse: of the update on the fixed side.
+        updates: control points of all stages up to this one, coarsest first.
         disagreement: ``(B, 1, X, Y, Z)``, voxels, fixed grid, when asked for: see :func:`run_stages`.
     """
 
     level: int
     disp: Tensor
     inverse: Tensor | None
-    control_points: Tensor
-    control_points_reverse: Tensor
+    updates: tuple[Update, ...]
     disagreement: Tensor | None = None
+
+    @property
+    def control_points(self) -> Tensor:
+        """Of this stage's update on the moving side, ``(B, 3, ...)``, voxels of the level."""
+        return self.updates[-1][0]
+
+    @property
+    def control_points_reverse(self) -> Tensor:
+        """Of the update on the fixed side, ``(B, 3, ...)``, voxels of the level."""
+        return self.updates[-1][1]
 
     @property
     def disp_inv(self) -> Tensor:
@@ -193,8 +203,6 @@ def run_stages(
 ) -> list[Stage]:
     """Runs all stages, averaging the members' control points at each, and gives the wanted stages' results.
 
-    The members run one after the other at each stage, and their average is a running one.
-
     The disagreement is ``sqrt(sum over the stages of the members' variance)``: of the upsampled updates of the
     moving side, population variance, summed over the three components, added up in the middle between the images
     and pulled to the fixed grid by ``right_inv``. At each stage the members go on from the common state, so what
@@ -227,24 +235,67 @@ def run_stages(
     state = SymmetricState(fixed.shape[2:], first.inversion_tolerance, inverse)
     features = [network.features(moving, fixed) for network in networks]
     del fixed, moving  # in inference nobody else holds them
-    stages = []
-    for level in reversed(range(first.levels)):
-        average: tuple[Tensor, Tensor] | None = None
-        for count, (network, own) in enumerate(zip(networks, features, strict=True), start=1):
-            update = network.control_points(level, own, state.maps)
-            if average is None:
-                average = update
-                continue
-            change = update[0] - average[0], update[1] - average[1]
-            if disagreement:  # what this member adds to the sum of squares about the mean of all so far
-                state.add_variance(change[0], 2**level, weight=(count - 1) / count / len(members))
-            average = average[0] + change[0] / count, average[1] + change[1] / count
-        assert average is not None
-        state.update(*average, 2**level, last=level == min(levels))
+    stages, updates = [], []
+    for level in reversed(range(min(levels), first.levels)):
+        updates.append(_mean_update(networks, level, features, state, disagreement))
+        state.update(*updates[-1], 2**level, last=level == min(levels))
         if level in levels:
             spread = state.disagreement() if disagreement else None
-            stages.append(Stage(level, *state.fields(), *average, spread))
+            stages.append(Stage(level, *state.fields(), tuple(updates), spread))
     return stages
+
+
+def predict_control_points(members: Sequence[StageNetwork], *, fixed: Tensor, moving: Tensor) -> list[Update]:
+    """The updates of all stages, as :func:`run_stages` averages them, without the fields that they make up.
+
+    What only fields need is not computed: the last composition, and the maps from the images to the middle.
+
+    Args:
+        members: networks of one architecture, or mirrored ones.
+        fixed: ``(B, C, X, Y, Z)``, the members' input (MIND features or intensities).
+        moving: ``(B, C, X, Y, Z)``.
+
+    Returns:
+        control points of the moving and of the fixed side, coarsest stage first, ``(B, 3, ...)`` each, voxels of the
+        level; bit for bit those of :func:`run_stages`.
+
+    Raises:
+        ValueError: shapes or architectures differ.
+    """
+    _check(members, fixed, moving, (0,), False)
+    first = members[0]
+    networks = [member.economical(hold_finest=len(members) == 1, recompute=False) for member in members]
+    state = SymmetricState(fixed.shape[2:], first.inversion_tolerance, inverse=False)
+    features = [network.features(moving, fixed) for network in networks]
+    del fixed, moving
+    updates = []
+    for level in reversed(range(first.levels)):
+        updates.append(_mean_update(networks, level, features, state))
+        if level > 0:
+            state.update(*updates[-1], 2**level)
+    return updates
+
+
+def _mean_update(
+    networks: Sequence[UpdateNetwork],
+    level: int,
+    features: Sequence[Pyramids],
+    state: SymmetricState,
+    disagreement: bool = False,
+) -> Update:
+    """The members' mean update at ``level``: they run one after the other, and their mean is a running one."""
+    mean: Update | None = None
+    for count, (network, own) in enumerate(zip(networks, features, strict=True), start=1):
+        update = network.control_points(level, own, state.maps)
+        if mean is None:
+            mean = update
+            continue
+        change = update[0] - mean[0], update[1] - mean[1]
+        if disagreement:  # what this member adds to the sum of squares about the mean of all so far
+            state.add_variance(change[0], 2**level, weight=(count - 1) / count / len(networks))
+        mean = mean[0] + change[0] / count, mean[1] + change[1] / count
+    assert mean is not None
+    return mean
 
 
 def _check(

@@ -17,7 +17,7 @@ from sitreg_lumir.io.checksum import file_entry
 from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
-from sitreg_lumir.network.sitreg import Stage
+from sitreg_lumir.network.sitreg import Stage, Update
 from sitreg_lumir.network.weights import Member, ModelCard, load_members, member_files
 
 PRECISIONS = ("float32", "bfloat16")
@@ -90,14 +90,21 @@ class Model:
             moving: ``(B, 1, X, Y, Z)``, intensity in [0, 1], on the model's grid.
             levels: of the stages whose fields are returned.
         """
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with torch.inference_mode(), half:
-            ensemble = self.ensemble
-            return ensemble.run(
-                fixed=fixed.to(self.device),
-                moving=moving.to(self.device),
-                levels=levels,
-            )
+        with torch.inference_mode(), self._autocast():
+            return self.ensemble.run(fixed=fixed.to(self.device), moving=moving.to(self.device), levels=levels)
+
+    def control_points(self, *, fixed: Tensor, moving: Tensor) -> list[Update]:
+        """The control points of all stages, coarsest first, without gradients and without the fields of :meth:`run`.
+
+        Args:
+            fixed: ``(B, 1, X, Y, Z)``, intensity in [0, 1], on the model's grid.
+            moving: ``(B, 1, X, Y, Z)``, intensity in [0, 1], on the model's grid.
+        """
+        with torch.inference_mode(), self._autocast():
+            return self.ensemble.control_points(fixed=fixed.to(self.device), moving=moving.to(self.device))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def load_model(

@@ -13,10 +13,10 @@ from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import Matrix
 from sitreg_lumir.io.itk import load_affine
-from sitreg_lumir.network.sitreg import Stage
+from sitreg_lumir.network.sitreg import Update
 from sitreg_lumir.preprocessing.template import check_model_world, load_template
 from sitreg_lumir.registration.model import Model, load_model
-from sitreg_lumir.registration.optimise import Optimised, control_points_of, optimise
+from sitreg_lumir.registration.optimise import Optimised, optimise
 from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.pair import ModelPair, meet_half_way, pair_on_grid
 from sitreg_lumir.registration.quality import json_values
@@ -139,12 +139,12 @@ def register_scans(
         scans, prealigns = _read(fixed, moving, options)
         pair = pair_on_grid(model, *scans, *prealigns)
     with _timed(seconds, "predict"):
-        stages = model.run(fixed=pair.fixed, moving=pair.moving, levels=range(model.ensemble.levels))
-    _log.info("fields by %s in %.1f s", model, seconds["predict"])
-    updates, refined = control_points_of(stages, model.ensemble.levels), None
+        updates = model.control_points(fixed=pair.fixed, moving=pair.moving)
+    _log.info("control points by %s in %.1f s", model, seconds["predict"])
+    refined = None
     if options.refine:
         with _timed(seconds, "refine"):
-            optimised = optimise_pair(model, pair, stages, options.refine, options.refine_similarity)
+            optimised = optimise_pair(model, pair, updates, options.refine, options.refine_similarity)
             updates, refined = list(optimised.control_points), _describe(optimised, options)
         _log.info("refined in %.1f s, %d of %d steps of use", seconds["refine"], optimised.steps, options.refine)
     with _timed(seconds, "measure"):
@@ -175,7 +175,7 @@ def _read(fixed: str | Path, moving: str | Path, options: RegisterOptions) -> tu
     return scans, prealigns
 
 
-def optimise_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps: int, similarity: str) -> Optimised:
+def optimise_pair(model: Model, pair: ModelPair, updates: Sequence[Update], steps: int, similarity: str) -> Optimised:
     """Optimises the predicted control points for one pair.
 
     With ``lncc``, smoothness has the weight of the model's training; with ``mind``, whose scale differs, it has 1.
@@ -183,7 +183,7 @@ def optimise_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps:
     Args:
         model: that predicted them.
         pair: the images.
-        stages: of :meth:`Model.run`, of all levels.
+        updates: of :meth:`Model.control_points`.
         steps: of the optimisation.
         similarity: ``lncc`` or ``mind``.
     """
@@ -192,9 +192,8 @@ def optimise_pair(model: Model, pair: ModelPair, stages: Sequence[Stage], steps:
     def on_device(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(model.device)
 
-    points = control_points_of(stages, model.ensemble.levels)
     return optimise(
-        [(first.float().clone(), second.float().clone()) for first, second in points],
+        [(first.float().clone(), second.float().clone()) for first, second in updates],
         fixed=pair.fixed.to(model.device),
         moving=pair.moving.to(model.device),
         fixed_mask=pair.fixed_brain.to(model.device),

@@ -10,7 +10,7 @@ from torch import Tensor
 from sitreg_lumir.network import memory
 from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.mirrored import MirroredNetwork
-from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
+from sitreg_lumir.network.sitreg import SITReg, Stage, StageNetwork, predict_control_points, run_stages
 from sitreg_lumir.network.weights import load_member
 
 STORED = Path(__file__).with_name("stored")
@@ -65,6 +65,23 @@ def test_less_memory_changes_no_bit(shape: tuple[int, ...], count: int, levels: 
         assert len(plain) == len(economical) == len(levels) * (3 + inverse + (count > 1))
         assert all(torch.equal(first, second) for first, second in zip(plain, economical, strict=True))
         assert float(plain[-1].abs().max()) > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_control_points_alone_are_those_of_the_stages(mirrored: bool, count: int, dtype: torch.dtype) -> None:
+    members: list[StageNetwork] = [*networks(count, dtype, channels=1)]
+    if mirrored:
+        members += [MirroredNetwork(member, axis=1) for member in members]
+    pair = {name: image[:, :1] for name, image in inputs(SHAPES[1], dtype, batch=2).items()}
+    stages = run_stages(members, **pair, levels=range(3))
+    updates = predict_control_points(members, **pair)
+    assert len(updates) == 3
+    for stage, (first, second) in zip(stages, updates, strict=True):
+        assert torch.equal(stage.control_points, first) and torch.equal(stage.control_points_reverse, second)
+        assert float(first.abs().max()) > 0
 
 
 @torch.no_grad()
