@@ -11,18 +11,28 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor, nn
+from torch import nn
 from torch.multiprocessing import ProcessRaisedException  # type: ignore[attr-defined]
 
-from sitreg_lumir.challenge.predictions import ALSO, PairPlan, plan_predictions, voxel_size, write_prediction
+from sitreg_lumir.challenge.predictions import (
+    ALSO,
+    EXACT,
+    PairPlan,
+    PairUpdates,
+    plan_predictions,
+    voxel_size,
+    write_prediction,
+)
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.deform.ops import warp
+from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import check_folder_is_writable
 from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
+from sitreg_lumir.network.sitreg import Update
 from sitreg_lumir.network.weights import (
     Member,
     ModelCard,
@@ -47,9 +57,14 @@ class FieldWriter(BasePredictionWriter):
         batch_idx: int, dataloader_idx: int,
     ) -> None:  # fmt: skip
         """Writes what one batch predicted, each pair whole."""
+        maps = prediction.pop("maps", None)
         for index, pair in enumerate(batch["pair"]):
             arrays = {name: tensor[index].cpu().numpy() for name, tensor in prediction.items()}
-            write_prediction(self.plans[pair.long_name], arrays)
+            exact = None
+            if maps is not None:
+                brains = ((batch[role][index, 0] > 0).cpu().numpy() for role in ("fixed", "moving"))
+                exact = PairUpdates(maps[index], *brains)
+            write_prediction(self.plans[pair.long_name], arrays, exact)
 
 
 class Predictor(LightningModule):
@@ -62,6 +77,8 @@ class Predictor(LightningModule):
         warped: bool = False,
         disagreement: bool = False,
         flip: bool = False,
+        exact: bool = False,
+        maps: bool = False,
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
@@ -69,31 +86,52 @@ class Predictor(LightningModule):
         self.warped = warped
         self.disagreement = disagreement
         self.flip = flip
+        self.exact = exact
+        self.maps = maps
 
     def setup(self, stage: str) -> None:
         """Sets this process's precision."""
         turn_tf32_off()  # processes that share the pairs begin with PyTorch's defaults
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """``disp`` (fixed grid) and, when asked for, ``inverse`` (moving grid), ``warped`` (0..255), ``disagreement``.
 
-        The fields and the disagreement are in voxels, the latter on the fixed grid.
+        The fields and the disagreement are in voxels, the latter on the fixed grid. With ``maps``, also a list of each
+        pair's :class:`~sitreg_lumir.deform.splines.SplineUpdates`, of which with ``exact`` the fields are samples.
         """
         fixed, moving = clean_view(batch["fixed"])[0], clean_view(batch["moving"])[0]
         members = [member for member in self.members if isinstance(member, Member)]
-        (stage,) = Ensemble.of(members, self.flip).run(
-            fixed=fixed, moving=moving, inverse=self.inverse, disagreement=self.disagreement
-        )
-        prediction = {"disp": stage.disp}
-        if self.inverse:
-            prediction["inverse"] = stage.disp_inv
-        if stage.disagreement is not None:
-            prediction["disagreement"] = stage.disagreement[:, 0]
+        ensemble = Ensemble.of(members, self.flip)
+        prediction: dict[str, Any] = {}
+        if self.exact and not self.disagreement:
+            updates: Sequence[Update] = ensemble.control_points(fixed=fixed, moving=moving)
+        else:
+            (stage,) = ensemble.run(fixed=fixed, moving=moving, inverse=self.inverse, disagreement=self.disagreement)
+            updates, prediction["disp"] = stage.updates, stage.disp
+            if self.inverse:
+                prediction["inverse"] = stage.disp_inv
+            if stage.disagreement is not None:
+                prediction["disagreement"] = stage.disagreement[:, 0]
+        if self.exact or self.maps:
+            maps = _of_pairs(updates, fixed.shape)
+            if self.exact:
+                prediction["disp"] = torch.stack([pair.sample() for pair in maps]).to(fixed.device)
+                if self.inverse:
+                    prediction["inverse"] = torch.stack([pair.sample(inverse=True) for pair in maps])
+            if self.maps:
+                prediction["maps"] = maps
         if self.warped:
             stored = batch["moving"]
-            moved = warp(stored.float(), stage.disp)[:, 0]
+            moved = warp(stored.float(), prediction["disp"])[:, 0]
             prediction["warped"] = moved.round().to(stored.dtype) if stored.dtype == torch.uint8 else moved
         return prediction
+
+
+def _of_pairs(updates: Sequence[Update], shape: Sequence[int]) -> list[SplineUpdates]:
+    """The updates of a batch ``(B, 3, ...)``, for fields of full resolution ``(B, C, X, Y, Z)``, pair by pair."""
+    count, _, x, y, z = shape
+    pairs = ([(first[i : i + 1], second[i : i + 1]) for first, second in updates] for i in range(count))
+    return [SplineUpdates.rounded(pair, (x, y, z)) for pair in pairs]
 
 
 def predict(
@@ -105,6 +143,8 @@ def predict(
     warped: bool = False,
     disagreement: bool = False,
     flip: bool = False,
+    exact: bool = False,
+    save_maps: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     devices: int = 1,
@@ -122,6 +162,8 @@ def predict(
         disagreement: also write how far the members' updates differ, mm, fixed grid (see
             :func:`~sitreg_lumir.network.sitreg.run_stages`: a lower bound, no uncertainty).
         flip: also run the members on mirrored images, and average: exactly left-right symmetric, twice the time.
+        exact: fields are samples of the exact map instead of the network's own, which the challenge defines.
+        save_maps: also write the exact map of each pair, for :func:`~sitreg_lumir.io.maps.load_map`.
         overwrite: replace fields that were made otherwise.
         device: ``auto``, ``cpu`` or ``gpu``.
         devices: processes that share the pairs, each on a device of its own.
@@ -162,13 +204,13 @@ def predict(
     if disagreement:
         voxel_size(data.affine, data.dataset.path)
     asked = {"inverse": inverse, "warped": warped, "disagreement": disagreement}
-    changes = {"precision": precision} | ({"flip": True} if flip else {})
+    changes = {"precision": precision} | ({"flip": True} if flip else {}) | ({EXACT: True} if exact else {})
     plans = plan_predictions(
         folder,
         data.pairs,
         members=files,
         options=changes,
-        also=[kind for kind in ALSO if asked[kind]],
+        also=[kind for kind in ALSO if {**asked, "map": save_maps}[kind]],
         overwrite=overwrite,
     )
     todo = {plan.pair.long_name: plan for plan in plans if not plan.skip}
@@ -179,7 +221,8 @@ def predict(
         data.to_predict = tuple(plan.pair for plan in todo.values())
         trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
         try:
-            trainer.predict(Predictor(members, **asked, flip=flip), datamodule=data, return_predictions=False)
+            predictor = Predictor(members, **asked, flip=flip, exact=exact, maps=save_maps)
+            trainer.predict(predictor, datamodule=data, return_predictions=False)
         except ProcessRaisedException as error:  # what one of several processes raises arrives as its whole traceback
             message = str(error).strip().splitlines()[-1]
             if f"{InputError.__name__}: " not in message:

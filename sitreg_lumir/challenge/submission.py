@@ -17,6 +17,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from sitreg_lumir.challenge.predictions import EXACT, map_path, of_map, options_of
 from sitreg_lumir.challenge.provenance import FoundField, Provenance, compare, find_field, provenance_path, shared_names
 from sitreg_lumir.data.lumir import LumirDataset, Pair
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.atomic import check_folder_is_writable, writing
+from sitreg_lumir.io.atomic import check_folder_is_writable, temporary_folder_beside, writing
+from sitreg_lumir.io.maps import read_map
 from sitreg_lumir.io.read import load_disp, read_volume
+from sitreg_lumir.io.write import save_disp
 from sitreg_lumir.metrics import ndv
 
 _SHARED = ("members", "options", "version")  # what the provenances of one submission have in common
@@ -55,7 +59,7 @@ def submission_name(pair: Pair) -> str:
     return f"disp_{pair.name if short else pair.long_name}.nii.gz"
 
 
-def submit(folder: Path, dataset: LumirDataset, out: Path) -> dict[Pair, float]:
+def submit(folder: Path, dataset: LumirDataset, out: Path, *, exact: bool = False) -> dict[Pair, float]:
     """Checks the field of each validation pair and writes the zip; prints NDV and size.
 
     Args:
@@ -63,6 +67,7 @@ def submit(folder: Path, dataset: LumirDataset, out: Path) -> dict[Pair, float]:
         dataset: the pairs. Its images need not be there: then the fields are taken to be made from them by their
             names, and NDV counts all voxels instead of the fixed image's foreground.
         out: ends in ``.zip``; replaced if it exists, and only by a whole zip.
+        exact: take samples of the exact maps: fields of `predict --exact`, or of maps of `predict --save-maps`.
 
     Returns:
         NDV of each pair, percent.
@@ -75,13 +80,15 @@ def submit(folder: Path, dataset: LumirDataset, out: Path) -> dict[Pair, float]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one that `predict -o` wrote to")
     check_folder_is_writable(out.absolute().parent)
-    checked = _check(folder, dataset)
-    if checked.reasons:
-        for reason in checked.reasons:
-            print(f"refused: {reason}", file=sys.stderr)
-        number = f"{len(checked.reasons)} reasons" if len(checked.reasons) > 1 else "the reason"
-        raise InputError(f"{folder}: not fit for submission, {number} above; fix or predict what is named there")
-    _write_zip(out, {submission_name(pair): path for pair, path in checked.fields.items()})
+    with ExitStack() as files:
+        sampled = files.enter_context(temporary_folder_beside(out)) if exact else None
+        checked = _check(folder, dataset, sampled)
+        if checked.reasons:
+            for reason in checked.reasons:
+                print(f"refused: {reason}", file=sys.stderr)
+            number = f"{len(checked.reasons)} reasons" if len(checked.reasons) > 1 else "the reason"
+            raise InputError(f"{folder}: not fit for submission, {number} above; fix or predict what is named there")
+        _write_zip(out, {submission_name(pair): path for pair, path in checked.fields.items()})
     worst = max(checked.ndv, key=lambda pair: checked.ndv[pair])
     print(f"{out}: {len(checked.fields)} fields, {_size(out.stat().st_size)}")
     print(f"NDV: mean {np.mean(list(checked.ndv.values())):.4f} %, largest {checked.ndv[worst]:.4f} % ({worst.name})")
@@ -90,7 +97,7 @@ def submit(folder: Path, dataset: LumirDataset, out: Path) -> dict[Pair, float]:
     return checked.ndv
 
 
-def _check(folder: Path, dataset: LumirDataset) -> _Checked:
+def _check(folder: Path, dataset: LumirDataset, sampled: Path | None) -> _Checked:
     """Looks at every pair, whatever is found on the way."""
     pairs = dataset.validation
     checked = _Checked()
@@ -113,6 +120,8 @@ def _check(folder: Path, dataset: LumirDataset) -> _Checked:
     for pair in tqdm(pairs, desc="checking", unit="field", disable=None):
         try:
             path, provenance = _field_of(folder, pair, absent, shared=pair.name in shared)
+            if sampled is not None:
+                path, provenance = _exact_field(path, provenance, sampled)
             disp, _ = load_disp(path, shape=dataset.shape, plain=True)
             mask = read_volume(pair.fixed.path, shape=dataset.shape)[0] > 0 if masked else None
         except InputError as error:
@@ -139,6 +148,21 @@ def _field_of(folder: Path, pair: Pair, absent: set[Path], *, shared: bool) -> F
     return field
 
 
+def _exact_field(path: Path, provenance: Provenance | None, sampled: Path) -> FoundField:
+    """A field that is sampled from an exact map: that at ``path``, or that of the map beside it, put into ``sampled``."""
+    if options_of(provenance).get(EXACT):
+        return FoundField(path, provenance)
+    file = map_path(path)
+    if provenance is None or not file.is_file():
+        raise InputError(f"{path}: has no {file.name} beside it; predict it again with --save-maps, or with --exact")
+    saved = read_map(file)
+    if saved.made_from is None or compare(saved.made_from, of_map(provenance)):
+        raise InputError(f"{file}: was not made from what {path.name} was made from; predict it again with --save-maps")
+    save_disp(sampled / path.name, saved.forward.disp, saved.forward.model_affine)
+    options = {**options_of(provenance), EXACT: True}
+    return FoundField(sampled / path.name, {**provenance, "options": options})
+
+
 def _compare_provenances(checked: _Checked) -> None:
     """Reasons against fields that were made otherwise than most."""
     made = {name: {key: stored.get(key) for key in _SHARED} for name, stored in checked.provenances.items() if stored}
@@ -161,7 +185,10 @@ def _compare_provenances(checked: _Checked) -> None:
             checked.reasons.append(f"{name}: was made otherwise than the other fields: {what}; predict it again")
     members = usual["members"]
     count = len(members) if isinstance(members, list) else 0
-    checked.notes.append(f"made by {count} member{'s' if count != 1 else ''}, sitreg-lumir {usual['version']}")
+    made_how = ", sampled from exact maps" if options_of(dict(usual)).get(EXACT) else ""
+    checked.notes.append(
+        f"made by {count} member{'s' if count != 1 else ''}, sitreg-lumir {usual['version']}{made_how}"
+    )
 
 
 def _most_frequent(values: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:

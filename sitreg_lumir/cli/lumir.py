@@ -42,6 +42,17 @@ def add_predict(verbs: Verbs) -> None:
     parser.add_argument(
         "--flip", action="store_true", help="also run the members on mirrored images, and average; twice the time"
     )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="fields are samples of the exact map, inverse to each other and of a slightly better Dice, instead of "
+        "the network's own, which the challenge defines",
+    )
+    parser.add_argument(
+        "--save-maps",
+        action="store_true",
+        help="also write map_<pair>.safetensors (and .json), the exact map, for `submit --exact`, `apply -t`, load_map",
+    )
     parser.add_argument("--overwrite", action="store_true", help="write fields again that were made otherwise")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: auto")
     parser.add_argument(
@@ -67,7 +78,8 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> None:
     predict(
         options.members, options.output, rest, inverse=options.inverse, warped=options.warped,
         disagreement=options.disagreement, overwrite=options.overwrite, device=options.device, devices=options.devices,
-        precision=options.precision, flip=options.flip, allow_imports=options.allow_imports,
+        precision=options.precision, flip=options.flip, exact=options.exact, save_maps=options.save_maps,
+        allow_imports=options.allow_imports,
     )  # fmt: skip
 
 
@@ -165,6 +177,12 @@ def add_submit(verbs: Verbs) -> None:
     )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="of the images (default: that of the JSON)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="ends in .zip")
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="zip samples of the exact maps, of `predict --save-maps` or `predict --exact` (default: the fields as "
+        "they are in FOLDER, which the challenge defines as the network's own)",
+    )
     parser.set_defaults(run=_submit)
 
 
@@ -174,7 +192,7 @@ def _submit(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.data.lumir import read_dataset
 
     dataset = read_dataset(options.dataset or usual_data(), validation=True, check_files=False, images=options.images)
-    submit(options.folder, dataset, options.output)
+    submit(options.folder, dataset, options.output, exact=options.exact)
 
 
 def add_container(verbs: Verbs) -> None:

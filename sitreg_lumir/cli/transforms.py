@@ -57,7 +57,8 @@ def _resample_field(options: argparse.Namespace, rest: list[str]) -> None:
 def add_apply(verbs: Verbs) -> None:
     """Adds the verb `apply`."""
     more = (
-        "-t is a registration's folder, with from-moving_to-fixed_xfm.nii.gz and from-fixed_to-moving_xfm.nii.gz, or\n"
+        "-t is a registration's folder, of which the exact map is used, on any grid (of folders without a map the\n"
+        "fields); or a map_<pair>.safetensors of `predict --save-maps`, which stands for a folder in all below; or\n"
         "a file of ITK, ANTs or 3D Slicer: a displacement field (NIfTI) or an affine (.tfm, .txt, .mat; '[FILE,1]' is\n"
         "its inverse). Several are composed as by antsApplyTransforms: the first is the one next to the result's\n"
         "grid. The image is sampled once.\n\n"

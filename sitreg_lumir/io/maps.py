@@ -51,7 +51,7 @@ class SavedMap:
 def save_map(
     path: Path, forward: SplineMap, grids: dict[str, Grid], made_from: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a map's two files, the description last, so that a crash leaves no map that seems whole.
+    """Writes a map's two files; a crash leaves a description without its map, never a map with a wrong one.
 
     Args:
         path: a folder, which gets ``map.safetensors`` and ``map.json``; or a file of that kind, such as
@@ -73,7 +73,7 @@ def save_map(
     for name, brain in (("fixed_brain", forward.brain), ("moving_brain", forward.other_brain)):
         tensors[name] = np.packbits(brain)
     spacing = np.linalg.norm(forward.model_affine[:3, :3], axis=0)
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "shape": list(updates.shape),
@@ -84,12 +84,11 @@ def save_map(
         **{name: getattr(forward, name).tolist() for name in _MATRICES},
         **({} if made_from is None else {"made_from": dict(made_from)}),
     }
-    description_path(file).unlink(missing_ok=True)  # of an earlier map
     with writing(file) as temporary:
         temporary.write_bytes(save({name: np.ascontiguousarray(values) for name, values in tensors.items()}))
-        description["sha256"] = sha256_file(temporary)
-    with writing(description_path(file)) as temporary:
-        temporary.write_text(json.dumps(description, indent=1) + "\n")
+        described = {"sha256": sha256_file(temporary), **description}
+        with writing(description_path(file)) as sidecar:
+            sidecar.write_text(json.dumps(described, indent=1) + "\n")
 
 
 def description_path(file: Path) -> Path:
@@ -119,6 +118,8 @@ def load_map(path: str | Path) -> SplineMap:
 
 def read_map(path: Path) -> SavedMap:
     """Reads what :func:`save_map` wrote: see :func:`load_map`."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; name the folder of a registration, or a map's {SUFFIX} file")
     file = path / MAP if path.is_dir() else path
     if file.suffix != SUFFIX:
         raise InputError(f"{file}: is no exact map; name the folder of a registration, or a map's {SUFFIX} file")

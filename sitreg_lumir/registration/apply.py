@@ -27,7 +27,7 @@ from sitreg_lumir.geometry.transforms import (
 )
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.itk import load_itk_field, load_transform
-from sitreg_lumir.io.maps import MAP, read_map
+from sitreg_lumir.io.maps import MAP, SUFFIX, read_map
 from sitreg_lumir.io.nifti_stream import writing_planes
 from sitreg_lumir.io.points import read_points, save_points
 from sitreg_lumir.io.read import LABEL_INTENT, Scan, read_grid, read_image
@@ -74,10 +74,11 @@ def apply(
     """Moves one image, label map or table of points; prints what it wrote.
 
     Args:
-        transforms: ITK fields and affines, ``[FILE,1]`` for an affine's inverse, and folders of registrations. The
-            first is applied first, to the points of the reference grid (the order of ``antsApplyTransforms -t``) or,
-            if all are files, to the given points. With a folder among them the list says how images move, and points
-            take its inverse: the other field of a folder, the inverse of an affine, the last first.
+        transforms: ITK fields and affines, ``[FILE,1]`` for an affine's inverse, and folders of registrations or exact
+            maps' files (``map_<pair>.safetensors`` of ``predict``), which stand for a folder. The first is applied
+            first, to the points of the reference grid (the order of ``antsApplyTransforms -t``) or, if all are files
+            of ITK, to the given points. With a folder among them the list says how images move, and points take its
+            inverse: the other field of a folder, the inverse of an affine, the last first.
         out: ``.nii.gz`` or ``.nii``, or ``.csv`` for points; replaced if it exists.
         image: 3-D or 4-D, sampled linearly: float32, or the integers' own type, rounded; as ``labels`` if its header
             says LABEL.
@@ -130,21 +131,23 @@ def _read_transforms(
 ) -> tuple[list[Transform], list[Path], _Grid | None]:
     """The transforms in the order of application, their files, and the scan's grid if the first is an exact map."""
     named = [_named(transform) for transform in transforms]
-    folder = next((path for path, _ in named if path.is_dir()), None)
-    if folder is not None and to is None:
-        raise InputError(f"{folder}: a folder has transforms for both ways; add --to fixed or --to moving")
-    if folder is None and to is not None:
+    both_ways = next((path for path, _ in named if _leads_both_ways(path)), None)
+    if both_ways is not None and to is None:
+        kind = "folder" if both_ways.is_dir() else "map"
+        raise InputError(f"{both_ways}: a {kind} has transforms for both ways; add --to fixed or --to moving")
+    if both_ways is None and to is not None:
         raise InputError(f"--to {to}: chooses a field of a registration's folder; leave it out, files lead one way")
-    inverse = of_points and folder is not None
+    inverse = of_points and both_ways is not None
     maps: list[Transform] = []
     files: list[Path] = []
     own_grid = None
     for path, inverted in reversed(named) if inverse else named:
-        if path.is_dir() and to is not None:
+        if _leads_both_ways(path) and to is not None:
             if inverted:
-                raise InputError(f"[{path},1]: --to chooses the direction of a folder; give the folder alone")
-            if (path / MAP).is_file():
-                saved, path = read_map(path), path / MAP
+                kind = "folder" if path.is_dir() else "map"
+                raise InputError(f"[{path},1]: --to chooses the direction of a {kind}; give the {kind} alone")
+            if path.is_file() or (path / MAP).is_file():
+                saved, path = read_map(path), path if path.is_file() else path / MAP
                 forward = saved.forward if (to == "fixed") != of_points else saved.forward.inverse
                 maps.append(forward if of_points else forward.on_grids)
                 own_grid = own_grid if files else _Grid(*saved.grids[to], f"the {to} scan's grid")
@@ -158,6 +161,11 @@ def _read_transforms(
             maps.append(transform if inverted == inverse else _inverse(path, transform, inverse))
         files.append(path)
     return maps, files, own_grid
+
+
+def _leads_both_ways(path: Path) -> bool:
+    """Whether it is a registration's folder or an exact map's file."""
+    return path.is_dir() or (path.is_file() and path.suffix == SUFFIX)
 
 
 def _named(transform: str | Path) -> tuple[Path, bool]:

@@ -75,7 +75,7 @@ def test_control_points_alone_are_those_of_the_stages(mirrored: bool, count: int
     members: list[StageNetwork] = [*networks(count, dtype, channels=1)]
     if mirrored:
         members += [MirroredNetwork(member, axis=1) for member in members]
-    pair = {name: image[:, :1] for name, image in inputs(SHAPES[1], dtype, batch=2).items()}
+    pair = {name: image[:, :1] for name, image in inputs(SHAPES[0], dtype, batch=2).items()}
     stages = run_stages(members, **pair, levels=range(3))
     updates = predict_control_points(members, **pair)
     assert len(updates) == 3
