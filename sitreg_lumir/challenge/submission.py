@@ -149,7 +149,7 @@ def _field_of(folder: Path, pair: Pair, absent: set[Path], *, shared: bool) -> F
 
 
 def _exact_field(path: Path, provenance: Provenance | None, sampled: Path) -> FoundField:
-    """A field that is sampled from an exact map: that at ``path``, or that of the map beside it, put into ``sampled``."""
+    """A field that is sampled from an exact map: that at ``path``, or of the map beside it, put into ``sampled``."""
     if options_of(provenance).get(EXACT):
         return FoundField(path, provenance)
     file = map_path(path)
