@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.geometry.transforms import AlignedMap, Points, look_up, transform_by
@@ -120,8 +120,17 @@ class GridMap(AlignedMap):
         deformed = np.empty_like(flat)
         deformed[:, close] = self.exact.deform(flat[:, close])
         far = flat[:, ~close]
-        deformed[:, ~close] = far + look_up(self.exact.disp, far)
+        deformed[:, ~close] = far + look_up(self.far_samples, far)
         return deformed.reshape(at.shape)
+
+    @cached_property
+    def far_samples(self) -> NDArray[np.float32]:
+        """``(3, X, Y, Z)`` float32, voxels: of ``exact.disp`` those that positions further out look at, else 0."""
+        needed = binary_dilation(~self.near, np.ones((3, 3, 3)), border_value=1)
+        voxels = np.argwhere(needed).T.astype(np.float64)
+        samples = np.zeros((3, *self.grid_shape), np.float32)
+        samples[:, needed] = self.exact.deform(voxels) - voxels
+        return samples
 
     def is_near(self, at: Points) -> Mask:
         """Which positions ``(3, N)``, voxels of the model's grid, lie near the brain."""
