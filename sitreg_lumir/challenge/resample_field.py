@@ -20,6 +20,7 @@ from sitreg_lumir.challenge.provenance import Provenance, is_described, provenan
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.resampling import nearest_at
 from sitreg_lumir.geometry.transforms import (
+    AlignedMap,
     CompositeTransform,
     Matrix,
     Points,
@@ -32,6 +33,7 @@ from sitreg_lumir.geometry.transforms import (
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.checksum import file_entry, sha256_file
 from sitreg_lumir.io.itk import VECTOR_INTENTS
+from sitreg_lumir.io.maps import SUFFIX, read_map
 from sitreg_lumir.io.nifti_stream import writing_planes
 from sitreg_lumir.io.read import LABEL_INTENT, load_disp, read_grid, read_image
 from sitreg_lumir.io.write import plain_header
@@ -64,11 +66,13 @@ def resample_field(
 ) -> None:
     """Writes the map of a field as a field on another grid, and the moving image moved there; prints what it wrote.
 
-    Beyond the field's own grid the displacement of its border holds, as everywhere in this package: the map stays
-    continuous. A provenance beside ``field`` is continued beside ``out``.
+    An exact map is evaluated at each voxel of that grid near the brain, where a field is interpolated. Beyond the grid
+    of either, the displacement of its border holds, as everywhere in this package: the map stays continuous. A
+    provenance of ``field`` is continued beside ``out``.
 
     Args:
-        field: LUMIR's form: ``(X, Y, Z, 3)``, voxels of its own grid, of which the header gives the place.
+        field: LUMIR's form: ``(X, Y, Z, 3)``, voxels of its own grid, of which the header gives the place; or an exact
+            map, ``map_<pair>.safetensors``.
         grid: NIfTI image of which only shape and affine are read.
         out: ``.nii.gz`` or ``.nii``, replaced if it exists: ``(X, Y, Z, 3)`` in voxels of ``grid``.
         itk: write ITK's form instead: ``(X, Y, Z, 1, 3)``, mm, LPS.
@@ -85,15 +89,15 @@ def resample_field(
     if (image is None) != (warped is None):
         raise InputError("--image and --warped belong together: the moving image, and where it goes")
     _check_outputs([field, grid, *([image] if image else [])], [out, *([warped] if warped else [])])
-    disp, _ = load_disp(field)
-    field_shape, field_affine = read_grid(field, header, assume_orientation)
+    transform, stored = _read_transform(field, header, assume_orientation)
+    field_shape, field_affine = transform.grid_shape, np.linalg.inv(transform.to_voxels)
     shape, affine = read_grid(grid, header, assume_orientation)
-    transform = CompositeTransform(np.eye(4), np.eye(4), field_affine, disp)
     covered = _share(_probes(shape, affine), field_shape, field_affine)
     if not covered and not _share(_probes(field_shape, field_affine), shape, affine):
         raise InputError(f"{grid}: has nothing in common with the grid of {field}; give a grid in the same world")
     form = "itk" if itk else "voxels"
-    provenance = _provenance(field, out, {"name": grid.name, "shape": list(shape), "affine": affine.tolist()}, form)
+    sampled_on = {"name": grid.name, "shape": list(shape), "affine": affine.tolist()}
+    provenance = _provenance(stored, field, out, sampled_on, form)
     moving = None
     if image is not None:
         moving = _read_moving(image, nearest, header, assume_orientation)
@@ -108,7 +112,7 @@ def resample_field(
 
 
 def _write(
-    transform: CompositeTransform, shape: tuple[int, int, int], affine: Matrix, out: Path, itk: bool,
+    transform: AlignedMap, shape: tuple[int, int, int], affine: Matrix, out: Path, itk: bool,
     moving: _Moving | None, warped: Path | None, provenance: Provenance | None,
 ) -> None:  # fmt: skip
     """Both results in one pass over the grid; neither takes its name before both are whole."""
@@ -134,7 +138,7 @@ def _write(
 
 
 def _positions_by_planes(
-    transform: CompositeTransform, shape: tuple[int, int, int], affine: Matrix
+    transform: AlignedMap, shape: tuple[int, int, int], affine: Matrix
 ) -> Iterator[tuple[int, Points]]:
     """Where a grid's voxels are mapped to, in its own voxels: first plane of the third axis, ``(3, planes, Y, X)``."""
     for part, at in positions([transform], shape[::-1], affine[:, [2, 1, 0, 3]], affine):
@@ -180,7 +184,7 @@ def _check_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
 
 
 def _check_reached(
-    path: Path, moving: _Moving, grid: Path, transform: CompositeTransform, shape: tuple[int, int, int], affine: Matrix
+    path: Path, moving: _Moving, grid: Path, transform: AlignedMap, shape: tuple[int, int, int], affine: Matrix
 ) -> None:
     """Refuses a moving image of which nothing would be seen."""
     reached = _share(map_points(transform, _probes(shape, affine).T).T, moving.values.shape, moving.affine)
@@ -206,13 +210,27 @@ def _linear(matrix: NDArray[np.float64]) -> Matrix:
     return result
 
 
-def _provenance(field: Path, out: Path, grid: dict[str, Any], form: str) -> Provenance | None:
-    """What ``out`` is made from; None if nothing is known of ``field``, then a former provenance of ``out`` goes."""
+def _read_transform(
+    field: Path, header: str | None, assume_orientation: str | None
+) -> tuple[AlignedMap, Provenance | None]:
+    """The map that a field or an exact map's file holds, and its provenance; None if nothing is known of it."""
+    if field.suffix == SUFFIX:
+        saved = read_map(field)
+        return saved.forward.on_grids, saved.made_from
+    disp, _ = load_disp(field)
+    _, affine = read_grid(field, header, assume_orientation)
     stored = read_provenance(field)
+    if stored is not None and not is_described(field, stored):
+        raise InputError(f"{field}: is not the field that {provenance_path(field).name} describes; predict it again")
+    return CompositeTransform(np.eye(4), np.eye(4), affine, disp), stored
+
+
+def _provenance(
+    stored: Provenance | None, field: Path, out: Path, grid: dict[str, Any], form: str
+) -> Provenance | None:
+    """What ``out`` is made from; None if nothing is known of ``field``, then a former provenance of ``out`` goes."""
     if stored is None:
         return None
-    if not is_described(field, stored):
-        raise InputError(f"{field}: is not the field that {provenance_path(field).name} describes; predict it again")
     read_provenance(out)  # refuses to replace a JSON of another kind
     resampled = {"field": file_entry(field), "grid": grid, "form": form, "version": __version__}
     return {**{entry: value for entry, value in stored.items() if entry != "field"}, "carried": resampled}

@@ -15,7 +15,10 @@ def add_resample_field(verbs: Verbs) -> None:
         "points outside GRID where they are.\n"
         "Where GRID reaches beyond FIELD's grid, the displacement of FIELD's border holds: the map stays continuous,\n"
         "but nothing was registered there.\n"
-        "Between FIELD's voxels the displacement is linear: a finer grid samples the map, it adds no detail.\n"
+        "Between FIELD's voxels the displacement is linear: a finer grid samples the map, it adds no detail. That is\n"
+        "for fields of other software, and for those of `predict` without their map. FIELD may also be an exact map,\n"
+        "map_<pair>.safetensors of `predict --save-maps`, which is evaluated at each voxel. `register` writes its\n"
+        "fields on the scans' own grids in that way, and `apply -t registration` moves images onto any grid.\n"
         "A provenance (FIELD's .json) is continued beside OUT.\n"
         "Memory: that of FIELD and MOVING and some 0.5 GB, whatever the size of GRID (under 1 GB in all from 1 mm to\n"
         "50 million voxels). Disk: until a .nii.gz is whole, its uncompressed size, too, in the same folder\n"
@@ -25,7 +28,7 @@ def add_resample_field(verbs: Verbs) -> None:
     )
     summary = "Resample a field on another grid of the same world, most of all a finer one, in bounded memory."
     parser = verb(verbs, "resample-field", summary, more, former="carry")
-    parser.add_argument("field", type=Path, metavar="FIELD", help="disp_<fixed>_<moving>.nii.gz")
+    parser.add_argument("field", type=Path, metavar="FIELD", help="disp_<pair>.nii.gz, or map_<pair>.safetensors")
     parser.add_argument(
         "--to", type=Path, required=True, metavar="GRID", help="NIfTI image with the new grid, e.g. the fixed image"
     )

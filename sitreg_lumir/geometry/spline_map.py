@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
-from sitreg_lumir.deform.splines import SplineUpdates
+from sitreg_lumir.deform.splines import TOLERANCE, SplineUpdates
 from sitreg_lumir.geometry.transforms import AlignedMap, Points, look_up, transform_by
 
 NEAR_MM = 10.0
@@ -22,16 +22,19 @@ Mask: TypeAlias = NDArray[np.bool_]
 class SplineMap(AlignedMap):
     """``T(w) = A_m^-1 M phi(M^-1 A_f w)`` where ``phi`` is the composition of the continuous updates.
 
-    It is inverse to :attr:`inverse` up to what the inversions of single updates leave, some 1e-5 voxel, whatever grid
-    or points it is evaluated on.
+    It is inverse to :attr:`inverse` up to what the inversions of single updates leave, some 1e-5 voxel at the default
+    tolerance, whatever grid or points it is evaluated on.
 
     Args:
         updates: of the pair.
         brain: ``(X, Y, Z)`` bool, the fixed brain on the model's grid.
         other_brain: ``(X, Y, Z)`` bool, the moving brain on the model's grid.
         inverted: whether ``phi`` is the updates' map of the moving grid into the fixed image.
+        tolerance: of the inversions, voxels of the model's grid: a Newton step below it is the last; what is left after
+            it is far smaller.
 
     Raises:
+        NotInvertedError: where it is evaluated, an inversion did not converge; within their bound, it always does.
         ValueError: a matrix cannot be inverted, or a brain has another shape.
 
     Examples:
@@ -46,6 +49,7 @@ class SplineMap(AlignedMap):
     brain: Mask
     other_brain: Mask
     inverted: bool = False
+    tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +61,7 @@ class SplineMap(AlignedMap):
     def inverse(self) -> "SplineMap":
         """The map from the moving world to the fixed world."""
         matrices = self.moving_to_model, self.fixed_to_model, self.model_affine
-        return SplineMap(*matrices, self.updates, self.other_brain, self.brain, not self.inverted)
+        return SplineMap(*matrices, self.updates, self.other_brain, self.brain, not self.inverted, self.tolerance)
 
     @cached_property
     def on_grids(self) -> "GridMap":
@@ -69,7 +73,7 @@ class SplineMap(AlignedMap):
     def deform(self, at: Points) -> Points:
         """The composed updates at positions ``(3, ...)``, voxels."""
         points = torch.from_numpy(np.ascontiguousarray(at.reshape(3, -1), dtype=np.float64))
-        moved = self.updates.move(points, inverse=self.inverted).points
+        moved = self.updates.move(points, inverse=self.inverted, tolerance=self.tolerance).points
         return np.asarray(moved.numpy().reshape(at.shape))
 
     @property
@@ -93,7 +97,9 @@ class SplineMap(AlignedMap):
         size = torch.tensor(self.grid_shape)[:, None]
         within = ((flat >= -0.5) & (flat <= size - 0.5)).all(dim=0)
         result = torch.full((flat.shape[1],), torch.nan)
-        jacobians = self.updates.move(flat[:, within], inverse=self.inverted, jacobians=True).jacobians
+        jacobians = self.updates.move(
+            flat[:, within], inverse=self.inverted, jacobians=True, tolerance=self.tolerance
+        ).jacobians
         assert jacobians is not None
         result[within] = torch.linalg.det(jacobians.movedim(-1, 0)).float()
         return np.asarray(result.numpy().reshape(world.shape[1:]))

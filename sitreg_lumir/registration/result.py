@@ -83,11 +83,11 @@ class Registration:
 
     @cached_property
     def _field(self) -> DisplacementField:
-        return self.field_on(self.fixed.shape, self.fixed.affine)
+        return _sample(self.forward, self.fixed.shape, self.fixed.affine)
 
     @cached_property
     def _field_inv(self) -> DisplacementField:
-        return self.field_on(self.moving.shape, self.moving.affine, to="moving")
+        return _sample(self.backward, self.moving.shape, self.moving.affine)
 
     def field_on(self, shape: tuple[int, int, int], affine: Matrix, *, to: str = "fixed") -> DisplacementField:
         """The map as a displacement field: exact at each voxel within 10 mm of the brain, interpolated further out.
@@ -97,8 +97,10 @@ class Registration:
             affine: ``(4, 4)`` the grid's voxel-to-world matrix, RAS, mm.
             to: ``fixed`` for a grid of the fixed world, ``moving`` for one of the moving world.
         """
-        exact = self.forward if self._is_fixed(to) else self.backward
-        return DisplacementField(composite_field(exact.on_grids, shape, affine), affine)
+        exact, scan = (self.forward, self.fixed) if self._is_fixed(to) else (self.backward, self.moving)
+        if shape == scan.shape and np.array_equal(affine, scan.affine):
+            return self._field if self._is_fixed(to) else self._field_inv
+        return _sample(exact, shape, affine)
 
     def warp(self, image: NDArray[Any], affine: Matrix, *, to: str = "fixed", labels: bool = False) -> NDArray[Any]:
         """Warps another image or label map of one scan onto the grid of the other scan.
@@ -135,14 +137,19 @@ class Registration:
         Returns:
             ``(X, Y, Z)`` float32; NaN outside the model's grid.
         """
+        determinant = self._jacobian_of_deformation.copy()
+        if with_alignment:
+            determinant *= np.linalg.det(self.forward.fixed_to_model) / np.linalg.det(self.forward.moving_to_model)
+        return determinant
+
+    @cached_property
+    def _jacobian_of_deformation(self) -> Floats:
         samples = np.pad(jacobian_determinant(torch.from_numpy(self.disp)[None])[0].numpy(), 1, mode="edge")
         determinant = self._from_model_grid(samples, outside=np.nan)
         for part, world in slabs(self.fixed.shape, self.fixed.affine):
             at = transform_by(self.forward.to_voxels, world).reshape(3, -1)
             close = self.forward.on_grids.is_near(at).reshape(world.shape[1:])
             determinant[part][close] = self.forward.jacobian_determinant(world[:, close])
-        if with_alignment:
-            determinant *= np.linalg.det(self.forward.fixed_to_model) / np.linalg.det(self.forward.moving_to_model)
         return determinant
 
     def uncertainty(self) -> Floats | None:
@@ -192,3 +199,7 @@ class Registration:
         from sitreg_lumir.registration.pictures import as_html
 
         return as_html(self)
+
+
+def _sample(exact: SplineMap, shape: tuple[int, int, int], affine: Matrix) -> DisplacementField:
+    return DisplacementField(composite_field(exact.on_grids, shape, affine), affine)

@@ -156,6 +156,14 @@ def test_apply_takes_a_predicted_map(
     data_samples.nibabel.save(
         data_samples.nibabel.Nifti1Image(np.ones((32, 40, 24), np.uint8), np.diag([0.5, 0.5, 0.5, 1])), fine
     )
+    resampled = tmp_path / "new" / f"disp_{PAIR}.nii.gz"
+    assert main(["resample-field", str(file), "--to", str(fine), "-o", str(resampled)]) == 0
+    disp, _ = load_disp(resampled)
+    voxels = np.argwhere(np.ones(disp.shape[1:]))
+    moved_by_map = map_points(load_map(file).on_grids, voxels / 2) * 2 - voxels
+    assert np.abs(disp.reshape(3, -1).T - moved_by_map).max() < 1e-4
+    stored = json.loads(resampled.with_name(f"disp_{PAIR}.json").read_text())
+    assert stored["pair"] == "0100_0000_0101_0000" and stored["carried"]["field"]["name"] == file.name
     image = root / "imagesVal/LUMIRMRI_0101_0000.nii.gz"
     to_fixed = ["apply", "-t", str(file), "--to", "fixed", "--image", str(image), "-o", str(tmp_path / "moved.nii.gz")]
     assert main([*to_fixed, "--reference", str(fine)]) == 0

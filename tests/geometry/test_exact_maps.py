@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nitransforms.nonlinear import DenseFieldTransform
+from transform_samples import by_sitk, distance, grid_points, matrix, sitk_field
 
 from sitreg_lumir.deform.backends import backend_of, use_backend
 from sitreg_lumir.deform.bspline import control_point_bound
@@ -17,7 +19,8 @@ from sitreg_lumir.deform.ops import compose, invert, upsample_control_points
 from sitreg_lumir.deform.splines import NotInvertedError, SplineUpdates, quantum, to_integers
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.spline_map import SplineMap
-from sitreg_lumir.geometry.transforms import composite_field, map_points
+from sitreg_lumir.geometry.transforms import DisplacementField, composite_field, look_up, map_points, transform_by
+from sitreg_lumir.io.itk import save_itk_field
 from sitreg_lumir.io.maps import DESCRIPTION, MAP, load_map, read_map, save_map
 from sitreg_lumir.registration.quality import folded_percent
 
@@ -185,6 +188,51 @@ def test_grids_agree_with_points_near_the_brain() -> None:
         assert 0.2 < near.mean() < 1 or near.all()
         assert np.abs(field - truth)[near].max() < 1e-4
         assert np.abs(field - truth).mean() < 0.3
+
+
+def test_further_out_only_the_samples_that_are_looked_at_are_computed() -> None:
+    """And they give what all samples give, also beyond the model's grid."""
+    exact = a_map()
+    exact.brain[1:] = exact.other_brain[1:] = False
+    exact.brain[0, 10:20, 10:16] = True  # at the border of the grid
+    quick = exact.on_grids
+    assert 0.02 < (quick.far_samples == 0).all(axis=0).mean() < 0.8
+    points = random_points(4, 5000).numpy()
+    far = points[:, ~quick.is_near(points)]
+    assert np.array_equal(quick.deform(far), far + look_up(exact.disp, far))
+
+
+def test_grids_agree_as_interpolation_allows() -> None:
+    """The same samples where grids share them, and between them an error that falls with the spacing's square."""
+    exact, fields = a_map(share=0.3), []
+    for spacing, count in ((1.0, 16), (0.5, 31), (0.25, 61)):
+        affine = np.diag([spacing, spacing, spacing, 1.0])
+        affine[:3, 3] = -8, -8, -8
+        fields.append(DisplacementField(composite_field(exact.on_grids, [count] * 3, affine), affine))
+    assert np.abs(fields[1].disp[:, ::2, ::2, ::2] - fields[0].disp).max() < 1e-5
+    points = np.random.default_rng(0).uniform(-8, 7, (4000, 3))
+    truth = map_points(exact, points)
+    errors = [np.sqrt(np.square(map_points(field, points) - truth).mean()) for field in fields]
+    assert errors[0] < 0.05
+    assert 3 < errors[0] / errors[1] < 5 and 3 < errors[1] / errors[2] < 5
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_other_software_reads_its_fields_as_the_map(tmp_path: Path, backward: bool) -> None:
+    """On an oblique grid of unequal voxels, one axis the other way."""
+    exact = a_map().inverse if backward else a_map()
+    shape = (22, 17, 13)
+    affine = matrix("LAS", (0.7, 1.0, 1.3), (12, -7, 20), shape, (1, 2, -1))
+    save_itk_field(tmp_path / "xfm.nii.gz", composite_field(exact.on_grids, shape, affine), affine)
+    samples = grid_points(shape, affine)
+    assert exact.on_grids.is_near(transform_by(exact.to_voxels, samples.T)).all()
+    expected = map_points(exact, samples)
+    assert distance(expected, samples).max() > 3
+    inner = (np.indices(shape).reshape(3, -1).T > 0).all(axis=1)  # ITK's rounding may leave the outermost outside
+    by_itk = by_sitk(sitk_field(tmp_path / "xfm.nii.gz"), samples)
+    assert distance(by_itk, expected)[inner].max() < 0.01
+    by_nitransforms = DenseFieldTransform.from_filename(tmp_path / "xfm.nii.gz", fmt="itk").map(samples)
+    assert distance(by_nitransforms, expected).max() < 0.01
 
 
 def test_determinant_is_that_of_the_map() -> None:
