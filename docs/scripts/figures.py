@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import matplotlib as mpl
+from exact_map_figure import draw_exact_map
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -240,6 +241,7 @@ def main() -> None:
     fixed, moving_t1, moving_t2 = brains()
     draw_views(moving_t1, moving_t2)
     draw_stages(fixed, moving_t2)
+    draw_exact_map(fixed, moving_t2, IMAGES / "exact-map.png")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,9 @@ def test_ways_of_sampling_do_not_mix(
     assert fields(folder) == fields(predicted["plain"])
     assert main(predict_arguments(root, members, folder, "--save-maps")) == 0
     assert "3 fields are there already" in capsys.readouterr().out.splitlines()[-2]
-    assert main(predict_arguments(root, members, folder, "--exact", "--save-maps", "--overwrite")) == 0
+    assert (
+        main(predict_arguments(root, members, folder, "--exact", "--save-maps", "--disagreement", "--overwrite")) == 0
+    )
     assert fields(folder) == fields(predicted["exact"])
     refused(capsys, predict_arguments(root, members, folder), "options.exact", "True there", "--overwrite")
 
