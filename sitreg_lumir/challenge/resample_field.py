@@ -90,7 +90,7 @@ def resample_field(
         raise InputError("--image and --warped belong together: the moving image, and where it goes")
     _check_outputs([field, grid, *([image] if image else [])], [out, *([warped] if warped else [])])
     transform, stored = _read_transform(field, header, assume_orientation)
-    field_shape, field_affine = transform.grid_shape, np.linalg.inv(transform.to_voxels)
+    field_shape, field_affine = transform.grid_shape, np.asarray(np.linalg.inv(transform.to_voxels), np.float64)
     shape, affine = read_grid(grid, header, assume_orientation)
     covered = _share(_probes(shape, affine), field_shape, field_affine)
     if not covered and not _share(_probes(field_shape, field_affine), shape, affine):
