@@ -14,12 +14,15 @@ with a mask of the brain. Both directions come at once: exchanging the scans exc
 OUT gets
   warped_moving.nii.gz                the moving image on the fixed grid, sampled once from the original
   warped_fixed.nii.gz                 the fixed image on the moving grid
-  from-moving_to-fixed_xfm.nii.gz     the whole transform as an ITK field (mm, LPS), fixed grid: ANTs, ITK, 3D Slicer
-  from-fixed_to-moving_xfm.nii.gz     its inverse, on the moving grid; `sitreg-lumir apply -t OUT` uses both
-  jac_det.nii.gz, jac_det_deformation.nii.gz    local volume change, with and without the alignments
-  uncertainty.nii.gz                  with --uncertainty: how far the members' own fields differ, mm
-  disp_*.nii.gz, deformation_xfm.nii.gz, *_to-MNI152.tfm    the parts: deformation on the model's grid, alignments
+  from-moving_to-fixed_xfm.h5         the whole transform for ITK, ANTs, 3D Slicer: affine, deformation, affine
+  from-fixed_to-moving_xfm.h5         its inverse
+  map.safetensors, map.json           the exact map both ways, which `sitreg-lumir apply -t OUT` uses
+  *_to-MNI152.tfm                     the alignments
   summary.json, report.html, picture.png        numbers and verdict, pictures
+--save chooses, by names with commas or repeated: warped, transforms, map, alignments, report, picture (these are
+`default`), fields (the transforms as dense fields *_xfm.nii.gz, 80 MB each at 1 mm), jacobian (jac_det*.nii.gz),
+log-jacobian (log_jac_det*.nii.gz), model-fields (disp_*.nii.gz, deformation_xfm.nii.gz on the model's grid), masks
+(*_brain.nii.gz), uncertainty (written with --uncertainty), all. `--save default,jacobian` adds to the default.
 
 ITK leaves points outside a field where they are, so a point just outside the image jumps. --padding MM makes the
 transforms reach further.
@@ -85,6 +88,9 @@ def add_register(verbs: Verbs) -> None:
     parser.add_argument(
         "--flip", action="store_true", help="also run the members on mirrored scans, and average; twice the time"
     )
+    parser.add_argument(
+        "--save", action="append", metavar="NAMES", help="outputs to write, see below (default: default)"
+    )
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier registration in OUT")
     parser.set_defaults(run=_register)
@@ -120,6 +126,7 @@ def _register(options: argparse.Namespace, rest: list[str]) -> None:
         uncertainty=options.uncertainty,
         report=not options.no_report,
         overwrite=options.overwrite,
+        save=options.save,
         **{name: value for name, value in files.items() if name not in ("fixed", "moving")},
     )
     pairs = None if options.pairs is None else read_pairs(options.pairs)

@@ -21,8 +21,9 @@ from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES, has_suffix, readable_n
 from sitreg_lumir.io.read import read_vectors
 from sitreg_lumir.io.write import FIELD_LEVEL, plain_header, write_array
 
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
 _DISPLACEMENTS, VECTOR_INTENTS = 1006, 1007  # NIfTI intents: ITK reads the first as RAS, the second as its own LPS
+itk: Any = SimpleITK  # has no type information
 _LARGEST_SPACING = 1.0  # mm, of the fields written: the model's own, finer samples than that of coarse scans
 
 
@@ -115,7 +116,7 @@ def save_affine_tfm(path: Path, matrix: Matrix) -> None:
         ValueError: ``matrix`` is no invertible affine.
         InputError: the file cannot be written.
     """
-    lps = _LPS @ checked_matrix(matrix, "matrix") @ _LPS
+    lps = LPS @ checked_matrix(matrix, "matrix") @ LPS
     numbers = " ".join(repr(float(value) + 0.0) for value in (*lps[:3, :3].flat, *lps[:3, 3]))  # no "-0.0"
     with writing(path) as temporary:
         temporary.write_text(
@@ -133,16 +134,39 @@ def load_affine(path: Path) -> NDArray[np.float64]:
     Raises:
         InputError: the file is missing or no ITK transform, or it is not affine, not 3-D or cannot be inverted.
     """
+    return matrix_of(read_itk_transform(path), path)
+
+
+def read_itk_transform(path: Path) -> Any:
+    """A transform file as ITK's object.
+
+    Raises:
+        InputError: the file is missing or no ITK transform, or not 3-D.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         with readable_name(path) as name:
-            transform = SimpleITK.ReadTransform(name)  # type: ignore[no-untyped-call]
+            transform = itk.ReadTransform(name)
     except RuntimeError as error:
         _, _, reason = str(error).partition("ITK ERROR: ")
         reason = " ".join(reason.partition("\n")[0].split())[:160] or "unknown format"
         raise InputError(f"{path}: not a readable ITK transform ({reason}); give a .tfm, .txt or .mat of ITK") from None
-    if transform.GetDimension() != 3 or not transform.IsLinear():
+    if transform.GetDimension() != 3:
+        raise InputError(
+            f"{path}: a 3-D affine is needed, this is a {transform.GetDimension()}-D {transform.GetName()}; give one "
+            "of the volumes"
+        )
+    return transform
+
+
+def matrix_of(transform: Any, path: Path) -> NDArray[np.float64]:
+    """The ``(4, 4)`` matrix, RAS, mm, of an ITK transform that is linear.
+
+    Raises:
+        InputError: it is not linear, or cannot be inverted; ``path`` is named.
+    """
+    if not transform.IsLinear():
         kind = f"{transform.GetDimension()}-D {transform.GetName()}"
         raise InputError(f"{path}: a 3-D affine is needed, this is a {kind}; give fields as NIfTI files")
     lps = np.eye(4)
@@ -150,7 +174,7 @@ def load_affine(path: Path) -> NDArray[np.float64]:
     lps[:3, :3] = np.transpose([transform.TransformPoint(axis) for axis in np.eye(3).tolist()]) - lps[:3, 3:]
     if not np.isfinite(lps).all() or abs(np.linalg.det(lps)) < 1e-9:
         raise InputError(f"{path}: the affine cannot be inverted; align the images again")
-    return np.asarray(_LPS @ lps @ _LPS, dtype=np.float64)
+    return np.asarray(LPS @ lps @ LPS, dtype=np.float64)
 
 
 def load_transform(path: Path, header: str | None = None) -> Transform:

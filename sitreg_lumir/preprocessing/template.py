@@ -3,18 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import inside, transform_by
+from sitreg_lumir.io.read import read_volume
 from sitreg_lumir.preprocessing.intensity import inverse
 
 TEMPLATE = "MNI152, ICBM 2009a nonlinear symmetric, T1, skull-stripped, 1 mm, as bundled with nilearn"
+TEMPLATE_FILE = Path(__file__).resolve().parents[1] / "template" / "mni152_t1.nii.gz"
 LUMIR_SHAPE = (160, 224, 192)
 # of LUMIR's field of view, mm, RAS, in the template's world
 LUMIR_CENTRE = np.array([0.0, -17.0, 5.0])
+_BRAIN = 0.2  # of the template's largest value: darker is no brain, as nilearn's mask has it
 _COVERED = 0.99  # share of the template's brain that a model's field of view must hold; LUMIR's holds all of it
 
 
@@ -42,15 +46,13 @@ def lumir_affine() -> NDArray[np.float64]:
 
 @lru_cache(maxsize=1)
 def load_template() -> Template:
-    """Loads the MNI152 template that :data:`TEMPLATE` describes, once, read-only; nothing is downloaded."""
-    from nilearn import datasets  # slow to import
-
-    stored = datasets.load_mni152_template(resolution=1)
-    brain = datasets.load_mni152_brain_mask(resolution=1)
-    mask = np.asarray(brain.dataobj) > 0
-    values = np.asarray(stored.dataobj, np.float32)
+    """Loads the MNI152 template that :data:`TEMPLATE` describes, once, read-only, from the package's own file."""
+    stored, affine = read_volume(TEMPLATE_FILE)
+    values = np.asfortranarray(stored, np.float32)  # the file's order: sums over voxels depend on it in the last digit
+    values /= values.max()
+    mask = values > _BRAIN
     scaled = np.clip(values * np.float32(255 / np.percentile(values[mask], 99.9)), 1, 255)
-    template = Template(np.where(mask, scaled, np.float32(0)), mask, np.array(stored.affine, np.float64))
+    template = Template(np.where(mask, scaled, np.float32(0)), mask, affine.astype(np.float64))
     for array in (template.image, template.mask, template.affine):
         array.setflags(write=False)
     return template

@@ -26,7 +26,8 @@ from sitreg_lumir.geometry.transforms import (
     transform_by,
 )
 from sitreg_lumir.io.atomic import writing
-from sitreg_lumir.io.itk import load_itk_field, load_transform
+from sitreg_lumir.io.composite import SUFFIXES, load_composite
+from sitreg_lumir.io.itk import load_transform
 from sitreg_lumir.io.maps import MAP, SUFFIX, read_map
 from sitreg_lumir.io.nifti_stream import writing_planes
 from sitreg_lumir.io.points import read_points, save_points
@@ -39,6 +40,10 @@ Sampling: TypeAlias = Literal["linear", "nearest labels", "linear labels"]
 IMAGES_TO: dict[Target, str] = {  # in a registration's folder: the field on the grid that images go to
     "fixed": "from-moving_to-fixed_xfm.nii.gz",
     "moving": "from-fixed_to-moving_xfm.nii.gz",
+}
+COMPOSITES_TO: dict[Target, str] = {  # likewise: alignments and deformation in one file
+    "fixed": "from-moving_to-fixed_xfm.h5",
+    "moving": "from-fixed_to-moving_xfm.h5",
 }
 POINTS_TO: dict[Target, str] = {"fixed": IMAGES_TO["moving"], "moving": IMAGES_TO["fixed"]}
 
@@ -152,13 +157,13 @@ def _read_transforms(
                 maps.append(forward if of_points else forward.on_grids)
                 own_grid = own_grid if files else _Grid(*saved.grids[to], f"the {to} scan's grid")
             else:
-                path /= (POINTS_TO if of_points else IMAGES_TO)[to]
-                if not path.is_file():
-                    raise InputError(f"{path}: no such file; give the folder that a registration made, or transforms")
-                maps.append(load_itk_field(path, header))
+                path = _field_in(path, to, of_points)
+                maps += _load(path, header)
         else:
-            transform = load_transform(path, header)
-            maps.append(transform if inverted == inverse else _inverse(path, transform, inverse))
+            loaded = _load(path, header)
+            if inverted != inverse:
+                loaded = [_inverse(path, transform, inverse) for transform in reversed(loaded)]
+            maps += loaded
         files.append(path)
     return maps, files, own_grid
 
@@ -166,6 +171,20 @@ def _read_transforms(
 def _leads_both_ways(path: Path) -> bool:
     """Whether it is a registration's folder or an exact map's file."""
     return path.is_dir() or (path.is_file() and path.suffix == SUFFIX)
+
+
+def _field_in(folder: Path, to: Target, of_points: bool) -> Path:
+    """The transform in a registration's folder without an exact map: the field on the scan's grid, or the composite."""
+    role: Target = to if not of_points else "moving" if to == "fixed" else "fixed"
+    field, composite = folder / IMAGES_TO[role], folder / COMPOSITES_TO[role]
+    if not field.is_file() and not composite.is_file():
+        raise InputError(f"{field}: no such file; give the folder that a registration made, or transforms")
+    return field if field.is_file() else composite
+
+
+def _load(path: Path, header: str | None) -> list[Transform]:
+    """A file's transforms, the first one applied first; several if it is a composite one."""
+    return load_composite(path) if path.name.endswith(SUFFIXES) else [load_transform(path, header)]
 
 
 def _named(transform: str | Path) -> tuple[Path, bool]:
@@ -197,8 +216,9 @@ def _grid(
 ) -> _Grid:
     if reference is not None:
         return _Grid(*read_grid(reference, header, assume), reference.name)
-    if not isinstance(maps[0], DisplacementField):
-        raise InputError(f"{files[0]}: an affine has no grid; add --reference with an image that has the wanted one")
+    if not isinstance(maps[0], DisplacementField) or files[0].name.endswith(SUFFIXES):
+        kind = "a composite transform" if files[0].name.endswith(SUFFIXES) else "an affine"
+        raise InputError(f"{files[0]}: {kind} has no grid; add --reference with an image that has the wanted one")
     x, y, z = maps[0].disp.shape[1:]
     return _Grid((x, y, z), maps[0].affine, files[0].name)
 

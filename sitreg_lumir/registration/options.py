@@ -1,10 +1,12 @@
 """The options of a registration, in one place for `register`, its table of pairs, and the command line."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.registration.optimise import SIMILARITIES
+from sitreg_lumir.registration.outputs import chosen_outputs
 from sitreg_lumir.registration.scan import ALIGN, Align, ScanFiles
 
 
@@ -13,7 +15,7 @@ class RegisterOptions:
     """The keyword arguments of :func:`~sitreg_lumir.registration.register.register`, which describes them.
 
     Raises:
-        InputError: an option is out of range, or a lesion is given without ``refine``.
+        InputError: an option is out of range or unknown, or a lesion is given without ``refine``.
     """
 
     fixed_mask: str | Path | None = None
@@ -32,6 +34,7 @@ class RegisterOptions:
     uncertainty: bool = False
     report: bool = True
     overwrite: bool = False
+    save: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.align not in ALIGN:
@@ -46,6 +49,8 @@ class RegisterOptions:
             )
         if not 0 <= self.padding_mm < 1000:
             raise InputError(f"`padding_mm` must be 0 or more and below 1000 mm, got {self.padding_mm:g}")
+
+        chosen_outputs(self.save)
 
     def scan_files(self, role: str, image: str | Path) -> ScanFiles:
         """The files of the ``fixed`` or ``moving`` scan, whose image is ``image``."""

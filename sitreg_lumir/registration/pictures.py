@@ -1,7 +1,6 @@
 """Pictures of a registered pair: the volumes of its report, and the picture for notebooks."""
 
 import base64
-import io
 from html import escape
 
 import nibabel
@@ -9,7 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir.geometry.resampling import resample
-from sitreg_lumir.geometry.transforms import CompositeTransform, Matrix, composite_field, transform_by
+from sitreg_lumir.geometry.transforms import (
+    CompositeTransform,
+    DisplacementField,
+    Matrix,
+    composite_field,
+    transform_by,
+)
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.report.pictures import Volumes
 
@@ -27,17 +32,21 @@ def picture_volumes(registration: Registration) -> Volumes:
     deformation = CompositeTransform(forward.fixed_to_model, forward.fixed_to_model, forward.model_affine, forward.disp)
     disp = composite_field(deformation, shape, affine)
     to_voxels = np.linalg.inv(affine[:3, :3]).astype(np.float32)
+    moving_brain = np.where(moving.brain, moving.data, 0)
 
     def on_grid(volume: NDArray[np.float32], outside: float = 0.0) -> NDArray[np.float32]:
         return resample(volume, fixed.affine, np.eye(4), shape, affine, outside=outside)
 
+    def from_model(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        return resample(volume, forward.model_affine, forward.fixed_to_model, shape, affine, outside=np.nan)
+
     uncertainty = registration.uncertainty()
     return Volumes(
         fixed=on_grid(np.where(fixed.brain, fixed.data, 0)),
-        moving=resample(np.where(moving.brain, moving.data, 0), moving.affine, aligned, shape, affine),
-        warped=resample(np.where(moving.brain, moving.data, 0), moving.affine, forward, shape, affine),
+        moving=resample(moving_brain, moving.affine, aligned, shape, affine),
+        warped=resample(moving_brain, moving.affine, [DisplacementField(disp, affine), aligned], shape, affine),
         disp=np.einsum("ij,jxyz->ixyz", to_voxels, disp),
-        jac_det=on_grid(registration.jacobian(with_alignment=False), np.nan),
+        jac_det=from_model(registration.jacobian_on_model_grid),
         disagreement=None if uncertainty is None else on_grid(uncertainty),
         voxel_size=(_SPACING_MM,) * 3,
     )
@@ -89,13 +98,7 @@ def picture_png(registration: Registration, volumes: Volumes | None = None) -> b
         registration: the registered pair.
         volumes: of :func:`picture_volumes`, if they were made already.
     """
-    from sitreg_lumir.report.plots import plot_pair
+    from sitreg_lumir.report.sheet import sheet_png
 
-    volumes = volumes or picture_volumes(registration)
-    stream = io.BytesIO()
-    plot_pair(
-        np.asarray(volumes.fixed), np.asarray(volumes.moving), np.asarray(volumes.warped), np.asarray(volumes.disp),
-        stream, f"{registration.moving.name} onto {registration.fixed.name}", spacing=6,
-        moving_name="moving, aligned",
-    )  # fmt: skip
-    return stream.getvalue()
+    title = f"{registration.moving.name} onto {registration.fixed.name}"
+    return sheet_png(volumes or picture_volumes(registration), title)

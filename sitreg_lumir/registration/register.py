@@ -18,6 +18,7 @@ from sitreg_lumir.preprocessing.template import check_model_world, load_template
 from sitreg_lumir.registration.model import Model, load_model
 from sitreg_lumir.registration.optimise import Optimised, optimise
 from sitreg_lumir.registration.options import RegisterOptions
+from sitreg_lumir.registration.outputs import check_folder
 from sitreg_lumir.registration.pair import ModelPair, meet_half_way, pair_on_grid
 from sitreg_lumir.registration.quality import json_values
 from sitreg_lumir.registration.result import Registration
@@ -52,6 +53,7 @@ def register(
     uncertainty: bool = False,
     report: bool = True,
     overwrite: bool = False,
+    save: str | Sequence[str] | None = None,
 ) -> Registration:
     """Registers the moving scan onto the fixed scan, and at once the fixed scan onto the moving scan.
 
@@ -81,6 +83,7 @@ def register(
         uncertainty: also run each member alone, on mirrored images too, and report how far their fields differ.
         report: also write ``report.html``.
         overwrite: replace an earlier registration in ``out``.
+        save: which outputs ``out`` gets, by their names (see :meth:`Registration.save`).
 
     Returns:
         the :class:`Registration`.
@@ -110,6 +113,7 @@ def register(
         uncertainty=uncertainty,
         report=report,
         overwrite=overwrite,
+        save=save,
     )
     return register_scans(fixed, moving, out, model, options)
 
@@ -127,8 +131,6 @@ def register_scans(
         InputError: a file cannot be used, the scans do not fit the model, or the folder cannot be written.
     """
     if out is not None:
-        from sitreg_lumir.registration.outputs import check_folder
-
         check_folder(Path(out), options.overwrite)  # before the work, not after it
     model = model if isinstance(model, Model) else load_model(model)
     check_model_world(load_template(), model.shape, model.affine, str(model.files[0]))
@@ -156,7 +158,9 @@ def register_scans(
         registration.summary.update(summarise(registration, pair, align=options.align, refined=refined))
     registration.summary["seconds"] = json_values(seconds)
     if out is not None:
-        registration.save(out, padding_mm=options.padding_mm, report=options.report, overwrite=options.overwrite)
+        registration.save(
+            out, padding_mm=options.padding_mm, report=options.report, overwrite=options.overwrite, save=options.save
+        )
     return registration
 
 

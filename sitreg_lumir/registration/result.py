@@ -1,5 +1,6 @@
 """A registered pair: the maps both ways, images warped by them, and the measures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from sitreg_lumir.deform.jacobian import jacobian_determinant
 from sitreg_lumir.geometry.resampling import resample, resample_labels
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import DisplacementField, Matrix, composite_field, map_points, slabs, transform_by
+from sitreg_lumir.preprocessing.intensity import inverse
 from sitreg_lumir.registration.model import Model
 from sitreg_lumir.registration.scan import PlacedScan
 
@@ -74,12 +76,14 @@ class Registration:
     @cached_property
     def warped(self) -> Floats:
         """The moving image on the fixed grid, sampled once from the original; 0 outside its field of view."""
-        return resample(self.moving.data, self.moving.affine, self._field, self.fixed.shape, self.fixed.affine)
+        fixed, moving = self.fixed, self.moving
+        return resample(moving.data, moving.affine, self.forward.on_grids, fixed.shape, fixed.affine)
 
     @cached_property
     def warped_fixed(self) -> Floats:
         """The fixed image on the moving grid, sampled once from the original; 0 outside its field of view."""
-        return resample(self.fixed.data, self.fixed.affine, self._field_inv, self.moving.shape, self.moving.affine)
+        fixed, moving = self.fixed, self.moving
+        return resample(fixed.data, fixed.affine, self.backward.on_grids, moving.shape, moving.affine)
 
     @cached_property
     def _field(self) -> DisplacementField:
@@ -144,12 +148,26 @@ class Registration:
 
     @cached_property
     def _jacobian_of_deformation(self) -> Floats:
-        samples = np.pad(jacobian_determinant(torch.from_numpy(self.disp)[None])[0].numpy(), 1, mode="edge")
-        determinant = self._from_model_grid(samples, outside=np.nan)
+        determinant = self._from_model_grid(self._sampled_jacobian, outside=np.nan)
         for part, world in slabs(self.fixed.shape, self.fixed.affine):
             at = transform_by(self.forward.to_voxels, world).reshape(3, -1)
             close = self.forward.on_grids.is_near(at).reshape(world.shape[1:])
             determinant[part][close] = self.forward.jacobian_determinant(world[:, close])
+        return determinant
+
+    @cached_property
+    def _sampled_jacobian(self) -> Floats:
+        """The determinant by differences of the samples on the model's grid."""
+        inner = jacobian_determinant(torch.from_numpy(self.disp)[None])[0].numpy()
+        return np.pad(inner, 1, mode="edge")
+
+    @cached_property
+    def jacobian_on_model_grid(self) -> Floats:
+        """The deformation's volume change ``(X, Y, Z)``, model grid; near the brain the exact map's own derivative."""
+        determinant = self._sampled_jacobian.copy()
+        near = self.forward.on_grids.near
+        voxels = np.argwhere(near).T.astype(np.float64)
+        determinant[near] = self.forward.jacobian_determinant(transform_by(inverse(self.forward.to_voxels), voxels))
         return determinant
 
     def uncertainty(self) -> Floats | None:
@@ -166,25 +184,36 @@ class Registration:
         )
 
     def save(
-        self, folder: str | Path, *, padding_mm: float = 0.0, report: bool = True, overwrite: bool = False
+        self,
+        folder: str | Path,
+        *,
+        padding_mm: float = 0.0,
+        report: bool = True,
+        overwrite: bool = False,
+        save: str | Sequence[str] | None = None,
     ) -> Path:
-        """Writes all results, as the verb `register` does.
+        """Writes the results, as the verb `register` does.
 
         Args:
             folder: made if it does not exist.
             padding_mm: border of the transforms beyond their image, mm.
             report: also write ``report.html``.
             overwrite: replace an earlier registration in the folder.
+            save: which outputs, by their names, such as ``["warped", "jacobian"]`` or ``"default,fields"``; None for
+                the default ones.
 
         Returns:
             the folder.
 
         Raises:
-            InputError: the folder holds other files, or cannot be written.
+            InputError: the folder holds other files, or cannot be written, or an output's name is unknown.
         """
-        from sitreg_lumir.registration.outputs import save_registration
+        from sitreg_lumir.registration.outputs import chosen_outputs
+        from sitreg_lumir.registration.save import save_registration
 
-        return save_registration(self, Path(folder), padding_mm=padding_mm, report=report, overwrite=overwrite)
+        return save_registration(
+            self, Path(folder), padding_mm=padding_mm, report=report, overwrite=overwrite, outputs=chosen_outputs(save)
+        )
 
     def volumes(self) -> "Volumes":
         """The volumes that a report shows, on a 1 mm grid along the fixed scan's axes."""

@@ -1,6 +1,9 @@
 """Slices of one registered pair as small pictures: images, edges, deformed grid, Jacobian, disagreement."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ _FINE = 448  # about as many for lines, which would look ragged at the images' s
 _SAMPLE = 2_000_000  # voxels that decide on a window, about
 _EDGE_MM = 1.2  # standard deviation of the smoothing before edges are looked for
 _EDGE_GRADIENT = (0.045, 0.09)  # from where an edge starts to show to where it is drawn in full, window per mm
+_THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 _START = {0: 0.38, 1: 0.5, 2: 0.5}  # of the chosen slices, by axis; the mid-sagittal one shows the gap between halves
 
 
@@ -87,9 +91,9 @@ def render(volumes: Volumes, slices: int) -> tuple[list[Plane], dict[str, Colour
     mask = np.asarray(volumes.fixed) != 0
     if not mask.any():
         mask = np.ones_like(mask)
-    window_of_moving = _window(volumes.moving)
+    window_of_moving = intensity_window(volumes.moving)
     images = {
-        "fixed": (volumes.fixed, _window(volumes.fixed)),
+        "fixed": (volumes.fixed, intensity_window(volumes.fixed)),
         "moving": (volumes.moving, window_of_moving),
         "warped": (volumes.warped, window_of_moving),
     }
@@ -101,21 +105,37 @@ def render(volumes: Volumes, slices: int) -> tuple[list[Plane], dict[str, Colour
     planes = []
     for name, axis in reversed(PLANES):
         indices = _choose(mask, axis, slices)
-        size, fine = _sizes(mask.shape, volumes.voxel_size, axis)
-        layers: dict[str, list[str]] = {}
-        for key, (image, window) in images.items():
-            pictures = [_scaled(_slice(image, axis, index), window) for index in indices]
-            layers[key] = [jpeg(_resize(picture, size)) for picture in pictures]
-            if key == "fixed":
-                edges = (_edges(picture, fine, volumes.voxel_size, axis) for picture in pictures)
-                layers["edges"] = [lines(edge, (255, 194, 61)) for edge in edges]
-        layers["grid"] = [lines(_grid(volumes, axis, index, fine), (106, 236, 210)) for index in indices]
-        for key, colours in coloured.items():
-            shown = (_resize(_slice(colours.indices, axis, index), size, Image.Resampling.NEAREST) for index in indices)
-            layers[key] = [png(slice_, colours.palette) for slice_ in shown]
+        size, fine = sizes(mask.shape, volumes.voxel_size, axis)
+        of_slice = partial(_layers, volumes, images, coloured, axis, size, fine)
+        with ThreadPoolExecutor(_THREADS) as threads:  # drawing and encoding leave Python's lock to others
+            slices_layers = list(threads.map(of_slice, indices))
+        layers = {key: [pictures[key] for pictures in slices_layers] for key in slices_layers[0]}
         start = round(_START[axis] * (len(indices) - 1))
         planes.append(Plane(name, indices, start, size, layers))
     return planes, coloured
+
+
+def _layers(
+    volumes: Volumes,
+    images: dict[str, tuple[Array, tuple[float, float]]],
+    coloured: dict[str, Coloured],
+    axis: int,
+    size: tuple[int, int],
+    fine: tuple[int, int],
+    index: int,
+) -> dict[str, str]:
+    """All pictures of one slice, data URIs by layer; ``size`` is that of images, ``fine`` that of lines."""
+    layers: dict[str, str] = {}
+    for key, (image, window) in images.items():
+        picture = scaled(slice_of(image, axis, index), window)
+        layers[key] = jpeg(resized(picture, size))
+        if key == "fixed":
+            layers["edges"] = lines(_edges(picture, fine, volumes.voxel_size, axis), (255, 194, 61))
+    layers["grid"] = lines(grid_lines(volumes, axis, index, fine), (106, 236, 210))
+    for key, colours in coloured.items():
+        indices = resized(slice_of(colours.indices, axis, index), size, Image.Resampling.NEAREST)
+        layers[key] = png(indices, colours.palette)
+    return layers
 
 
 def _in_plane(axis: int) -> tuple[int, int]:
@@ -132,7 +152,7 @@ def _choose(mask: Mask, axis: int, slices: int) -> list[int]:
     return [int(index) for index in np.unique(np.rint(np.linspace(low + rim, high - rim, slices)))]
 
 
-def _sizes(
+def sizes(
     shape: tuple[int, ...], voxel_size: tuple[float, float, float], axis: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Width and height of images and of lines, in square pixels; one pixel size for all three planes."""
@@ -143,13 +163,13 @@ def _sizes(
     return (width, height), (width * factor, height * factor)
 
 
-def _slice(volume: Array, axis: int, index: int) -> Array:
+def slice_of(volume: Array, axis: int, index: int) -> Array:
     """Rows from top to bottom: towards the feet or the back; columns from left to right: to the right or the front."""
     shown: Array = np.take(volume, index, axis).T[::-1]
     return shown
 
 
-def _resize(picture: Array, size: tuple[int, int], how: Image.Resampling = Image.Resampling.BICUBIC) -> Array:
+def resized(picture: Array, size: tuple[int, int], how: Image.Resampling = Image.Resampling.BICUBIC) -> Array:
     """``picture`` with ``size`` (width, height); the pixels' outer border stays where it is."""
     if picture.shape == size[::-1]:
         return picture
@@ -157,7 +177,7 @@ def _resize(picture: Array, size: tuple[int, int], how: Image.Resampling = Image
     return resized
 
 
-def _window(image: Array) -> tuple[float, float]:
+def intensity_window(image: Array) -> tuple[float, float]:
     """The range of intensities that is worth showing; 0, the background, belongs to it."""
     known = np.asarray(image).ravel()
     known = known[:: 1 + known.size // _SAMPLE].astype(np.float32)
@@ -166,7 +186,7 @@ def _window(image: Array) -> tuple[float, float]:
     return min(float(low), 0.0), float(high)
 
 
-def _scaled(picture: Array, window: tuple[float, float]) -> NDArray[np.float32]:
+def scaled(picture: Array, window: tuple[float, float]) -> NDArray[np.float32]:
     """``picture`` with the window as 0..1; unknown values are as dark as the window's lower end."""
     low, high = window
     scaled = (np.nan_to_num(picture.astype(np.float32), nan=low) - low) / max(high - low, 1e-12)
@@ -181,7 +201,7 @@ def _edges(picture: Array, size: tuple[int, int], voxel_size: tuple[float, float
     """
     across, _ = _in_plane(axis)
     pixel = picture.shape[1] * voxel_size[across] / size[0]  # mm
-    smooth = _resize(picture, size).astype(np.float32)
+    smooth = resized(picture, size).astype(np.float32)
     sigma = _EDGE_MM / pixel
     gradient = ndimage.gaussian_gradient_magnitude(smooth, sigma) / pixel
     strength = np.clip((gradient - _EDGE_GRADIENT[0]) / (_EDGE_GRADIENT[1] - _EDGE_GRADIENT[0]), 0, 1)
@@ -190,7 +210,7 @@ def _edges(picture: Array, size: tuple[int, int], voxel_size: tuple[float, float
     return covered
 
 
-def _grid(volumes: Volumes, axis: int, index: int, size: tuple[int, int]) -> Array:
+def grid_lines(volumes: Volumes, axis: int, index: int, size: tuple[int, int]) -> Array:
     """How much of each pixel a line of the moving image's grid covers, 0..1.
 
     A line lies where ``x + disp(x)`` is a multiple of the lines' distance: exact also where the field leaves the
@@ -202,7 +222,7 @@ def _grid(volumes: Volumes, axis: int, index: int, size: tuple[int, int]) -> Arr
         voxels = volumes.fixed.shape[direction]
         position = (np.arange(length, dtype=np.float32) + 0.5) * voxels / length - 0.5
         position = position[None, :] if direction == across else position[::-1, None]
-        shift = _resize(_slice(volumes.disp[direction], axis, index).astype(np.float32), size)
+        shift = resized(slice_of(volumes.disp[direction], axis, index).astype(np.float32), size)
         line = (position + shift) * (volumes.voxel_size[direction] / GRID_MM)
         covered = np.maximum(covered, _cover(line - np.rint(line), line, 1.5))
     return covered

@@ -15,10 +15,10 @@ from typing import Any
 from sitreg_lumir import __version__
 from sitreg_lumir.errors import InputError
 
-REGISTERING = ("torch", "numpy", "scipy", "numba", "nibabel", "nilearn", "SimpleITK", "safetensors")
+REGISTERING = ("torch", "numpy", "scipy", "numba", "nibabel", "SimpleITK", "safetensors")
 """Packages without which two scans cannot be registered."""
-OTHERS = ("lightning", "monai", "torchmetrics", "wandb", "matplotlib")
-"""Packages that training and pictures need."""
+OTHERS = ("lightning", "monai", "torchmetrics", "wandb", "matplotlib", "nilearn")
+"""Packages of the extra `train`, which training, data sets and the demo need."""
 EXTRAS = {"deepbet": "strip", "ipyniivue": "notebooks"}
 """Packages that are asked for by name, and the extra that brings each."""
 

@@ -1,0 +1,185 @@
+"""Writes the folder of a registration: all of its chosen files, or none."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.geometry.transforms import CompositeTransform, composite_field
+from sitreg_lumir.io.atomic import reason_of, temporary_folder_beside
+from sitreg_lumir.io.composite import reaching_grid, save_composite
+from sitreg_lumir.io.itk import field_grid, save_affine_tfm, save_itk_field
+from sitreg_lumir.io.maps import save_map
+from sitreg_lumir.io.write import of_type, save_disp, save_volume
+from sitreg_lumir.registration.apply import COMPOSITES_TO, IMAGES_TO
+from sitreg_lumir.registration.outputs import (
+    ALIGNMENTS,
+    BRAINS,
+    DEFAULT,
+    FILES,
+    JACOBIANS,
+    LOG_JACOBIANS,
+    MODEL_FIELDS,
+    PICTURE,
+    REPORT,
+    SUMMARY,
+    UNCERTAINTY,
+    WARPED,
+    check_folder,
+)
+from sitreg_lumir.registration.pictures import picture_png, picture_volumes
+from sitreg_lumir.registration.result import Registration
+from sitreg_lumir.report.pictures import Volumes
+
+
+def save_registration(
+    registration: Registration,
+    folder: Path,
+    *,
+    padding_mm: float,
+    report: bool,
+    overwrite: bool,
+    outputs: frozenset[str] | None,
+) -> Path:
+    """Writes the outputs; see :meth:`Registration.save`."""
+    check_folder(folder, overwrite)
+    wanted = set(DEFAULT if outputs is None else outputs)
+    if outputs is None and registration.uncertainty_voxels is not None:
+        wanted.add("uncertainty")
+    if not report:
+        wanted.discard("report")
+    with _whole(folder) as temporary:
+        if "warped" in wanted:
+            _write_warped(temporary, registration)
+        _write_transforms(temporary, registration, padding_mm, wanted)
+        _write_maps_of_change(temporary, registration, wanted)
+        (temporary / SUMMARY).write_text(json.dumps(registration.summary, indent=1, ensure_ascii=False) + "\n")
+        if wanted & {"report", "picture"}:
+            volumes = picture_volumes(registration)
+            if "report" in wanted:
+                _write_report(temporary / REPORT, registration, volumes)
+            if "picture" in wanted:
+                (temporary / PICTURE).write_bytes(picture_png(registration, volumes))
+    return folder
+
+
+def _write_warped(folder: Path, registration: Registration) -> None:
+    fixed, moving = registration.fixed, registration.moving
+    save_volume(folder / WARPED["fixed"], of_type(registration.warped, moving.data.dtype), fixed.affine)
+    save_volume(folder / WARPED["moving"], of_type(registration.warped_fixed, fixed.data.dtype), moving.affine)
+
+
+def _write_transforms(folder: Path, registration: Registration, padding_mm: float, wanted: set[str]) -> None:
+    fixed, moving, forward = registration.fixed, registration.moving, registration.forward
+    if "transforms" in wanted:
+        for scan, exact, name in (
+            (fixed, forward, COMPOSITES_TO["fixed"]),
+            (moving, registration.backward, COMPOSITES_TO["moving"]),
+        ):
+            border = reaching_grid(
+                exact.to_voxels @ scan.affine, scan.shape, scan.spacing, exact.grid_shape, padding_mm
+            )
+            save_composite(folder / name, exact, border)
+    if "fields" in wanted:
+        for to, scan in (("fixed", fixed), ("moving", moving)):
+            field = registration.field_on(*field_grid(scan.shape, scan.affine, padding_mm), to=to)
+            save_itk_field(folder / IMAGES_TO[to], field.disp, field.affine)  # type: ignore[index]
+    if "map" in wanted:
+        save_map(folder, forward, {"fixed": (fixed.shape, fixed.affine), "moving": (moving.shape, moving.affine)})
+    if "alignments" in wanted:
+        save_affine_tfm(folder / ALIGNMENTS["fixed"], forward.fixed_to_model)
+        save_affine_tfm(folder / ALIGNMENTS["moving"], forward.moving_to_model)
+    if "model-fields" in wanted:
+        affine = forward.model_affine
+        save_disp(folder / MODEL_FIELDS[0], registration.disp, affine)
+        save_disp(folder / MODEL_FIELDS[1], registration.disp_inv, affine)
+        alone = CompositeTransform(np.eye(4), np.eye(4), affine, registration.disp)
+        save_itk_field(folder / MODEL_FIELDS[2], composite_field(alone, alone.grid_shape, affine), affine)
+
+
+def _write_maps_of_change(folder: Path, registration: Registration, wanted: set[str]) -> None:
+    fixed, moving = registration.fixed, registration.moving
+    for alignment, name, log_name in zip((True, False), JACOBIANS, LOG_JACOBIANS, strict=True):
+        if wanted & {"jacobian", "log-jacobian"}:
+            determinant = registration.jacobian(with_alignment=alignment)
+            if "jacobian" in wanted:
+                save_volume(folder / name, determinant, fixed.affine)
+            if "log-jacobian" in wanted:
+                save_volume(folder / log_name, _logarithm(determinant), fixed.affine)
+    uncertainty = registration.uncertainty()
+    if "uncertainty" in wanted and uncertainty is not None:
+        save_volume(folder / UNCERTAINTY, uncertainty, fixed.affine)
+    if "masks" in wanted:
+        save_volume(folder / BRAINS["fixed"], fixed.brain, fixed.affine)
+        save_volume(folder / BRAINS["moving"], moving.brain, moving.affine)
+
+
+def _logarithm(determinant: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The natural logarithm; NaN where the map folds, as where the determinant is not known."""
+    return np.log(determinant, out=np.full_like(determinant, np.nan), where=determinant > 0)
+
+
+def _write_report(path: Path, registration: Registration, volumes: Volumes) -> None:
+    from sitreg_lumir.report.report import write_pair_report
+
+    summary = registration.summary
+    write_pair_report(
+        path,
+        **vars(volumes),
+        numbers=report_numbers(summary),
+        verdict=summary["verdict"],
+        reasons=summary["reasons"],
+        title=f"{registration.moving.name} onto {registration.fixed.name}",
+        names=(registration.fixed.name, registration.moving.name),
+    )
+
+
+def report_numbers(summary: dict[str, Any]) -> dict[str, Any]:
+    """Arranges a summary for the report: the main numbers as plain values, the rest as tables."""
+    similarity = summary["similarity"]
+    main = {
+        "MIND difference, aligned": similarity["aligned"]["mind"],
+        "MIND difference, registered": similarity["registered"]["mind"],
+        "local correlation, aligned": similarity["aligned"]["lncc"],
+        "local correlation, registered": similarity["registered"]["lncc"],
+        "folded volume, % of the brain": summary["ndv_percent"],
+        "inverse error, median, mm": summary["inverse_error_mm"]["median"],
+        "displacement, 95th percentile, mm": summary["displacement_mm"]["p95"],
+    }
+    tables = {}
+    for key, value in summary.items():
+        if isinstance(value, dict) and key != "similarity":
+            tables[key.replace("_", " ")] = {
+                name.replace("_", " "): item for name, item in value.items() if not isinstance(item, dict | list)
+            }
+    for stage, values in similarity.items():
+        if values:
+            tables[f"similarity, {stage.replace('_', ' ')}"] = {
+                name.replace("_", " "): item for name, item in values.items()
+            }
+    return {**main, **tables}
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder``, whose files move there at the end; on any error nothing is left of it."""
+    try:
+        with temporary_folder_beside(folder) as temporary:
+            yield temporary
+            folder.mkdir(exist_ok=True)
+            (folder / SUMMARY).unlink(missing_ok=True)  # its presence says that the other files are complete
+            for name in FILES:
+                if (temporary / name).exists():
+                    os.replace(temporary / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({reason_of(error)}); choose a folder with space and access"
+        ) from None
