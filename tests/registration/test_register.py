@@ -29,7 +29,7 @@ from sitreg_lumir.network.shipped import VARIABLE
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import ModelCard, save_member
 from sitreg_lumir.registration.options import RegisterOptions
-from sitreg_lumir.registration.outputs import FILES
+from sitreg_lumir.registration.outputs import DEFAULT, FILES, OUTPUTS
 from sitreg_lumir.registration.pair import meet_half_way, pair_on_grid
 from sitreg_lumir.registration.quality import brain_points
 from sitreg_lumir.registration.register import register
@@ -83,7 +83,7 @@ def result(t1: Path, t2: Path, members: Path) -> sitreg_lumir.Registration:
 
 @pytest.fixture(scope="module")
 def folder(result: sitreg_lumir.Registration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return result.save(tmp_path_factory.mktemp("out") / "registration")
+    return result.save(tmp_path_factory.mktemp("out") / "registration", save="all")
 
 
 @pytest.fixture
@@ -168,6 +168,59 @@ def test_the_folder_holds_what_the_help_says(folder: Path, result: sitreg_lumir.
     assert values.dtype == np.uint8  # the type of the original
     report = (folder / "report.html").read_text()
     assert "LUMIRMRI_0101_0001.nii.gz" in report and len(report) < 25e6
+
+
+def test_outputs_are_chosen_by_name(result: sitreg_lumir.Registration, tmp_path: Path) -> None:
+    names = {path.name for path in result.save(tmp_path / "default").iterdir()}
+    assert names == {"summary.json", "uncertainty.nii.gz", *(name for output in DEFAULT for name in OUTPUTS[output])}
+    assert sum(path.stat().st_size for path in (tmp_path / "default").iterdir()) < 50e6
+    names = {path.name for path in result.save(tmp_path / "few", save=["log-jacobian, masks", "map"]).iterdir()}
+    assert names == {"summary.json", "map.safetensors", "map.json", *OUTPUTS["log-jacobian"], *OUTPUTS["masks"]}
+    logarithm, determinant = load(tmp_path / "few" / "log_jac_det.nii.gz")[0], result.jacobian()
+    known = np.isfinite(determinant) & (determinant > 0)
+    np.testing.assert_allclose(logarithm[known], np.log(determinant[known]), atol=1e-6)
+    assert np.isnan(logarithm[~known]).all()
+    assert np.array_equal(load(tmp_path / "few" / "fixed_brain.nii.gz")[0], result.fixed.brain)
+    result.save(tmp_path / "few", save="default,jacobian", overwrite=True)
+    names = {path.name for path in (tmp_path / "few").iterdir()}
+    assert {*OUTPUTS["jacobian"], *OUTPUTS["warped"]} <= names and not names & set(OUTPUTS["masks"])
+
+
+def test_unknown_outputs_are_one_line(t1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for save, expected in (
+        ("warped,jacobians", "--save jacobians: no such output; choose from warped"),
+        (",", "names no"),
+    ):
+        out = tmp_path / "out"
+        assert main(["register", "--fixed", str(t1), "--moving", str(t1), "-o", str(out), "--save", save]) == 2
+        message = capsys.readouterr().err
+        assert expected in message and message.count("\n") == 1 and not out.exists()
+
+
+def test_apply_gives_the_warped_images_on_their_own_grids(folder: Path, t1: Path, t2: Path, tmp_path: Path) -> None:
+    for to, image, name in (("fixed", t2, "warped_moving"), ("moving", t1, "warped_fixed")):
+        out = tmp_path / f"{name}.nii.gz"
+        assert main(["apply", "-t", str(folder), "--to", to, "--image", str(image), "-o", str(out)]) == 0
+        for ours, theirs in zip(load(out), load(folder / out.name), strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+def test_apply_takes_the_composite_where_there_is_no_map(
+    result: sitreg_lumir.Registration, t1: Path, t2: Path, tmp_path: Path
+) -> None:
+    folder = result.save(tmp_path / "registration", save="transforms")
+    to_fixed = ["-t", str(folder), "--to", "fixed"]
+    samples = in_brain(result)[:50]
+    (tmp_path / "moving.csv").write_text("x,y,z\n" + "\n".join(",".join(map(str, row)) for row in samples))
+    out = tmp_path / "out.csv"
+    assert main(["apply", *to_fixed, "--points", str(tmp_path / "moving.csv"), "-o", str(out)]) == 0
+    moved = np.loadtxt(out, delimiter=",", skiprows=1)
+    assert np.median(apart(moved, result.transform_points(samples, to="fixed"))) < 0.4  # mm, of samples 4 mm apart
+    image = ["--image", str(t2), "-o", str(tmp_path / "out.nii.gz")]
+    assert main(["apply", *to_fixed, *image]) == 2  # the composite has no grid of the scan
+    assert main(["apply", *to_fixed, *image, "--reference", str(t1)]) == 0
+    difference = np.abs(load(tmp_path / "out.nii.gz")[0].astype(float) - result.warped)
+    assert difference[result.fixed.brain].mean() < 3  # of 255
 
 
 def test_itk_moves_images_as_the_registration_does(
@@ -524,12 +577,12 @@ def test_an_earlier_result_is_kept_unless_asked(
 def test_a_full_disk_leaves_nothing(
     result: sitreg_lumir.Registration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sitreg_lumir.registration import outputs
+    from sitreg_lumir.registration import save
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(outputs, "save_disp", full)
+    monkeypatch.setattr(save, "save_volume", full)
     with pytest.raises(InputError, match="No space left on device"):
         result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())
