@@ -20,7 +20,7 @@ RUN pip install --no-cache-dir --constraint /tmp/constraints.txt torch
 COPY pyproject.toml README.md LICENSE /tmp/source/
 COPY configs /tmp/source/configs
 COPY sitreg_lumir /tmp/source/sitreg_lumir
-RUN pip install --no-cache-dir --constraint /tmp/constraints.txt /tmp/source && rm -r /tmp/source
+RUN pip install --no-cache-dir --constraint /tmp/constraints.txt "/tmp/source[train]" && rm -r /tmp/source
 
 ARG MEMBERS=members
 COPY ${MEMBERS} /app/members

@@ -148,7 +148,15 @@ def __getattr__(name: str) -> Any:
     """Imports the module of a public name when that is asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        from sitreg_lumir.errors import missing_extra
+
+        remedy = missing_extra(error)
+        if remedy is None:
+            raise
+        raise ModuleNotFoundError(f"{name}: {remedy}", name=error.name) from None
 
 
 def __dir__() -> list[str]:

@@ -14,6 +14,32 @@ class InputError(ValueError):
     """
 
 
+TRAINING_PACKAGES = frozenset(
+    {
+        "lightning",
+        "pytorch_lightning",
+        "jsonargparse",
+        "torchmetrics",
+        "monai",
+        "nilearn",
+        "matplotlib",
+        "yaml",
+        "wandb",
+    }
+)
+"""What the extra ``train`` brings, by the names of imports."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """How to install what an import lacks, if the extra ``train`` brings it."""
+    package = (error.name or "").partition(".")[0]
+    if package not in TRAINING_PACKAGES:
+        return None
+    return (
+        f"{package} is not installed, which training and predicting data sets need: pip install 'sitreg-lumir[train]'"
+    )
+
+
 class CollectiveError(InputError):
     """All processes of a run raise this together, each with the same line; the first one's is printed."""
 

@@ -12,7 +12,7 @@ from sitreg_lumir.cli.parsing import with_flags
 from sitreg_lumir.cli.register import add_preprocess, add_register
 from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
 from sitreg_lumir.cli.transforms import add_apply, add_resample_field
-from sitreg_lumir.errors import InputError, RunStoppedError
+from sitreg_lumir.errors import InputError, RunStoppedError, missing_extra
 
 DESCRIPTION = """\
 SITReg on MIND features: symmetric, inverse consistent, diffeomorphic brain MRI registration.
@@ -82,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         message = with_flags(str(error), options) if options.verb in _NAME_ARGUMENTS else str(error)
         print(f"sitreg-lumir: error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        remedy = missing_extra(error)
+        if remedy is None:
+            raise
+        print(f"sitreg-lumir: error: {options.verb}: {remedy}", file=sys.stderr)
         return 2
     except RunStoppedError as stop:
         if str(stop):
