@@ -9,7 +9,6 @@ scaled to the template's volume, and the header gives only two of several starti
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import permutations, product
 from typing import Any
 
@@ -31,7 +30,7 @@ from sitreg_lumir.preprocessing.mutual_information import (
     optimise,
     to_matrix,
 )
-from sitreg_lumir.preprocessing.template import Template
+from sitreg_lumir.preprocessing.template import Template, computed_once
 
 # A scan stays where it is if aligning it would move its brain by no more than this (mm, mean over the brain), or would
 # hardly raise the mutual information (relative). On miniLUMIR, aligned by other means, brains would move by 0.3 to 0.8
@@ -185,7 +184,7 @@ def _own_frame(
     return _OwnFrame(levels(sampled, grid, None), own, bool(cut.any()) and not head)
 
 
-@lru_cache(maxsize=2)
+@computed_once
 def _template_levels(template: Template, with_outline: bool) -> tuple[list[Level], Matrix]:
     """The template around its middle, coarse to fine, in units of UNIT_MM, and from those units to its world."""
     unit_to_world = np.diag([UNIT_MM] * 3 + [1.0])

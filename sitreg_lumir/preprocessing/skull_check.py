@@ -1,7 +1,6 @@
 """Distinguishes a skull-stripped brain from a whole head by its size and shape."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +11,7 @@ from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.io.read import Scan
 from sitreg_lumir.preprocessing.intensity import Mask, Matrix
-from sitreg_lumir.preprocessing.template import Template
+from sitreg_lumir.preprocessing.template import Template, computed_once
 
 Refusal: TypeAlias = Callable[[Scan, str], InputError]
 """Makes the error for a scan whose mask shows more than a brain, from the reason."""
@@ -69,7 +68,7 @@ def outside_share(mask: Mask, affine: Matrix, prealign: Matrix, template: Templa
     return float((thin & ~inside).sum() / max(1, thin.sum()))
 
 
-@lru_cache(maxsize=1)
+@computed_once
 def _neighbourhood(template: Template) -> tuple[Mask, Matrix]:
     """The voxels within ``OUTSIDE_MM`` of the template's brain, and their ``(4, 4)`` voxel-to-world matrix."""
     border = int(np.ceil(OUTSIDE_MM)) + 1  # voxels of 1 mm

@@ -1,9 +1,11 @@
 """The MNI152 template, to which each scan is aligned independently, and LUMIR's grid in its world."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,22 @@ LUMIR_SHAPE = (160, 224, 192)
 LUMIR_CENTRE = np.array([0.0, -17.0, 5.0])
 _BRAIN = 0.2  # of the template's largest value: darker is no brain, as nilearn's mask has it
 _COVERED = 0.99  # share of the template's brain that a model's field of view must hold; LUMIR's holds all of it
+
+
+_Result = TypeVar("_Result")
+
+
+def computed_once(function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Keeps a function's last two results; of threads that ask for the same, one computes and the others wait."""
+    cached, lock = lru_cache(maxsize=2)(function), Lock()
+
+    @wraps(function)
+    def locked(*arguments: Any) -> _Result:
+        with lock:
+            return cached(*arguments)
+
+    locked.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
+    return locked
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +62,7 @@ def lumir_affine() -> NDArray[np.float64]:
     return affine
 
 
-@lru_cache(maxsize=1)
+@computed_once
 def load_template() -> Template:
     """Loads the MNI152 template that :data:`TEMPLATE` describes, once, read-only, from the package's own file."""
     stored, affine = read_volume(TEMPLATE_FILE)

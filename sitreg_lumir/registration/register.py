@@ -3,10 +3,13 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from sitreg_lumir.deform.splines import SplineUpdates
@@ -167,7 +170,11 @@ def register_scans(
 def _read(fixed: str | Path, moving: str | Path, options: RegisterOptions) -> tuple[Scans, Prealigns]:
     """Both scans, each placed independently, and the alignments to use: each scan's world -> the model's world."""
     files = options.scan_files("fixed", fixed), options.scan_files("moving", moving)
-    placed = {scan.role: place_scan(scan, options.align, options.header, options.assume_orientation) for scan in files}
+    place = partial(
+        place_scan, align=options.align, header=options.header, assume_orientation=options.assume_orientation
+    )
+    with ThreadPoolExecutor(min(2, torch.get_num_threads())) as threads:  # ITK and scipy compute on a single one
+        placed = {scan.role: scan_placed for scan, scan_placed in zip(files, threads.map(place, files), strict=True)}
     for role, scan in placed.items():
         _log.info("%s %s: %s", role, scan.name, scan.how)
     scans = placed["fixed"], placed["moving"]

@@ -2,12 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
@@ -55,27 +58,41 @@ def save_registration(
     if not report:
         wanted.discard("report")
     with _whole(folder) as temporary:
-        if "warped" in wanted:
-            _write_warped(temporary, registration)
-        _write_transforms(temporary, registration, padding_mm, wanted)
-        _write_maps_of_change(temporary, registration, wanted)
+        parts: list[Callable[[Path, Registration, set[str]], None]] = [
+            partial(_write_warped, to="fixed"),
+            partial(_write_warped, to="moving"),
+            partial(_write_transforms, padding_mm=padding_mm),
+            _write_pictures,
+            _write_maps_of_change,
+        ]
+        with ThreadPoolExecutor(min(2, torch.get_num_threads())) as threads:  # a part each: sampling, compression
+            for written in [threads.submit(write, temporary, registration, wanted) for write in parts]:
+                written.result()
         (temporary / SUMMARY).write_text(json.dumps(registration.summary, indent=1, ensure_ascii=False) + "\n")
-        if wanted & {"report", "picture"}:
-            volumes = picture_volumes(registration)
-            if "report" in wanted:
-                _write_report(temporary / REPORT, registration, volumes)
-            if "picture" in wanted:
-                (temporary / PICTURE).write_bytes(picture_png(registration, volumes))
     return folder
 
 
-def _write_warped(folder: Path, registration: Registration) -> None:
+def _write_warped(folder: Path, registration: Registration, wanted: set[str], *, to: str) -> None:
+    if "warped" not in wanted:
+        return
     fixed, moving = registration.fixed, registration.moving
-    save_volume(folder / WARPED["fixed"], of_type(registration.warped, moving.data.dtype), fixed.affine)
-    save_volume(folder / WARPED["moving"], of_type(registration.warped_fixed, fixed.data.dtype), moving.affine)
+    if to == "fixed":
+        save_volume(folder / WARPED["fixed"], of_type(registration.warped, moving.data.dtype), fixed.affine)
+    else:
+        save_volume(folder / WARPED["moving"], of_type(registration.warped_fixed, fixed.data.dtype), moving.affine)
 
 
-def _write_transforms(folder: Path, registration: Registration, padding_mm: float, wanted: set[str]) -> None:
+def _write_pictures(folder: Path, registration: Registration, wanted: set[str]) -> None:
+    if not wanted & {"report", "picture"}:
+        return
+    volumes = picture_volumes(registration)
+    if "report" in wanted:
+        _write_report(folder / REPORT, registration, volumes)
+    if "picture" in wanted:
+        (folder / PICTURE).write_bytes(picture_png(registration, volumes))
+
+
+def _write_transforms(folder: Path, registration: Registration, wanted: set[str], *, padding_mm: float) -> None:
     fixed, moving, forward = registration.fixed, registration.moving, registration.forward
     if "transforms" in wanted:
         for scan, exact, name in (
