@@ -151,8 +151,8 @@ def _read_transforms(
             if inverted:
                 kind = "folder" if path.is_dir() else "map"
                 raise InputError(f"[{path},1]: --to chooses the direction of a {kind}; give the {kind} alone")
-            if path.is_file() or (path / MAP).is_file():
-                saved, path = read_map(path), path if path.is_file() else path / MAP
+            if not path.is_dir() or (path / MAP).is_file():
+                saved, path = read_map(path), path / MAP if path.is_dir() else path
                 forward = saved.forward if (to == "fixed") != of_points else saved.forward.inverse
                 maps.append(forward if of_points else forward.on_grids)
                 own_grid = own_grid if files else _Grid(*saved.grids[to], f"the {to} scan's grid")
@@ -170,7 +170,7 @@ def _read_transforms(
 
 def _leads_both_ways(path: Path) -> bool:
     """Whether it is a registration's folder or an exact map's file."""
-    return path.is_dir() or (path.is_file() and path.suffix == SUFFIX)
+    return path.is_dir() or path.suffix == SUFFIX
 
 
 def _field_in(folder: Path, to: Target, of_points: bool) -> Path:

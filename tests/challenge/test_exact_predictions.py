@@ -171,4 +171,7 @@ def test_apply_takes_a_predicted_map(
     assert main([*to_fixed, "--reference", str(fine)]) == 0
     moved = read_volume(tmp_path / "moved.nii.gz")[0]
     assert moved.shape == (32, 40, 24) and moved.max() > 0
+    gone = str(tmp_path / "gone.safetensors")
+    refused(capsys, ["apply", "-t", gone, *to_fixed[3:]], gone, "no such file")
+    refused(capsys, ["resample-field", gone, "--to", str(fine), "-o", str(tmp_path / "x.nii")], gone, "no such file")
     refused(capsys, [part for part in to_fixed if part not in ("--to", "fixed")], "map", "--to fixed or --to moving")
