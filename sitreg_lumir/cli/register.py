@@ -55,6 +55,13 @@ def add_register(verbs: Verbs) -> None:
     parser.add_argument("--initial-transform", type=Path, metavar="XFM", help="ITK affine, fixed to moving")
     parser.add_argument("--fixed-to-template", type=Path, metavar="XFM", help="ITK affine, fixed to MNI152")
     parser.add_argument("--moving-to-template", type=Path, metavar="XFM", help="ITK affine, moving to MNI152")
+    parser.add_argument(
+        "--transform",
+        choices=("deformable", "affine", "rigid"),
+        default="deformable",
+        help="rigid or affine: the scans to one another, no deformation; for two scans of one person (default: "
+        "deformable)",
+    )
     add_header_options(parser)
     parser.add_argument(
         "--refine",
@@ -127,6 +134,7 @@ def _register(options: argparse.Namespace, rest: list[str]) -> None:
         report=not options.no_report,
         overwrite=options.overwrite,
         save=options.save,
+        transform=options.transform,
         **{name: value for name, value in files.items() if name not in ("fixed", "moving")},
     )
     pairs = None if options.pairs is None else read_pairs(options.pairs)

@@ -72,6 +72,11 @@ def save_composite(path: Path, exact: SplineMap, border: Border | None = None) -
     Raises:
         InputError: the file cannot be written.
     """
+    if not any(points.any() for pair in exact.updates.updates for points in pair):  # alignments alone
+        matrix = np.asarray(np.linalg.inv(exact.moving_to_model) @ exact.fixed_to_model, np.float64)
+        with writing(path) as temporary:
+            _write(temporary, [("AffineTransform_double_3_3", *_affine_parameters(matrix))])
+        return
     border = np.zeros((3, 2), np.int64) if border is None else border
     linear = exact.model_affine[:3, :3].astype(np.float32)
     disp = np.einsum("ij,jxyz->xyzi", linear, _for_linear_interpolation(exact.disp))  # mm, RAS

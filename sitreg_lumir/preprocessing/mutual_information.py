@@ -51,12 +51,12 @@ def levels(values: NDArray[np.float32], grid: Matrix, mask: Mask | None) -> list
     return scales
 
 
-def optimise(target: Level, scan: Level, start: Matrix, *, even: bool) -> tuple[Matrix, float]:
+def optimise(target: Level, scan: Level, start: Matrix, *, even: bool, rigid: bool = False) -> tuple[Matrix, float]:
     """The best affine near ``start``, template -> scan, and its mutual information; 0 where the two do not overlap.
 
-    ``even`` allows only turns, shifts and one scale for all directions.
+    ``even`` allows only turns, shifts and one scale for all directions; ``rigid`` no scale either.
     """
-    transform = _even(start) if even else _as_itk(start)
+    transform = _rigid(start) if rigid else _even(start) if even else _as_itk(start)
     method = _registration_method(target, scan, [start])
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=0.05,  # 3 mm
@@ -124,6 +124,15 @@ def _even(matrix: Matrix) -> Any:
     left, scales, right = np.linalg.svd(matrix[:3, :3])
     transform = itk.Similarity3DTransform()
     transform.SetMatrix((scales.prod() ** (1 / 3) * left @ right).ravel().tolist(), 1e-6)
+    transform.SetTranslation(matrix[:3, 3].tolist())
+    return transform
+
+
+def _rigid(matrix: Matrix) -> Any:
+    """The nearest transform that turns and shifts alone."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    transform = itk.VersorRigid3DTransform()
+    transform.SetMatrix((left @ right).ravel().tolist(), 1e-6)
     transform.SetTranslation(matrix[:3, 3].tolist())
     return transform
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.registration.linear import TRANSFORMS, TransformKind
 from sitreg_lumir.registration.optimise import SIMILARITIES
 from sitreg_lumir.registration.outputs import chosen_outputs
 from sitreg_lumir.registration.scan import ALIGN, Align, ScanFiles
@@ -35,6 +36,7 @@ class RegisterOptions:
     report: bool = True
     overwrite: bool = False
     save: str | Sequence[str] | None = None
+    transform: TransformKind = "deformable"
 
     def __post_init__(self) -> None:
         if self.align not in ALIGN:
@@ -51,6 +53,11 @@ class RegisterOptions:
             raise InputError(f"`padding_mm` must be 0 or more and below 1000 mm, got {self.padding_mm:g}")
 
         chosen_outputs(self.save)
+        if self.transform not in TRANSFORMS:
+            raise InputError(f"`transform` must be deformable, affine or rigid, got {self.transform}")
+        if self.transform != "deformable" and (self.refine or self.uncertainty):
+            option = "refine" if self.refine else "uncertainty"
+            raise InputError(f"`{option}` is for `transform=deformable`; leave one of the two out")
 
     def scan_files(self, role: str, image: str | Path) -> ScanFiles:
         """The files of the ``fixed`` or ``moving`` scan, whose image is ``image``."""

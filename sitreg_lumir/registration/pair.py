@@ -95,11 +95,11 @@ def meet_half_way(fixed: Matrix, moving: Matrix, initial: Matrix) -> tuple[Matri
         InputError: the affine mirrors the scan or turns it half round, so that it has no half.
     """
     difference = moving @ initial @ np.linalg.inv(fixed)  # model world -> model world, the identity if they agree
-    half = _square_root(difference)
+    half = square_root(difference)
     return half @ fixed, np.linalg.inv(half) @ moving
 
 
-def _square_root(matrix: Matrix) -> Matrix:
+def square_root(matrix: Matrix) -> Matrix:
     """The principal square root of an affine, by the Denman-Beavers iteration.
 
     Source: Denman & Beavers, The matrix sign function and computations in systems, 1976.

@@ -18,6 +18,7 @@ from sitreg_lumir.geometry.transforms import Matrix
 from sitreg_lumir.io.itk import load_affine
 from sitreg_lumir.network.sitreg import Update
 from sitreg_lumir.preprocessing.template import check_model_world, load_template
+from sitreg_lumir.registration.linear import TransformKind, no_updates, register_linearly
 from sitreg_lumir.registration.model import Model, load_model
 from sitreg_lumir.registration.optimise import Optimised, optimise
 from sitreg_lumir.registration.options import RegisterOptions
@@ -57,6 +58,7 @@ def register(
     report: bool = True,
     overwrite: bool = False,
     save: str | Sequence[str] | None = None,
+    transform: TransformKind = "deformable",
 ) -> Registration:
     """Registers the moving scan onto the fixed scan, and at once the fixed scan onto the moving scan.
 
@@ -87,6 +89,8 @@ def register(
         report: also write ``report.html``.
         overwrite: replace an earlier registration in ``out``.
         save: which outputs ``out`` gets, by their names (see :meth:`Registration.save`).
+        transform: ``deformable``; or ``rigid`` or ``affine``, for the scans to one another, without a network: between
+            two scans of one person, say.
 
     Returns:
         the :class:`Registration`.
@@ -117,6 +121,7 @@ def register(
         report=report,
         overwrite=overwrite,
         save=save,
+        transform=transform,
     )
     return register_scans(fixed, moving, out, model, options)
 
@@ -142,23 +147,30 @@ def register_scans(
     seconds: dict[str, float] = {}
     with _timed(seconds, "read and align"):
         scans, prealigns = _read(fixed, moving, options)
+    linear = None
+    if options.transform != "deformable":
+        with _timed(seconds, options.transform):
+            linear = register_linearly(*scans, prealigns, rigid=options.transform == "rigid")
+            prealigns = meet_half_way(*prealigns, linear.matrix)
+    with _timed(seconds, "read and align"):
         pair = pair_on_grid(model, *scans, *prealigns)
-    with _timed(seconds, "predict"):
-        updates = model.control_points(fixed=pair.fixed, moving=pair.moving)
-    _log.info("control points by %s in %.1f s", model, seconds["predict"])
-    refined = None
-    if options.refine:
+    refined, updates = None, None
+    if linear is None:
+        with _timed(seconds, "predict"):
+            updates = model.control_points(fixed=pair.fixed, moving=pair.moving)
+        _log.info("control points by %s in %.1f s", model, seconds["predict"])
+    if options.refine and updates is not None:
         with _timed(seconds, "refine"):
             optimised = optimise_pair(model, pair, updates, options.refine, options.refine_similarity)
             updates, refined = list(optimised.control_points), _describe(optimised, options)
         _log.info("refined in %.1f s, %d of %d steps of use", seconds["refine"], optimised.steps, options.refine)
     with _timed(seconds, "measure"):
         fixed_brain, moving_brain = (brain[0, 0].numpy() for brain in (pair.fixed_brain, pair.moving_brain))
-        rounded = SplineUpdates.rounded(updates, model.shape)
+        rounded = no_updates(model.shape, 1) if updates is None else SplineUpdates.rounded(updates, model.shape)
         forward = SplineMap(*prealigns, model.affine, rounded, fixed_brain, moving_brain)
         spread = spread_of_members(model, pair) if options.uncertainty else None
         registration = Registration(*scans, model, forward, spread)
-        registration.summary.update(summarise(registration, pair, align=options.align, refined=refined))
+        registration.summary.update(summarise(registration, pair, align=options.align, refined=refined, linear=linear))
     registration.summary["seconds"] = json_values(seconds)
     if out is not None:
         registration.save(
@@ -234,7 +246,7 @@ def _describe(optimised: Optimised, options: RegisterOptions) -> dict[str, Any]:
 
 @contextmanager
 def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Records the duration of a block."""
+    """Adds the duration of a block to that of a step."""
     start = time.perf_counter()
     yield
-    seconds[step] = time.perf_counter() - start
+    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start

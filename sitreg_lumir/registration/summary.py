@@ -8,6 +8,7 @@ import torch
 from sitreg_lumir import __version__
 from sitreg_lumir.network.precision import tf32_is_on
 from sitreg_lumir.preprocessing.template import TEMPLATE
+from sitreg_lumir.registration.linear import LinearResult, judge_linear
 from sitreg_lumir.registration.pair import ModelPair
 from sitreg_lumir.registration.quality import (
     brain_points,
@@ -25,7 +26,12 @@ from sitreg_lumir.registration.verdict import judge
 
 
 def summarise(
-    registration: Registration, pair: ModelPair, *, align: str, refined: dict[str, Any] | None
+    registration: Registration,
+    pair: ModelPair,
+    *,
+    align: str,
+    refined: dict[str, Any] | None,
+    linear: LinearResult | None = None,
 ) -> dict[str, Any]:
     """Measures a registration.
 
@@ -34,6 +40,7 @@ def summarise(
         pair: both scans on the model's grid.
         align: the option ``align``.
         refined: what instance optimisation did, or None.
+        linear: what registered the scans if that was rigid or affine, else None.
 
     Returns:
         plain values, as ``summary.json`` holds them.
@@ -86,7 +93,13 @@ def summarise(
         summary["uncertainty_mm"] = uncertainty_in_brain(
             registration.uncertainty_voxels, fixed_brain, registration.model.spacing
         )
-    summary["verdict"], summary["reasons"] = judge(summary)
+    if linear is not None:
+        summary["linear"] = {
+            "matrix": linear.matrix.tolist(),
+            "directions_apart_mm": linear.apart_mm,
+            "mutual_information": linear.mutual_information,
+        }
+    summary["verdict"], summary["reasons"] = judge(summary) if linear is None else judge_linear(summary)
     result: dict[str, Any] = json_values(summary)
     return result
 
