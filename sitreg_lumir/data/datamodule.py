@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sitreg_lumir.data.cache import VolumeCache, default_folder
+from sitreg_lumir.data.lightning_internals import batches_consumed, begin_epoch, running
 from sitreg_lumir.data.loaders import OneLineLoader
 from sitreg_lumir.data.lumir import Image, LumirDataset, Pair, groups_of_pairs, raise_problems, read_dataset
 from sitreg_lumir.data.sampler import (
@@ -206,11 +207,7 @@ class LumirDataModule(LightningDataModule):
             micro_batch, _ = split_batch(batch_size, world_size, self.micro_batch)
         groups = draw_groups(self.seed, epoch, len(images), size, count)
         batches = GroupBatches(count, batch_size, micro_batch, rank, world_size)
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-        if trainer.fit_loop.epoch_loop.restarted_on_train_batch_end and progress.is_last_batch:
-            # Lightning resumes after an epoch's last batch, and compares that epoch's batches with the length of
-            # this one: in a longer one it would take them as done
-            progress.current.completed = len(batches)
+        begin_epoch(trainer, len(batches))
         return EpochLoader(
             GroupDataset(images, self._training_cache, groups, self.seed, epoch, self.mirror),
             batches,
@@ -224,7 +221,7 @@ class LumirDataModule(LightningDataModule):
                 "images": _key(images),
                 "mirror": self.mirror,
             },
-            processed=lambda: progress.current.processed,
+            processed=lambda: batches_consumed(trainer),
             **self._loading(),
         )
 
@@ -275,8 +272,7 @@ class LumirDataModule(LightningDataModule):
         return self.dataset.training[0] if self._training() else self.pairs[0].fixed
 
     def _training(self) -> bool:
-        running = self.trainer.state.fn if self.trainer else None
-        return (running or self._stage or "fit") == "fit"
+        return (running(self.trainer) or self._stage or "fit") == "fit"
 
     def _loading(self) -> dict[str, Any]:
         return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}

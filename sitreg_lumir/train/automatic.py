@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.lightning_internals import step_context
 from sitreg_lumir.data.sampler import split_batch
 from sitreg_lumir.train.memory import Choice, Need, choose, free_memory, measure, room_on
 from sitreg_lumir.train.settings import give_back_freed_memory, keep_freed_memory
@@ -129,7 +130,7 @@ def _trial_step(
         size = (3 if triplet else 2, count, 1, *grid)
         stored = torch.randint(0, 256, size, dtype=torch.uint8, device=module.device, generator=generator)
         with module.trial(recompute), torch.enable_grad():
-            with module.trainer.precision_plugin.train_step_context():
+            with step_context(module.trainer):
                 loss = forward(stored)
             torch.autograd.grad(loss, parameters, allow_unused=True)
 

@@ -1,43 +1,14 @@
 """What a training writes by Lightning: metrics that survive a resume, and whole checkpoints."""
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sitreg_lumir.io.atomic import reason_of, writing
-
-
-class _AppendingWriter(ExperimentWriter):
-    """Lightning's CSV writer, but rows of an earlier run in the folder stay."""
-
-    def _check_log_dir_exists(self) -> None:
-        file = Path(self.metrics_file_path)
-        if file.is_file():
-            with file.open(newline="") as rows:
-                self.metrics_keys = next(csv.reader(rows), [])
-
-
-class RunMetrics(CSVLogger):
-    """``metrics.csv`` in the run folder; resuming appends."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, name="", version="", flush_logs_every_n_steps=20)
-
-    @property
-    def experiment(self) -> _ExperimentWriter:
-        """The writer of ``metrics.csv``, made when it is first used."""
-        if self._experiment is None:
-            os.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = _AppendingWriter(log_dir=self.log_dir)
-        return self._experiment
 
 
 def drop_rows_from(file: Path, step: int) -> None:

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.lightning_internals import datamodule_of
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.losses import group_consistency, ndv_sum
 from sitreg_lumir.train.registration import RegistrationModule
@@ -93,7 +94,7 @@ class GroupConsistency(Callback):
         if self.learning_rate is not None:
             pl_module.learning_rates[self.start_epoch] = self.learning_rate
         if stage == "fit":
-            self.announce(trainer.datamodule)  # type: ignore[attr-defined]
+            self.announce(datamodule_of(trainer))
 
     def announce(self, data: Any) -> None:
         """Makes the data hand out triplets from ``start_epoch`` on."""

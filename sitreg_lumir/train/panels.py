@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.groups import ordered
+from sitreg_lumir.data.lightning_internals import datamodule_of
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
@@ -70,7 +71,7 @@ class Panels(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the volumes once: later the files may be out of reach."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         if trainer.is_global_zero and isinstance(data, LumirDataModule):
             self.pairs = [read_pair(pair) for pair in choose_pairs(data)]
             x, y, z = voxel_sizes(data.affine).tolist()

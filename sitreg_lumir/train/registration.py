@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.groups import other_labelling
+from sitreg_lumir.data.lightning_internals import batches_done, datamodule_of
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.data.views import Augmentation, clean_view, downsampled_by_two
 from sitreg_lumir.errors import CollectiveError, InputError
@@ -166,7 +167,7 @@ class RegistrationModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Checks that data and network go together."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         if isinstance(data, LumirDataModule):
             settle(self, data)
 
@@ -200,7 +201,8 @@ class RegistrationModule(LightningModule):
     @property
     def lumir(self) -> LumirDataModule:
         """The data module of the running trainer."""
-        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+        data: LumirDataModule = datamodule_of(self.trainer)
+        return data
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of a micro batch, whose gradients add up to the global batch's."""
@@ -330,7 +332,7 @@ class RegistrationModule(LightningModule):
     def fractional_epoch(self) -> float:
         """The epoch with the share of it that is done; what weights of loss terms depend on."""
         batches = max(int(self.trainer.num_training_batches), 1)
-        return self.current_epoch + self.trainer.fit_loop.epoch_loop.batch_idx / batches
+        return self.current_epoch + batches_done(self.trainer) / batches
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Scores validation pairs."""

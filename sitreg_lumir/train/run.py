@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.lightning_internals import RunMetrics
 from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.network.input_transform import find_in_working_folder, module_of
 from sitreg_lumir.network.weights import read_checkpoint
 from sitreg_lumir.train.arguments import complete
 from sitreg_lumir.train.averaging import WeightAverage
-from sitreg_lumir.train.callbacks import AtomicCheckpointIO, RunMetrics, checkpoint_callbacks, drop_rows_from
+from sitreg_lumir.train.callbacks import AtomicCheckpointIO, checkpoint_callbacks, drop_rows_from
 from sitreg_lumir.train.configs import nearest
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
 from sitreg_lumir.train.module import MindRegistration, RawRegistration, RegistrationModule
@@ -121,7 +122,9 @@ class RunCLI(LightningCLI):
         if self.options is None or not self.model.automatic:  # else it is decided with the memory's use
             (give_back_freed_memory if self.model.recompute else keep_freed_memory)()
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer of the configs, with what a run folder takes; scores alone write nothing."""
+        config = {**self.config_init["trainer"], **kwargs}
         if self.options is None:
             return self.trainer_class(**{**config, "logger": False, "enable_checkpointing": False})
         if config.get("benchmark") is None:  # all steps have one shape; what is fastest for it may differ between runs
@@ -134,8 +137,8 @@ class RunCLI(LightningCLI):
             files = [Path(str(file)) for file in _as_list(self.config.get("config"))]
             tag = variant(self.model, _as_list(config.get("callbacks")))
             loggers.append(wandb_logger(folder, self.options.wandb, resolved, tag, files))
-        callbacks = [
-            *callbacks,
+        config["callbacks"] = [
+            *_as_list(config.get("callbacks")),
             DataRecord(),
             *checkpoint_callbacks(folder, self.options.checkpoint_every, self.options.keep_every),
             Throughput(),
@@ -145,7 +148,7 @@ class RunCLI(LightningCLI):
         config["default_root_dir"] = str(folder)
         config["logger"] = loggers
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
-        return super()._instantiate_trainer(config, callbacks)
+        return super().instantiate_trainer(**config)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from sitreg_lumir.data.lightning_internals import true_in_any_process
 from sitreg_lumir.data.loaders import STOP_SIGNALS
 from sitreg_lumir.errors import RunStoppedError
 
@@ -42,7 +43,7 @@ class StopOnSignal(Callback):
         """Ends training after the step during which a signal came."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+        if true_in_any_process(trainer, self.received is not None):
             trainer.save_checkpoint(self.checkpoint)
             name = signal.Signals(self.received).name if self.received else "a signal to another process"
             raise RunStoppedError(

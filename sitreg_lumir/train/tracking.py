@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from nibabel.affines import voxel_sizes
 
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.lightning_internals import datamodule_of, without_anonymous
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.train.doctor import package_versions
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
@@ -66,8 +67,7 @@ def wandb_logger(
         config={**shareable(config), "versions": package_versions()},
         settings=settings,
     )
-    logger._wandb_init.pop("anonymous")  # Lightning always passes it, and W&B warns of it each time
-    return logger
+    return without_anonymous(logger)
 
 
 def variant(model: RegistrationModule, callbacks: Iterable[Callback]) -> str:
@@ -116,7 +116,7 @@ class DataRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells the W&B run which data it trains on."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         if not trainer.is_global_zero or not isinstance(data, LumirDataModule):
             return
         entries: dict[str, Any] = {"dataset": dataset_entry(data)}
