@@ -118,9 +118,11 @@ def main() -> None:
         for name in options.only:
             fixed, subject = pairs[name]
             moving = options.root / f"imagesVal/LUMIRMRI_{subject}.nii.gz"
-            labels = None if name == MNI152 else [
-                np.asarray(nib.load(options.root / f"labelsVal/{file.name}").dataobj) for file in (fixed, moving)
-            ]  # fmt: skip
+            labels = (
+                None
+                if name == MNI152
+                else [np.asarray(nib.load(options.root / f"labelsVal/{file.name}").dataobj) for file in (fixed, moving)]
+            )
             first = None
             for change in ["as it is", *CHANGES]:
                 start = time.perf_counter()
@@ -156,9 +158,15 @@ def changed(path: Path, change: str, folder: Path) -> tuple[Path, Array]:
 
 
 def row(
-    name: str, change: str, first: Registration, registration: Registration, motion: Array, moving: Path,
-    labels: list[Array] | None, seconds: float,
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    change: str,
+    first: Registration,
+    registration: Registration,
+    motion: Array,
+    moving: Path,
+    labels: list[Array] | None,
+    seconds: float,
+) -> dict[str, Any]:
     """How far a registration's map differs from the first one's; both in the unchanged moving world."""
     points = brain_points(first.fixed.brain, first.fixed.affine)
     before = map_points(first.forward, points)
@@ -174,10 +182,13 @@ def row(
         fixed = labels[0] * shown
         ids = [k for k in np.unique(fixed) if k]
         scores = [
-            float(np.nanmean(dsc(fixed, labels[1], shown * resample(labels[1], world, maps, *grid,
-                                                                    interpolation="nearest"), ids)))
+            float(
+                np.nanmean(
+                    dsc(fixed, labels[1], shown * resample(labels[1], world, maps, *grid, interpolation="nearest"), ids)
+                )
+            )
             for world, maps in ((affine, first.forward), (motion @ affine, registration.forward))
-        ]  # fmt: skip
+        ]
         dice, loss = scores[1], scores[0] - scores[1]
     error = registration.summary["inverse_error_mm"]
     return {
@@ -193,8 +204,13 @@ def exchanged(name: str, first: Registration, fixed: Any, moving: Path, model: A
     exchanged_pair = register(moving, fixed, model=model, align="each")
     points = brain_points(first.fixed.brain, first.fixed.affine)
     apart = np.linalg.norm(map_points(exchanged_pair.backward, points) - map_points(first.forward, points), axis=1)
-    return {"pair": name, "change": "scans exchanged", "median_mm": float(np.median(apart)),
-            "p99_mm": float(np.percentile(apart, 99)), "largest_mm": float(apart.max())}  # fmt: skip
+    return {
+        "pair": name,
+        "change": "scans exchanged",
+        "median_mm": float(np.median(apart)),
+        "p99_mm": float(np.percentile(apart, 99)),
+        "largest_mm": float(apart.max()),
+    }
 
 
 if __name__ == "__main__":

@@ -61,9 +61,11 @@ def main() -> None:
 
 
 def optimised(
-    brains: list[Brain], starts: list[list[tuple[Tensor, Tensor]]], choice: tuple[int, float] | None,
+    brains: list[Brain],
+    starts: list[list[tuple[Tensor, Tensor]]],
+    choice: tuple[int, float] | None,
     options: argparse.Namespace,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Mean scores of the three pairs of a triplet, and its cycle."""
     scores, disps, begin = [], [], time.process_time()
     for k in range(3):
@@ -71,9 +73,16 @@ def optimised(
         images = [augmented(brain, options.half) for brain in (fixed, moving)]
         window, smoothness = choice or (11, 1.0)
         result = optimise(
-            starts[k], fixed=images[0][0], moving=images[1][0], fixed_mask=images[0][1], moving_mask=images[1][1],
-            steps=0 if choice is None else options.steps, window=window, diffusion_weight=smoothness, levels=4,
-        )  # fmt: skip
+            starts[k],
+            fixed=images[0][0],
+            moving=images[1][0],
+            fixed_mask=images[0][1],
+            moving_mask=images[1][1],
+            steps=0 if choice is None else options.steps,
+            window=window,
+            diffusion_weight=smoothness,
+            levels=4,
+        )
         disp, disp_inv = (full(field, fixed.image) for field in (result.disp, result.disp_inv))
         scores.append(score(disp, disp_inv, fixed, moving, VOXEL_SIZE))
         disps.append(disp)

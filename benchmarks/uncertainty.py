@@ -47,8 +47,10 @@ def main() -> None:
         make_demo_data(
             folder, shape=model.shape, voxel_size=model.spacing, training=2, validation=options.subjects, seed=1
         )
-        samples_of = {kind: [pair(model, folder, *subjects, modality) for subjects in pairs(options.subjects)]
-                 for kind, modality in (("T1-T1", "0000"), ("T1-T2", "0001"))}  # fmt: skip
+        samples_of = {
+            kind: [pair(model, folder, *subjects, modality) for subjects in pairs(options.subjects)]
+            for kind, modality in (("T1-T1", "0000"), ("T1-T2", "0001"))
+        }
     result = {"model": str(model), "kinds": {kind: pooled(samples) for kind, samples in samples_of.items()}}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -123,11 +123,15 @@ def _config(variant: str, options: argparse.Namespace) -> dict:
     return {
         "seed_everything": seed,
         "data": {
-            "seed": seed, "pairs_per_epoch": PAIRS_PER_EPOCH, "batch_size": 1, "micro_batch": 1, "num_workers": 1,
+            "seed": seed,
+            "pairs_per_epoch": PAIRS_PER_EPOCH,
+            "batch_size": 1,
+            "micro_batch": 1,
+            "num_workers": 1,
         },
         "model": {"class_path": "RawRegistration" if variant == "baseline" else "MindRegistration", "init_args": model},
         "trainer": {"max_epochs": epochs, "limit_val_batches": 0, "precision": "bf16-mixed"},
-    }  # fmt: skip
+    }
 
 
 def _final_epoch(options: argparse.Namespace, rate: float, with_penalties: bool) -> dict:

@@ -104,9 +104,12 @@ def determinant(
 
 
 def slice_points(
-    first: tuple[float, float] | NDArray[np.float64], count: tuple[int, int], step: float, level: float,
+    first: tuple[float, float] | NDArray[np.float64],
+    count: tuple[int, int],
+    step: float,
+    level: float,
     affine: NDArray[np.float64],
-) -> Points:  # fmt: skip
+) -> Points:
     """World points ``(3, X, Y)`` of a regular grid in a slice, RAS, mm; ``first``, ``step``, ``level`` in voxels."""
     x, y = (start + step * np.arange(size) for start, size in zip(first, count, strict=True))
     at = np.stack([*np.meshgrid(x, y, indexing="ij"), np.full(count, level)])

@@ -53,9 +53,15 @@ class FieldWriter(BasePredictionWriter):
         self.plans = plans
 
     def write_on_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any,
-        batch_idx: int, dataloader_idx: int,
-    ) -> None:  # fmt: skip
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
         """Writes what one batch predicted, each pair whole."""
         maps = prediction.pop("maps", None)
         for index, pair in enumerate(batch["pair"]):

@@ -112,9 +112,15 @@ def resample_field(
 
 
 def _write(
-    transform: AlignedMap, shape: tuple[int, int, int], affine: Matrix, out: Path, itk: bool,
-    moving: _Moving | None, warped: Path | None, provenance: Provenance | None,
-) -> None:  # fmt: skip
+    transform: AlignedMap,
+    shape: tuple[int, int, int],
+    affine: Matrix,
+    out: Path,
+    itk: bool,
+    moving: _Moving | None,
+    warped: Path | None,
+    provenance: Provenance | None,
+) -> None:
     """Both results in one pass over the grid; neither takes its name before both are whole."""
     vector = (1, 3) if itk else (3,)
     field_header = plain_header((*shape, *vector), affine, np.float32, intent=VECTOR_INTENTS if itk else 0)

@@ -13,8 +13,11 @@ from sitreg_lumir.errors import InputError
 
 USUAL_DATA = " (default: $SITREG_LUMIR_DATA, else data/LUMIR)"
 _FORMER_VARIABLES = {
-    "--data": "SITREG_DATASET", "--images": "SITREG_IMAGES", "--members": "SITREG_MEMBERS", "--output": "SITREG_OUTPUT",
-}  # fmt: skip
+    "--data": "SITREG_DATASET",
+    "--images": "SITREG_IMAGES",
+    "--members": "SITREG_MEMBERS",
+    "--output": "SITREG_OUTPUT",
+}
 
 
 def add_predict(verbs: Verbs) -> None:
@@ -228,9 +231,13 @@ def _container(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.challenge.container import run_container
 
     run_container(
-        options.data, options.images, options.members, options.output, device=options.device,
+        options.data,
+        options.images,
+        options.members,
+        options.output,
+        device=options.device,
         allow_imports=options.allow_imports,
-    )  # fmt: skip
+    )
 
 
 def add_demo(verbs: Verbs) -> None:

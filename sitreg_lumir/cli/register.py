@@ -106,9 +106,16 @@ def add_register(verbs: Verbs) -> None:
 def _register(options: argparse.Namespace, rest: list[str]) -> None:
     refuse(rest, "register")
     single = (
-        "fixed", "moving", "fixed_mask", "moving_mask", "initial_transform", "fixed_to_template", "moving_to_template",
-        "fixed_lesion", "moving_lesion",
-    )  # fmt: skip
+        "fixed",
+        "moving",
+        "fixed_mask",
+        "moving_mask",
+        "initial_transform",
+        "fixed_to_template",
+        "moving_to_template",
+        "fixed_lesion",
+        "moving_lesion",
+    )
     files: dict[str, Any] = {name: getattr(options, name) for name in single}
     if options.pairs is not None:
         superfluous = next((name for name, value in files.items() if value is not None), None)
@@ -139,9 +146,12 @@ def _register(options: argparse.Namespace, rest: list[str]) -> None:
     )
     pairs = None if options.pairs is None else read_pairs(options.pairs)
     model = load_model(
-        options.members, device=options.device, precision=options.precision, flip=options.flip,
+        options.members,
+        device=options.device,
+        precision=options.precision,
+        flip=options.flip,
         allow_imports=options.allow_imports,
-    )  # fmt: skip
+    )
     if pairs is None:
         registration = register_scans(files["fixed"], files["moving"], options.output, model, chosen)
         reasons = "".join(f"\n  {reason}" for reason in registration.summary["reasons"])
@@ -152,8 +162,10 @@ def _register(options: argparse.Namespace, rest: list[str]) -> None:
     print(f"written: {options.output / TABLE}")
     failed = [row for row in rows if row["verdict"] == "error"]
     if failed:
-        raise InputError(f"{failed[0]['name']}: {failed[0]['reasons']} ({len(failed)} of {len(rows)} pairs failed; the "
-                         "others are done)")  # fmt: skip
+        raise InputError(
+            f"{failed[0]['name']}: {failed[0]['reasons']} ({len(failed)} of {len(rows)} pairs failed; the "
+            "others are done)"
+        )
 
 
 def add_preprocess(verbs: Verbs) -> None:
@@ -192,7 +204,11 @@ def _preprocess(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.preprocessing.preprocess import preprocess
 
     preprocess(
-        options.raw, options.output, mask=options.mask, strip=options.strip,
-        bias_correction=not options.no_bias_correction, header=options.header,
+        options.raw,
+        options.output,
+        mask=options.mask,
+        strip=options.strip,
+        bias_correction=not options.no_bias_correction,
+        header=options.header,
         assume_orientation=options.assume_orientation,
-    )  # fmt: skip
+    )

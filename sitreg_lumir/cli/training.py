@@ -181,6 +181,11 @@ def _export(options: argparse.Namespace, rest: list[str]) -> None:
     if options.groups is not None and not options.official:
         raise InputError("--groups: only with --official; the members of this package know theirs")
     export(
-        checkpoint, options.output, half=options.half, licence=options.licence, dataset=options.dataset,
-        groups=options.groups, allow_imports=options.allow_imports,
-    )  # fmt: skip
+        checkpoint,
+        options.output,
+        half=options.half,
+        licence=options.licence,
+        dataset=options.dataset,
+        groups=options.groups,
+        allow_imports=options.allow_imports,
+    )

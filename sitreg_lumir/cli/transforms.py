@@ -52,9 +52,16 @@ def _resample_field(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.challenge.resample_field import resample_field
 
     resample_field(
-        options.field, options.to, options.output, itk=options.itk, image=options.image, warped=options.warped,
-        nearest=options.nearest, header=options.header, assume_orientation=options.assume_orientation,
-    )  # fmt: skip
+        options.field,
+        options.to,
+        options.output,
+        itk=options.itk,
+        image=options.image,
+        warped=options.warped,
+        nearest=options.nearest,
+        header=options.header,
+        assume_orientation=options.assume_orientation,
+    )
 
 
 def add_apply(verbs: Verbs) -> None:

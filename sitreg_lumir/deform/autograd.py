@@ -90,9 +90,15 @@ class Update(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, control_points: Tensor, control_points_reverse: Tensor, factor: int, shape: tuple[int, ...],
-        tolerance: float, max_iterations: int, *maps: Tensor | None,
-    ) -> Any:  # fmt: skip
+        ctx: Any,
+        control_points: Tensor,
+        control_points_reverse: Tensor,
+        factor: int,
+        shape: tuple[int, ...],
+        tolerance: float,
+        max_iterations: int,
+        *maps: Tensor | None,
+    ) -> Any:
         backend = backend_of(control_points)
         with backend.copies_shared():
             fields = _upsampled(control_points, control_points_reverse, factor, shape)
@@ -160,9 +166,7 @@ class Lncc(torch.autograd.Function):
     """:func:`~sitreg_lumir.deform.ops.lncc`: a scalar, so its gradient is computed along with it and scaled later."""
 
     @staticmethod
-    def forward(
-        ctx: Any, image_1: Tensor, image_2: Tensor, mask: Tensor | None, window: int, learning: bool
-    ) -> Any:  # fmt: skip
+    def forward(ctx: Any, image_1: Tensor, image_2: Tensor, mask: Tensor | None, window: int, learning: bool) -> Any:
         need_1, need_2 = (learning and need for need in ctx.needs_input_grad[:2])
         value, *grads = backend_of(image_1).lncc_and_gradients(image_1, image_2, mask, window, need_1, need_2)
         ctx.save_for_backward(*grads)

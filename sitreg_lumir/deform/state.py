@@ -31,9 +31,15 @@ class SymmetricState:
     def update(self, control_points: Tensor, control_points_reverse: Tensor, factor: int, last: bool = False) -> None:
         """Composes one stage's two updates into the maps: see :func:`~sitreg_lumir.deform.update.update_maps`."""
         self.maps = update_maps(
-            self.maps, control_points, control_points_reverse, factor, self.shape, self.tolerance,
-            forward_only=not self.inverse, last=last,
-        )  # fmt: skip
+            self.maps,
+            control_points,
+            control_points_reverse,
+            factor,
+            self.shape,
+            self.tolerance,
+            forward_only=not self.inverse,
+            last=last,
+        )
 
     def fields(self) -> tuple[Tensor, Tensor | None]:
         """``disp`` (on the fixed grid, into the moving image) and ``disp_inv`` (the reverse, or None), voxels."""

@@ -26,9 +26,15 @@ class Maps(NamedTuple):
 
 
 def update_maps(
-    maps: Maps, control_points: Tensor, control_points_reverse: Tensor, factor: int, shape: Sequence[int],
-    tolerance: float, forward_only: bool = False, last: bool = False,
-) -> Maps:  # fmt: skip
+    maps: Maps,
+    control_points: Tensor,
+    control_points_reverse: Tensor,
+    factor: int,
+    shape: Sequence[int],
+    tolerance: float,
+    forward_only: bool = False,
+    last: bool = False,
+) -> Maps:
     """Composes one stage's two updates into the maps.
 
     Args:
@@ -56,9 +62,15 @@ def update_maps(
 
 
 def _updated(
-    maps: Maps, control_points: Tensor, control_points_reverse: Tensor, factor: int, shape: Sequence[int],
-    tolerance: float, forward_only: bool, last: bool,
-) -> Maps:  # fmt: skip
+    maps: Maps,
+    control_points: Tensor,
+    control_points_reverse: Tensor,
+    factor: int,
+    shape: Sequence[int],
+    tolerance: float,
+    forward_only: bool,
+    last: bool,
+) -> Maps:
     """:func:`update_maps` without gradient."""
     a = upsample_control_points(control_points, factor, shape)
     b = upsample_control_points(control_points_reverse, factor, shape)

@@ -76,8 +76,10 @@ def choose_affine(
         apart = np.linalg.norm(((affines["sform"] - affines["qform"]) @ corners)[:3], axis=0).max()
         if apart > _AGREE_MM:
             both = "; ".join(f"{name} {_text(matrix)}" for name, matrix in affines.items())
-            raise InputError(f"{path}: sform and qform differ by {apart:.4g} mm at a corner ({both}); add --header "
-                             "sform or --header qform")  # fmt: skip
+            raise InputError(
+                f"{path}: sform and qform differ by {apart:.4g} mm at a corner ({both}); add --header "
+                "sform or --header qform"
+            )
     source, affine = next(iter(affines.items()))
     return _orthogonal(path, affine, shape), source
 

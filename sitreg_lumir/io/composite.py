@@ -161,8 +161,9 @@ def _of_itk(transform: Any, path: Path) -> Transform:
     if transform.IsLinear():
         return matrix_of(transform, path)
     if not isinstance(transform, itk.DisplacementFieldTransform):
-        raise InputError(f"{path}: holds a {transform.GetName()}; affines and displacement fields can be used, sample "
-                         "it as a field")  # fmt: skip
+        raise InputError(
+            f"{path}: holds a {transform.GetName()}; affines and displacement fields can be used, sample it as a field"
+        )
     field = transform.GetDisplacementField()
     lps = np.eye(4)
     lps[:3, :3] = np.reshape(field.GetDirection(), (3, 3)) * np.array(field.GetSpacing())

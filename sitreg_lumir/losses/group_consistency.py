@@ -10,9 +10,11 @@ from sitreg_lumir.deform.sums import exact_mean
 
 
 def group_consistency(
-    disps: Sequence[Tensor], disps_inv: Sequence[Tensor], masks: Sequence[Tensor] | None = None,
+    disps: Sequence[Tensor],
+    disps_inv: Sequence[Tensor],
+    masks: Sequence[Tensor] | None = None,
     voxel_size: Sequence[float] = (1.0, 1.0, 1.0),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """How far the maps around a cycle of three images miss the identity, both ways round.
 
     Pair k has image k as moving and image k+1 (cyclically) as fixed.

@@ -36,9 +36,13 @@ def lncc(
 
 
 def warped_lncc(
-    disp: Tensor, fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None = None, moving_mask: Tensor | None = None,
+    disp: Tensor,
+    fixed: Tensor,
+    moving: Tensor,
+    fixed_mask: Tensor | None = None,
+    moving_mask: Tensor | None = None,
     window: int = 11,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """:func:`lncc` of the fixed and the warped moving image; the mask also leaves out what was outside.
 
     Args:

@@ -26,9 +26,7 @@ class Convolution(nn.Conv3d):
         return convolve(values, self.weight, self.bias, int(self.stride[0]), int(self.padding[0]))
 
 
-def convolve(
-    values: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0
-) -> Tensor:  # fmt: skip
+def convolve(values: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
     """:func:`torch.nn.functional.conv3d`; on a CPU with exact gradients of weight and bias, independent of threads.
 
     Under autocast, and on other devices, it is PyTorch's own.

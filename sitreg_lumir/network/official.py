@@ -159,12 +159,10 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         )
     return {
         "in_channels": channels,
-        "features": [
-            features, *(shape(f"{_BLOCKS}.{level}.projection.conv.weight")[0] for level in range(levels - 1))
-        ],
+        "features": [features, *(shape(f"{_BLOCKS}.{level}.projection.conv.weight")[0] for level in range(levels - 1))],
         "head_features": [shape(f"{_HEADS}.{level}.final_convolution.conv.weight")[1] for level in range(heads)],
         "convolutions": convolutions[blocks[0]],
-    }  # fmt: skip
+    }
 
 
 def read_official(path: str | Path, groups: int | None = None) -> OfficialWeights:

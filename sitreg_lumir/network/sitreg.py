@@ -300,7 +300,7 @@ def _mean_update(
 
 def _check(
     members: Sequence[StageNetwork], fixed: Tensor, moving: Tensor, levels: Sequence[int], disagreement: bool
-) -> None:  # fmt: skip
+) -> None:
     if not members:
         raise ValueError("no member given")
     if disagreement and len(members) < 2:

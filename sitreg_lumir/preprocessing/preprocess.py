@@ -123,12 +123,16 @@ def preprocess(
     litres = float(brain.sum() * scan.spacing.prod() / 1e6)
 
     print(f"{raw.name}: brain of {litres:.2f} litres ({source}); {bias}")
-    print(f"aligned to {TEMPLATE}: moved by {alignment.moved_mm:.1f} mm, mutual information "
-          f"{alignment.mi_before:.2f} -> {alignment.mi_after:.2f}")  # fmt: skip
+    print(
+        f"aligned to {TEMPLATE}: moved by {alignment.moved_mm:.1f} mm, mutual information "
+        f"{alignment.mi_before:.2f} -> {alignment.mi_after:.2f}"
+    )
     print(f"wrote {files.volume} (160 x 224 x 192, 1 mm, 0..255), {files.mask.name}, {files.transform.name}")
     if strip == "template":
-        print("warning: the template's mask fits this brain to some millimetres only; look at the volume's rim, and "
-              "prefer --mask with the mask of a co-registered T1")  # fmt: skip
+        print(
+            "warning: the template's mask fits this brain to some millimetres only; look at the volume's rim, and "
+            "prefer --mask with the mask of a co-registered T1"
+        )
     print(f"next: sitreg-lumir register --fixed {files.volume} --moving OTHER.nii.gz -o registration")
 
 

@@ -19,9 +19,16 @@ from sitreg_lumir.registration.scan import BUILT_IN
 
 TABLE = "pairs.csv"
 FILE_COLUMNS = (
-    "fixed", "moving", "fixed_mask", "moving_mask", "fixed_lesion", "moving_lesion", "fixed_to_template",
-    "moving_to_template", "initial_transform",
-)  # fmt: skip
+    "fixed",
+    "moving",
+    "fixed_mask",
+    "moving_mask",
+    "fixed_lesion",
+    "moving_lesion",
+    "fixed_to_template",
+    "moving_to_template",
+    "initial_transform",
+)
 _log = logging.getLogger(__name__)
 
 

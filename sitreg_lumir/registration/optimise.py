@@ -178,9 +178,13 @@ def optimise(
             f"got {steps}, {levels}, {learning_rate} and {bound_multiplier}"
         )
     _check_images(
-        fixed=fixed, moving=moving, fixed_mask=fixed_mask, moving_mask=moving_mask,
-        fixed_lesion=fixed_lesion, moving_lesion=moving_lesion,
-    )  # fmt: skip
+        fixed=fixed,
+        moving=moving,
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+        fixed_lesion=fixed_lesion,
+        moving_lesion=moving_lesion,
+    )
     shape = tuple(fixed.shape[2:])
     bounds = [bound_multiplier * control_point_bound((2**level,) * 3) for level in reversed(range(len(control_points)))]
     _check_control_points(control_points, bounds, shape)

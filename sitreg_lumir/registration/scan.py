@@ -118,8 +118,9 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
         else:
             how = f"in the MNI152 frame already (aligning would move it by {moved}): left as it is"
     checksum = file_entry(scan.path)["sha256"]
-    return PlacedScan(**vars(scan), brain=brain, lesion=lesion, prealign=prealign, alignment=alignment, how=how,
-                      checksum=checksum)  # fmt: skip
+    return PlacedScan(
+        **vars(scan), brain=brain, lesion=lesion, prealign=prealign, alignment=alignment, how=how, checksum=checksum
+    )
 
 
 def _placed_template() -> PlacedScan:

@@ -48,8 +48,12 @@ def examine() -> Report:
     reasons = [f"{name} is not installed; pip install {name}" for name in REGISTERING if not versions[name]]
     report: Report = {"versions": versions}
     parts: dict[str, Callable[[list[str]], Any]] = {
-        "device": _device, "backends": _backends, "models": _models, "extras": _extras, "wandb": _wandb,
-    }  # fmt: skip
+        "device": _device,
+        "backends": _backends,
+        "models": _models,
+        "extras": _extras,
+        "wandb": _wandb,
+    }
     for name, look in parts.items():
         try:
             report[name] = look(reasons)

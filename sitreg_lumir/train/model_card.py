@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from sitreg_lumir.train.registration import RegistrationModule
 
 _PUBLISHED: dict[str, Any] = {
-    "window": 11, "coarse_window": None, "stage_every": 1, "one_direction": False, "final_rate_share": 1.0,
-}  # fmt: skip
+    "window": 11,
+    "coarse_window": None,
+    "stage_every": 1,
+    "one_direction": False,
+    "final_rate_share": 1.0,
+}
 
 
 def card_of(module: "RegistrationModule", data: LumirDataModule) -> ModelCard:

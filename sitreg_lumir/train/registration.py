@@ -6,28 +6,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
-from nibabel.affines import voxel_sizes
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from sitreg_lumir.data.datamodule import LumirDataModule
-from sitreg_lumir.data.groups import other_labelling
 from sitreg_lumir.data.lightning_internals import batches_done, datamodule_of
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.data.views import Augmentation, clean_view, downsampled_by_two
-from sitreg_lumir.errors import CollectiveError, InputError
+from sitreg_lumir.errors import InputError
 from sitreg_lumir.losses import warped_lncc
-from sitreg_lumir.metrics import PairTable, score_pair, values_outside
+from sitreg_lumir.metrics import PairTable
 from sitreg_lumir.network.card import CARD_KEY, ModelCard
 from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.input_transform import channels_of
 from sitreg_lumir.network.sitreg import SITReg, Stage, run_stages
 from sitreg_lumir.train.automatic import settle
+from sitreg_lumir.train.measured import finite_means, score
 from sitreg_lumir.train.model_card import card_of, refuse_other_transform
-from sitreg_lumir.train.processes import named_by_process
 from sitreg_lumir.train.rates import check_share, learning_rate
 from sitreg_lumir.train.terms import LossTerm, PairOutputs, pair_terms
 from sitreg_lumir.train.triplets import (
@@ -39,8 +35,6 @@ from sitreg_lumir.train.triplets import (
     three_pairs_in_turn,
 )
 from sitreg_lumir.train.variants import checked_transform
-
-_LABEL_KEYS = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
 
 
 class RegistrationModule(LightningModule):
@@ -111,11 +105,8 @@ class RegistrationModule(LightningModule):
         self.coarse_epochs, self.coarse_window = coarse_epochs, coarse_window
         self.stage_every, self.one_direction, self.final_rate_share = stage_every, one_direction, final_rate_share
         self.input_transform = input_transform
-        self.network = SITReg(
-            in_channels=channels_of(input_transform) if in_channels is None else in_channels,
-            features=features,
-            head_features=head_features,
-        )
+        channels = channels_of(input_transform) if in_channels is None else in_channels
+        self.network = SITReg(in_channels=channels, features=features, head_features=head_features)
         self.initialised_from: dict[str, Any] | None = None  # where a fine-tuned run's first weights came from
         self.learning_rates = {0: learning_rate}  # first epoch -> rate from there on; callbacks add theirs
         self.augmentation = augmentation
@@ -181,9 +172,8 @@ class RegistrationModule(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets the epoch's learning rate, since restoring Adam's state brings the old one back."""
-        rate = learning_rate(
-            self.learning_rates, self.fractional_epoch(), self.trainer.max_epochs, self.final_rate_share
-        )
+        epoch, last = self.fractional_epoch(), self.trainer.max_epochs
+        rate = learning_rate(self.learning_rates, epoch, last, self.final_rate_share)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -229,20 +219,7 @@ class RegistrationModule(LightningModule):
         Raises:
             CollectiveError: the loss is not finite in one process or more; raised in all of them.
         """
-        means = torch.stack([torch.stack(values).mean() for values in self.values.values()])
-        total = means.clone()
-        if self.trainer.world_size > 1:
-            dist.all_reduce(total)
-            total /= self.trainer.world_size
-        values = dict(zip(self.values, total, strict=True))
-        if not torch.isfinite(values["loss"]):
-            own = dict(zip(self.values, means, strict=True))["loss"]
-            names = "" if torch.isfinite(own) else "; ".join(", ".join(group) for group in self._names)
-            raise CollectiveError(
-                f"the loss is not finite at step {self.global_step} ({named_by_process(names)}); last.ckpt is good: "
-                "check these images, or resume with a lower learning rate"
-            )
-        for name, value in values.items():
+        for name, value in finite_means(self.values, self._names, self.global_step, self.trainer.world_size).items():
             self.log(f"train/{name}", value, batch_size=groups, prog_bar=name == "loss")
 
     def pair_step(self, moving: View, fixed: View) -> tuple[Tensor, Tensor, Tensor]:
@@ -341,22 +318,9 @@ class RegistrationModule(LightningModule):
         disp = self.disp(fixed=fixed, moving=moving)
         self.lncc.update(warped_lncc(disp, fixed, moving, fixed_mask, moving_mask, self.window))
         pair: Pair = batch["pair"][0]
-        labels = pair.labels_to_score(self.lumir.evaluation_labels)
-        maps = {key: batch[key][0, 0].cpu() for key in _LABEL_KEYS if key in batch}
-        scores = score_pair(
-            disp[0].float().cpu(),
-            metrics=pair.metrics,
-            fixed_mask=fixed_mask[0, 0].cpu(),
-            labels=labels,
-            voxel_size=voxel_sizes(self.lumir.affine).tolist(),
-            **maps,
+        self.reported_labels |= score(
+            self.scores, disp, pair, batch, fixed_mask, self.lumir, report_labels=not self.reported_labels
         )
-        self.scores.add(scores, contrasts=pair.contrasts, group=pair.named_group)
-        if labels is not None and self.lumir.evaluation_labels is None and not self.reported_labels:
-            outside = values_outside(labels, *(maps[key] for key in _LABEL_KEYS[:2] if key in maps))
-            if outside:
-                self.reported_labels = True
-                rank_zero_warn(other_labelling(outside, "`evaluation_labels` in the dataset JSON"))
 
     def on_validation_epoch_end(self) -> None:
         """Logs means over the validation pairs, and by group."""

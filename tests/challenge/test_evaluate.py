@@ -79,8 +79,11 @@ def test_exact_fields_score_full_marks(
         scores = result.summary["groups"][group]
         assert scores["pairs"] == 2
         assert {name: scores[name]["mean"] for name in ("dsc", "hd95", "tre", "ndv")} == {
-            "dsc": 1.0, "hd95": 0.0, "tre": 0.0, "ndv": 0.0,
-        }  # fmt: skip
+            "dsc": 1.0,
+            "hd95": 0.0,
+            "tre": 0.0,
+            "ndv": 0.0,
+        }
     assert result.summary["gap"] == 0
     shown = capsys.readouterr().out
     assert "T1-T2" in shown

@@ -175,8 +175,14 @@ def test_each_group_has_the_means_of_its_pairs(
     shown = capsys.readouterr().out.splitlines()
     summary = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(summary["groups"]) == [
-        "in-domain", "high-field", "multi-modal", "landmarks", "T1-T1", "T1-T2", "all",
-    ]  # fmt: skip
+        "in-domain",
+        "high-field",
+        "multi-modal",
+        "landmarks",
+        "T1-T1",
+        "T1-T2",
+        "all",
+    ]
     labels = json.loads((lists / FILES["in-domain"]).read_text())["evaluation_methods"][1]["labels"]
     own: dict[str, dict[str, float]] = {}
     members = {group: [name_of(pair) for pair in pairs_of(lists / file)] for group, file in FILES.items()}
@@ -212,10 +218,13 @@ def test_each_group_has_the_means_of_its_pairs(
             assert row["hd95"]["mean"] == pytest.approx(np.mean(distances))
     paper, groups = summary["paper"], summary["groups"]
     for key, group, score in (
-        ("dsc_in_domain", "in-domain", "dsc"), ("dsc_out_of_domain", "high-field", "dsc"),
-        ("dsc_multi_modal", "multi-modal", "dsc"), ("tre", "landmarks", "tre"), ("hd95", "all", "hd95"),
+        ("dsc_in_domain", "in-domain", "dsc"),
+        ("dsc_out_of_domain", "high-field", "dsc"),
+        ("dsc_multi_modal", "multi-modal", "dsc"),
+        ("tre", "landmarks", "tre"),
+        ("hd95", "all", "hd95"),
         ("ndv", "all", "ndv"),
-    ):  # fmt: skip
+    ):
         assert paper[key]["mean"] == groups[group][score]["mean"]
     assert (paper["hd95"]["pairs"], paper["ndv"]["pairs"]) == (27, 36)
     assert "out-of-domain" in next(line for line in shown if line.startswith("as in the paper"))
@@ -277,8 +286,14 @@ def test_given_lists_decide_alone_and_the_rest_is_in_no_group(
     assert main([*common, "--groups", str(lists / FILES["high-field"]), str(lists / FILES["multi-modal"])]) == 0
     groups = json.loads((tmp_path / "evaluation.json").read_text())["groups"]
     assert {name: group["pairs"] for name, group in groups.items()} == {
-        "high-field": 9, "multi-modal": 9, "mine": 1, "no group": 17, "T1-T1": 27, "T1-T2": 9, "all": 36,
-    }  # fmt: skip
+        "high-field": 9,
+        "multi-modal": 9,
+        "mine": 1,
+        "no group": 17,
+        "T1-T1": 27,
+        "T1-T2": 9,
+        "all": 36,
+    }
     assert groups["no group"]["tre"]["pairs"] == groups["no group"]["dsc"]["pairs"] == 17, "all that its files allow"
     row = next(case for case in csv.DictReader((tmp_path / "evaluation.csv").open()) if case["group"] == "no group")
     assert row["contrasts"] == "T1-T1"
@@ -343,9 +358,11 @@ def test_other_data_sets_with_such_numbers_have_no_groups(lists: Path, tmp_path:
         (pairs, ("in-domain", "landmarks")),  # nothing but the challenge's pairs
         ([*pairs, {"fixed": "./imagesVal/LUMIRMRI_3465_0000.nii.gz", "moving": pairs[0]["fixed"]}], ()),
         (json.loads(json.dumps(pairs).replace("LUMIRMRI", "OTHERMRI")), ()),
-        ([*content["validation"], {"fixed": pairs[0]["moving"], "moving": pairs[0]["fixed"]}],
-         ("in-domain", "high-field", "multi-modal", "landmarks")),
-    ):  # fmt: skip
+        (
+            [*content["validation"], {"fixed": pairs[0]["moving"], "moving": pairs[0]["fixed"]}],
+            ("in-domain", "high-field", "multi-modal", "landmarks"),
+        ),
+    ):
         file = tmp_path / "dataset.json"
         file.write_text(json.dumps(content | {"validation": change}))
         assert read_dataset(file, check_files=False).groups == groups

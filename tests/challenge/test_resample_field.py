@@ -219,8 +219,11 @@ def test_provenance_is_kept(tmp_path: Path, field: Path, capsys: pytest.CaptureF
 def test_wrong_input_ends_in_one_line(tmp_path: Path, field: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid, out = to_grid(tmp_path, *GRIDS["finer"]), tmp_path / "out.nii.gz"
     far = to_grid(tmp_path, SHAPE, AFFINE @ matrix(centre=(40, 0, 0)), "far.nii.gz")
-    save_volume(tmp_path / "moving.nii.gz", moving_image(SHAPE, AFFINE @ matrix(centre=(0, 40, 0))),
-                AFFINE @ matrix(centre=(0, 40, 0)))  # fmt: skip
+    save_volume(
+        tmp_path / "moving.nii.gz",
+        moving_image(SHAPE, AFFINE @ matrix(centre=(0, 40, 0))),
+        AFFINE @ matrix(centre=(0, 40, 0)),
+    )
     save_itk_field(tmp_path / "itk.nii.gz", bumps(SHAPE, 2, 3, 7), AFFINE)
     nameless = tmp_path / "nameless.nii.gz"
     image = nibabel.Nifti1Image(np.zeros((*SHAPE, 3), np.float32), None)

@@ -78,13 +78,16 @@ def image(subject: str, modality: str) -> Image:
     return Image(Path(f"/data/imagesVal/LUMIRMRI_{subject}_{modality}.nii.gz"), subject, modality)
 
 
-@pytest.mark.parametrize(("fixed", "moving", "name"), [
-    ("0000", "0000", "disp_0100_0101"),
-    ("0001", "0001", "disp_0100_0101"),
-    ("0000", "0001", "disp_0100_0101"),
-    ("0001", "0000", "disp_0100_0001_0101_0000"),
-    ("0000", "0002", "disp_0100_0000_0101_0002"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fixed", "moving", "name"),
+    [
+        ("0000", "0000", "disp_0100_0101"),
+        ("0001", "0001", "disp_0100_0101"),
+        ("0000", "0001", "disp_0100_0101"),
+        ("0001", "0000", "disp_0100_0001_0101_0000"),
+        ("0000", "0002", "disp_0100_0000_0101_0002"),
+    ],
+)
 def test_the_name_is_the_official_evaluation_s(fixed: str, moving: str, name: str) -> None:
     assert submission_name(Pair(image("0100", fixed), image("0101", moving), "")) == f"{name}.nii.gz"
 
@@ -295,10 +298,15 @@ def test_the_entry_point_as_the_container_runs_it(root: Path, members: Path, tmp
     elsewhere.mkdir()
     scratch.mkdir()
     environment = {
-        "PATH": os.environ["PATH"], "HOME": "/nonexistent", "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1",
-        "SITREG_DATASET": str(mounts / "LUMIR25_dataset.json"), "SITREG_IMAGES": str(root),
-        "SITREG_MEMBERS": str(members), "SITREG_OUTPUT": str(tmp_path / "output"),
-    }  # fmt: skip
+        "PATH": os.environ["PATH"],
+        "HOME": "/nonexistent",
+        "TMPDIR": str(scratch),
+        "OMP_NUM_THREADS": "1",
+        "SITREG_DATASET": str(mounts / "LUMIR25_dataset.json"),
+        "SITREG_IMAGES": str(root),
+        "SITREG_MEMBERS": str(members),
+        "SITREG_OUTPUT": str(tmp_path / "output"),
+    }
 
     def run(**changes: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "sitreg_lumir.cli", "container", "--device", "cpu"]

@@ -149,8 +149,10 @@ def test_far_displacements_equal_plain_torch(random: Any) -> None:
         outer = 0.2 * outer
         args = (grad, [outer, disp, outer], [True] * 3)
         assert_same(backend.compose_adjoint(*args), torch_backend.compose_adjoint(*args))
-        assert_same(backend.warp_adjoint(grad, outer, disp, 1, True, True),
-                    torch_backend.warp_adjoint(grad, outer, disp, 1, True, True))  # fmt: skip
+        assert_same(
+            backend.warp_adjoint(grad, outer, disp, 1, True, True),
+            torch_backend.warp_adjoint(grad, outer, disp, 1, True, True),
+        )
 
 
 def test_ends_of_the_volume_have_no_slope(random: Any) -> None:

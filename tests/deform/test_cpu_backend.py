@@ -274,8 +274,13 @@ def test_loops_compile_with_and_without_a_writable_folder(tmp_path: Path, writab
     for announcements in (1, 0) if writable else (1, 1):  # machine code of the first run serves the second
         done = subprocess.run(
             [sys.executable, "-c", _COMPOSE],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         assert float(done.stdout) == 2 * 3 * 64
         assert done.stderr.count("compiling CPU kernels, once") == announcements

@@ -14,7 +14,7 @@ from sitreg_lumir.deform.ops import (
     warp,
     warp_labels,
     warp_mask,
-)  # fmt: skip
+)
 from sitreg_lumir.deform.state import SymmetricState
 from sitreg_lumir.deform.update import Maps, update_maps
 

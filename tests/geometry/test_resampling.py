@@ -108,9 +108,11 @@ def test_labels_by_nearest_neighbour_equal_sitk(tmp_path: Path) -> None:
     save_volume(tmp_path / "fixed.nii.gz", np.zeros(sample.fixed_shape, np.uint8), sample.fixed)
     reference = sitk.ReadImage(str(tmp_path / "fixed.nii.gz"))
     theirs = sitk.Resample(
-        sitk.ReadImage(str(tmp_path / "labels.nii.gz")), reference, sitk_field(tmp_path / "xfm.nii.gz"),
+        sitk.ReadImage(str(tmp_path / "labels.nii.gz")),
+        reference,
+        sitk_field(tmp_path / "xfm.nii.gz"),
         sitk.sitkNearestNeighbor,
-    )  # fmt: skip
+    )
     assert (own == sitk.GetArrayFromImage(theirs).T).mean() > 0.999  # where two voxels are equally near, either
 
 

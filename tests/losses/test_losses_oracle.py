@@ -221,10 +221,13 @@ def test_group_consistency_in_float32_follows_float64_on_other_seeds(backend, se
     assert_group_consistency_in_float32_follows(group_sample(seed), seed % 2 == 0, [1.0, 1.5, 1.2])
 
 
-@pytest.mark.parametrize(("check", "sample"), [
-    (assert_similarity_in_float32_follows, similarity_sample),
-    (lambda stored: assert_group_consistency_in_float32_follows(stored, True, [1.0] * 3), group_sample),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("check", "sample"),
+    [
+        (assert_similarity_in_float32_follows, similarity_sample),
+        (lambda stored: assert_group_consistency_in_float32_follows(stored, True, [1.0] * 3), group_sample),
+    ],
+)
 def test_what_is_left_out_at_kinks_hides_no_mistake(check, sample):
     with only_in_float32("interpolate_adjoint", gradients_a_percent_off), pytest.raises(AssertionError):
         check(sample(0))

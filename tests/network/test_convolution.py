@@ -57,7 +57,7 @@ def check(kind: str, inputs: list[Tensor], grad: Tensor, tolerance: float) -> No
 @pytest.mark.parametrize("channels", [(1, 1), (3, 5), (6, 4), (9, 8)], ids=str)
 def test_gradients_of_any_shape_agree_with_float64(
     kind: str, shape: tuple[int, ...], channels: tuple[int, int]
-) -> None:  # fmt: skip
+) -> None:
     check(kind, *case(kind, 2, *channels, shape), tolerance=2e-6)
 
 

@@ -9,9 +9,13 @@ import torch
 from sitreg_lumir.network.mind import Mind
 
 
-@pytest.mark.parametrize(("dtype", "tolerance", "from_variance"), [
-    (torch.float64, 1e-6, 0.0), (torch.float32, 1e-4, 1e-4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "from_variance"),
+    [
+        (torch.float64, 1e-6, 0.0),
+        (torch.float32, 1e-4, 1e-4),
+    ],
+)
 def test_mind_matches_the_oracle(oracles: Path, dtype, tolerance, from_variance):
     stored = np.load(oracles / "mind.npz")
     volumes = sorted({name.split("/")[0] for name in stored.files})

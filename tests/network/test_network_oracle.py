@@ -49,11 +49,14 @@ def exact_levels(tensors: dict[str, Tensor]) -> list[int]:
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize(("dtype", "stop", "fields", "points"), [
-    (torch.float64, 1e-8, (2e-6, 5e-7), (2e-6, 5e-7)),
-    (torch.float32, 1e-5, (5e-4, 5e-5), (1e-4, 1e-5)),
-    (torch.float32, 1e-2, (0.03, 1e-3), (0.03, 1e-3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "stop", "fields", "points"),
+    [
+        (torch.float64, 1e-8, (2e-6, 5e-7), (2e-6, 5e-7)),
+        (torch.float32, 1e-5, (5e-4, 5e-5), (1e-4, 1e-5)),
+        (torch.float32, 1e-2, (0.03, 1e-3), (0.03, 1e-3)),
+    ],
+)
 def test_fields_and_control_points_match_the_oracle(oracles: Path, backend, file, dtype, stop, fields, points):
     tensors = load_file(oracles / f"{file}.safetensors")
     members = members_of(tensors, dtype, stop)
@@ -216,13 +219,17 @@ def one_parameter_off_by_a_percent() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("mistake", [
-    only_in_float32("invert_adjoint", no_gradient_of_inverse),
-    only_in_float32("invert_adjoint", inverse_with_wrong_sign),
-    only_in_float32("invert_adjoint", inverse_without_solve),
-    only_in_float32("interpolate_adjoint", gradients_outside),
-    one_parameter_off_by_a_percent(),
-], ids=["no inverse", "sign of inverse", "no solve", "gradients outside", "one percent"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        only_in_float32("invert_adjoint", no_gradient_of_inverse),
+        only_in_float32("invert_adjoint", inverse_with_wrong_sign),
+        only_in_float32("invert_adjoint", inverse_without_solve),
+        only_in_float32("interpolate_adjoint", gradients_outside),
+        one_parameter_off_by_a_percent(),
+    ],
+    ids=["no inverse", "sign of inverse", "no solve", "gradients outside", "one percent"],
+)
 def test_what_is_left_out_at_kinks_hides_no_mistake(mistake):
     with pytest.raises(AssertionError, match=r"param/|image_"):
         assert_float32_follows(network_sample(5, SMALL), mistake)

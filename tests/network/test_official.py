@@ -149,7 +149,7 @@ HEAD = "_not_none_dense_extration_networks.1"
         (lambda s: {"state_dict": {"weight": torch.ones(2)}}, ("holds no state dict of the official SITReg",)),
         (lambda s: [1, 2], ("holds no state dict of the official SITReg",)),
     ],
-)  # fmt: skip
+)
 def test_surprises_are_refused_by_name_in_one_line(tmp_path: Path, change: Any, words: tuple[str, ...]) -> None:
     torch.save(change(official_state()), tmp_path / "a.pt")
     with pytest.raises(InputError) as caught:

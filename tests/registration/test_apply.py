@@ -304,7 +304,7 @@ def test_a_transform_s_own_field_moves_images_as_itk_does(tmp_path: Path) -> Non
     sample = case("anisotropic")
     save_itk_field(
         tmp_path / "xfm.nii.gz", composite_field(sample.composite, sample.fixed_shape, sample.fixed), sample.fixed
-    )  # fmt: skip
+    )
     image = save(tmp_path / "moving.nii.gz", texture(sample.moving_shape, sample.moving), sample.moving)
     grid = save(tmp_path / "fixed.nii.gz", np.zeros(sample.fixed_shape, np.uint8), sample.fixed)
     apply([tmp_path / "xfm.nii.gz"], tmp_path / "out.nii.gz", image=image)
@@ -352,8 +352,15 @@ def test_wrong_input_ends_in_one_line(
     save_disp(voxels, bumps(FIXED, 2, 3, 7), FIXED_AFFINE)
     save_volume(tmp_path / "empty.nii.gz", np.zeros(MOVING, np.uint8), MOVING_AFFINE)
     points = write_points(tmp_path / "points.csv", np.ones((2, 3)))
-    tables = {"two": "x,y,z,x\n1,2,3,4\n", "short": "x,y,z,a\n\n1,2,3\n", "text": "x,y,z\n1,2,3\n1,two,3\n",
-              "none": "x,y,z\n", "nothing": "", "inf": "x,y,z\n1,2,inf\n", "semi": "x;y;z\n1;2;3\n"}  # fmt: skip
+    tables = {
+        "two": "x,y,z,x\n1,2,3,4\n",
+        "short": "x,y,z,a\n\n1,2,3\n",
+        "text": "x,y,z\n1,2,3\n1,two,3\n",
+        "none": "x,y,z\n",
+        "nothing": "",
+        "inf": "x,y,z\n1,2,inf\n",
+        "semi": "x;y;z\n1;2;3\n",
+    }
     for name, text in tables.items():
         (tmp_path / f"{name}.csv").write_text(text)
     (tmp_path / "half").mkdir()
@@ -388,17 +395,27 @@ def test_wrong_input_ends_in_one_line(
     refused(capsys, ["-t", field, "--image", image, "-o", tmp_path / "out.mha"], "out.mha", ".nii.gz")
     refused(capsys, ["-t", field, "--image", image, "-o", image], image.name, "is an input")
     refused(capsys, ["-t", folder, "--to", "fixed", "--image", image, "-o", folder / IMAGES_TO["fixed"]], "is an input")
-    refused(capsys, ["-t", field, "-t", affine, "--image", image, "-o", tmp_path / "file" / "out.nii.gz"],
-            "file/out.nii.gz", "cannot be written")  # fmt: skip
+    refused(
+        capsys,
+        ["-t", field, "-t", affine, "--image", image, "-o", tmp_path / "file" / "out.nii.gz"],
+        "file/out.nii.gz",
+        "cannot be written",
+    )
     refused(capsys, ["-t", affine, "--points", points, "-o", out], "out.nii.gz", ".csv")
     refused(capsys, ["-t", affine, "--points", points, "-o", tmp_path / "file" / "out.csv"], "cannot be written")
     refused(capsys, ["-t", affine, "--points", image, "-o", table_out], image.name, "not a readable CSV")
     refused(capsys, ["-t", affine, "--points", tmp_path / "gone.csv", "-o", table_out], "gone.csv", "no such file")
     for option in (["--reference", image], ["--outside", 1], ["--linear-labels"], ["--assume-orientation", "RAS"]):
         refused(capsys, ["-t", affine, *to_points, *option], option[0], "--points")
-    for name, words in {"two": ["once each", "x,y,z,x"], "short": ["line 3 has 3 cells, the header 4"],
-                        "text": ["line 3: y is 'two'"], "none": ["no points"], "nothing": ["it has nothing"],
-                        "inf": ["line 2: z is 'inf'"], "semi": ["x;y;z"]}.items():  # fmt: skip
+    for name, words in {
+        "two": ["once each", "x,y,z,x"],
+        "short": ["line 3 has 3 cells, the header 4"],
+        "text": ["line 3: y is 'two'"],
+        "none": ["no points"],
+        "nothing": ["it has nothing"],
+        "inf": ["line 2: z is 'inf'"],
+        "semi": ["x;y;z"],
+    }.items():
         refused(capsys, ["-t", affine, "--points", tmp_path / f"{name}.csv", "-o", table_out], f"{name}.csv", *words)
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(InputError, match="one of --image"):

@@ -141,13 +141,20 @@ def test_exchanging_the_scans_exchanges_the_maps(
 
 @pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (0, 1)), ((2, 0, 1), (2,)), ((1, 0, 2), ())])
 def test_the_order_of_the_voxels_does_not_matter(
-    result: sitreg_lumir.Registration, t1: Path, t2: Path, members: Path, tmp_path: Path,
-    axes: tuple[int, ...], flips: tuple[int, ...],
-) -> None:  # fmt: skip
+    result: sitreg_lumir.Registration,
+    t1: Path,
+    t2: Path,
+    members: Path,
+    tmp_path: Path,
+    axes: tuple[int, ...],
+    flips: tuple[int, ...],
+) -> None:
     reordered = register(
-        changed(t1, tmp_path / "f.nii.gz", axes, flips), changed(t2, tmp_path / "m.nii.gz", (1, 2, 0), (0,)),
-        model=members, align="none",
-    )  # fmt: skip
+        changed(t1, tmp_path / "f.nii.gz", axes, flips),
+        changed(t2, tmp_path / "m.nii.gz", (1, 2, 0), (0,)),
+        model=members,
+        align="none",
+    )
     points = in_brain(result)
     assert apart(map_points(result.forward, points), map_points(reordered.forward, points)).max() < 0.05
 
@@ -400,8 +407,9 @@ def test_the_verdict_and_its_reasons(place: str, value: float | None, verdict: s
 
 
 @pytest.mark.usefixtures("coarse_fields")
-def test_pairs_go_on_after_a_bad_one(t1: Path, t2: Path, members: Path, tmp_path: Path,
-                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_pairs_go_on_after_a_bad_one(
+    t1: Path, t2: Path, members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(t1, tmp_path / "a.nii.gz")
     shutil.copy(t2, tmp_path / "b.nii.gz")
     values, affine = load(t1)
@@ -434,8 +442,9 @@ def test_pairs_go_on_after_a_bad_one(t1: Path, t2: Path, members: Path, tmp_path
         ("fixed,moving\na.nii.gz,a.nii.gz\na.nii.gz,a.nii.gz\n", "a second pair called a_a"),
     ],
 )
-def test_tables_that_are_none(text: str, expected: str, t1: Path, tmp_path: Path,
-                              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_tables_that_are_none(
+    text: str, expected: str, t1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(t1, tmp_path / "a.nii.gz")
     (tmp_path / "pairs.csv").write_text(text)
     assert main(["register", "--pairs", str(tmp_path / "pairs.csv"), "-o", str(tmp_path / "out")]) == 2
@@ -540,9 +549,15 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     ],
 )
 def test_options_that_do_not_fit(
-    options: list[str], expected: str, t1: Path, t2: Path, members: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    options: list[str],
+    expected: str,
+    t1: Path,
+    t2: Path,
+    members: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv(VARIABLE, str(members))
     only_sform = tmp_path / "only_sform.nii.gz"
     values, affine = load(t1)

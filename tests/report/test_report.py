@@ -40,11 +40,14 @@ def volumes(**changes: Any) -> Volumes:
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, size) for size in SHAPE), indexing="ij"))
     fixed = rng.integers(1, 255, SHAPE).astype(np.uint8) * (np.sum(grid**2, axis=0) < 0.8)
     values = {
-        "fixed": fixed, "moving": np.roll(fixed, 1, 0), "warped": fixed.astype(np.float32),
+        "fixed": fixed,
+        "moving": np.roll(fixed, 1, 0),
+        "warped": fixed.astype(np.float32),
         "disp": np.sin(3 * grid + grid.sum(axis=0)).astype(np.float32),
         "jac_det": (1 + 0.2 * grid.sum(axis=0)).astype(np.float32),
-        "disagreement": np.abs(grid.sum(axis=0) - 1).astype(np.float32), "voxel_size": (2.0, 2.0, 2.0),
-    }  # fmt: skip
+        "disagreement": np.abs(grid.sum(axis=0) - 1).astype(np.float32),
+        "voxel_size": (2.0, 2.0, 2.0),
+    }
     return Volumes(**(values | changes))
 
 
@@ -52,8 +55,12 @@ def write_pair(file: Path, text: str = "plain", **changes: Any) -> Page:
     """A report with ``text`` in every place that takes one."""
     contents = {
         "numbers": {text: 1.5, "missing": NAN, "none": None, "part": {text: text, "deep": {text: [1, 2.0]}}},
-        "verdict": "check", "reasons": [text], "title": text, "names": (text, text), "slices": 3,
-    }  # fmt: skip
+        "verdict": "check",
+        "reasons": [text],
+        "title": text,
+        "names": (text, text),
+        "slices": 3,
+    }
     write_pair_report(file, **(vars(volumes()) | contents | changes))
     return Page(file)
 
@@ -61,10 +68,12 @@ def write_pair(file: Path, text: str = "plain", **changes: Any) -> Page:
 def scored(text: str = "plain") -> StoredScores:
     """Three T1-T1 and two T1-T2 pairs, neither in order, with ``text`` in every place that takes one."""
     rows = (
-        ("good", "T1-T1", 0.9, 1.0, 0.95, 0.85), ("bad", "T1-T1", 0.5, math.inf, 0.9, 0.1),
-        ("unknown", "T1-T1", NAN, NAN, NAN, NAN), ("fair", "T1-T2", 0.7, 2.0, 0.8, NAN),
+        ("good", "T1-T1", 0.9, 1.0, 0.95, 0.85),
+        ("bad", "T1-T1", 0.5, math.inf, 0.9, 0.1),
+        ("unknown", "T1-T1", NAN, NAN, NAN, NAN),
+        ("fair", "T1-T2", 0.7, 2.0, 0.8, NAN),
         (text, "T1-T2", 0.8, 1.5, 0.85, 0.75),
-    )  # fmt: skip
+    )
     cases = [
         {"pair": pair, "group": group, "field": f"disp_{pair}.nii.gz", "dsc": dsc, "hd95": hd95, "ndv": 0.0}
         | {"dsc/1": first, "dsc/2": second}
@@ -76,8 +85,11 @@ def scored(text: str = "plain") -> StoredScores:
             "T1-T1": scores | {"hd95": {"mean": math.inf, "sd": NAN, "pairs": 2, "infinite": 1}},
             "T1-T2": {"pairs": 1, "dsc": {"mean": 0.75, "sd": NAN, "pairs": 2, "infinite": 0}},
         },
-        "gap": -0.05, "fields": text, "labels": {"1": {"name": "easy"}, "2": {"name": text}}, "notes": [text],
-    }  # fmt: skip
+        "gap": -0.05,
+        "fields": text,
+        "labels": {"1": {"name": "easy"}, "2": {"name": text}},
+        "notes": [text],
+    }
     return StoredScores(cases, summary)
 
 
@@ -90,10 +102,11 @@ def write_run(file: Path, text: str = "plain") -> Page:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
     folder = tmp_path_factory.mktemp("reports")
     return {
-        "pair": write_pair(folder / "pair.html"), "run": write_run(folder / "run.html"),
+        "pair": write_pair(folder / "pair.html"),
+        "run": write_run(folder / "run.html"),
         "hostile pair": write_pair(folder / "hostile pair.html", HOSTILE),
         "hostile run": write_run(folder / "hostile run.html", HOSTILE),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", ["pair", "run", "hostile pair", "hostile run"])
@@ -331,8 +344,10 @@ def test_edges_lie_on_the_border_of_the_fixed_image_s_parts() -> None:
 def test_pixels_are_square_whatever_the_voxels() -> None:
     planes, _ = render(volumes(voxel_size=(1.0, 0.5, 3.0)), 2)
     assert {plane.name: plane.size for plane in planes} == {
-        "axial": (40, 24), "coronal": (40, 108), "sagittal": (24, 108),
-    }  # fmt: skip
+        "axial": (40, 24),
+        "coronal": (40, 108),
+        "sagittal": (24, 108),
+    }
 
 
 def test_odd_images_have_pictures_too() -> None:
@@ -399,9 +414,12 @@ def run_chromium(folder: Path, page: Path, *options: str) -> str:
 def test_a_browser_shows_it(tmp_path: Path) -> None:
     write_pair(tmp_path / "pair.html", HOSTILE)
     run_chromium(
-        tmp_path, tmp_path / "pair.html", f"--screenshot={tmp_path / 'shot.png'}", "--window-size=1200,1400",
+        tmp_path,
+        tmp_path / "pair.html",
+        f"--screenshot={tmp_path / 'shot.png'}",
+        "--window-size=1200,1400",
         "--force-device-scale-factor=1",
-    )  # fmt: skip
+    )
     shot = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
     assert shot.shape == (1400, 1200, 3)
     black = (shot.max(axis=2) < 8).mean()

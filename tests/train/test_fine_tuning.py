@@ -46,9 +46,13 @@ def write_member(path: Path, in_channels: int = 6, **sizes: Any) -> SITReg:
     network = SITReg(in_channels, **{"features": (4, 8), "head_features": (4, 8), **sizes})
     mind = {"sigma": 0.5, "radius": 2} if in_channels == 6 else None
     card = ModelCard(
-        network.architecture, mind, [80, 112, 96], torch.eye(4).tolist(), training={"data": "elsewhere", "steps": 7},
+        network.architecture,
+        mind,
+        [80, 112, 96],
+        torch.eye(4).tolist(),
+        training={"data": "elsewhere", "steps": 7},
         licence="CC0",
-    )  # fmt: skip
+    )
     save_member(path, network, card)
     return network
 

@@ -136,13 +136,15 @@ def test_a_transform_named_in_a_config_goes_all_the_way(
                 "model": {
                     "class_path": "RegistrationModule",
                     "init_args": {
-                        "features": [4, 4], "head_features": [4, 4], "window": 3,
+                        "features": [4, 4],
+                        "head_features": [4, 4],
+                        "window": 3,
                         "input_transform": {"class_path": path, "init_args": arguments},
                     },
                 }
             }
         )
-    )  # fmt: skip
+    )
     assert main(fit_arguments(name, "--config", f"{name}.yaml")) == 0
     assert main(fit_arguments(name, "--config", f"{name}.yaml", "--resume", "--trainer.max_epochs", "2")) == 0
     card = card_of(name)
@@ -186,7 +188,7 @@ def test_a_transform_named_in_a_config_goes_all_the_way(
         (["OfPath"], ("OfPath", "folder")),
         (["Gone"], ("my_variant.Gone", "no such class")),
     ],
-)  # fmt: skip
+)
 def test_what_a_card_cannot_hold_is_refused_before_anything_is_cached(
     more: list[str], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

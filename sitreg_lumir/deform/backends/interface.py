@@ -60,10 +60,17 @@ class Backend(Protocol):
         ...
 
     def move_points(
-        self, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
-        sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], jacobians: bool,
-        tolerance: float, max_iterations: int,
-    ) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+        self,
+        points: Tensor,
+        steps: Sequence[tuple[int, bool]],
+        coefficients: Tensor,
+        sizes: Sequence[tuple[int, int, int]],
+        factors: Sequence[int],
+        shape: Sequence[int],
+        jacobians: bool,
+        tolerance: float,
+        max_iterations: int,
+    ) -> tuple[Tensor, Tensor | None, bool]:
         """Points ``(3, N)`` through continuous updates, see ``deform.splines``; and whether inversions converged."""
         ...
 

@@ -13,9 +13,14 @@ from sitreg_lumir.deform.backends.cpu.threads import run
 
 
 def run_tiles(
-    loop: Callable[..., None], fields: Sequence[Any], grid: Sequence[int], shape: tuple[int, ...], relative: bool,
-    parts: int, *args: Any,
-) -> None:  # fmt: skip
+    loop: Callable[..., None],
+    fields: Sequence[Any],
+    grid: Sequence[int],
+    shape: tuple[int, ...],
+    relative: bool,
+    parts: int,
+    *args: Any,
+) -> None:
     """Runs a loop over all tiles of the points' grid ``(B, 3, I, J, K)``, ``parts`` tasks each, colour by colour.
 
     ``fields`` are those that lead to the places added to, on grids of ``shape``, the first applied first.

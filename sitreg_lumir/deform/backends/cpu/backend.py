@@ -62,9 +62,16 @@ def compose(disps: Sequence[Tensor]) -> Tensor:
 
 
 def move_points(
-    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
-) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+    points: Tensor,
+    steps: Sequence[tuple[int, bool]],
+    coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int],
+    shape: Sequence[int],
+    jacobians: bool,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor | None, bool]:
     """Points ``(3, N)`` through continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
     moved: tuple[Tensor, Tensor | None, bool] = working("move_points", coefficients.dtype)(
         points, steps, coefficients, sizes, factors, shape, jacobians, tolerance, max_iterations

@@ -71,21 +71,32 @@ def _fold_row(disp: Any, x: Any, y: Any, row: Any) -> None:
         total += _two_folds(ax, bx, cx, dx, ex, fx, dy, ey, fy, az, bz, cz)
         total += _two_folds(ax, bx, cx, dx, ex, fx, dy, ey, fy, dz, ez, fz)
         total += _fold(
-            disp[0, x - 1, y - 1, z] - u - unit, disp[1, x - 1, y - 1, z] - v - unit, disp[2, x - 1, y - 1, z] - w,
-            disp[0, x - 1, y, z - 1] - u - unit, disp[1, x - 1, y, z - 1] - v, disp[2, x - 1, y, z - 1] - w - unit,
-            disp[0, x, y - 1, z - 1] - u, disp[1, x, y - 1, z - 1] - v - unit, disp[2, x, y - 1, z - 1] - w - unit,
-        )  # fmt: skip
+            disp[0, x - 1, y - 1, z] - u - unit,
+            disp[1, x - 1, y - 1, z] - v - unit,
+            disp[2, x - 1, y - 1, z] - w,
+            disp[0, x - 1, y, z - 1] - u - unit,
+            disp[1, x - 1, y, z - 1] - v,
+            disp[2, x - 1, y, z - 1] - w - unit,
+            disp[0, x, y - 1, z - 1] - u,
+            disp[1, x, y - 1, z - 1] - v - unit,
+            disp[2, x, y - 1, z - 1] - w - unit,
+        )
         total += _fold(
-            disp[0, x + 1, y + 1, z] - u + unit, disp[1, x + 1, y + 1, z] - v + unit, disp[2, x + 1, y + 1, z] - w,
-            disp[0, x, y + 1, z + 1] - u, disp[1, x, y + 1, z + 1] - v + unit, disp[2, x, y + 1, z + 1] - w + unit,
-            disp[0, x + 1, y, z + 1] - u + unit, disp[1, x + 1, y, z + 1] - v, disp[2, x + 1, y, z + 1] - w + unit,
-        )  # fmt: skip
+            disp[0, x + 1, y + 1, z] - u + unit,
+            disp[1, x + 1, y + 1, z] - v + unit,
+            disp[2, x + 1, y + 1, z] - w,
+            disp[0, x, y + 1, z + 1] - u,
+            disp[1, x, y + 1, z + 1] - v + unit,
+            disp[2, x, y + 1, z + 1] - w + unit,
+            disp[0, x + 1, y, z + 1] - u + unit,
+            disp[1, x + 1, y, z + 1] - v,
+            disp[2, x + 1, y, z + 1] - w + unit,
+        )
         row[k] = share * total
 
 
 @compiled
-def _two_folds(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any,
-               u: Any, v: Any, w: Any, x: Any, y: Any, z: Any) -> Any:  # fmt: skip
+def _two_folds(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, u: Any, v: Any, w: Any, x: Any, y: Any, z: Any) -> Any:
     """Negative parts of the determinants of two first columns with the same second and third."""
     zero = type(a)(0)
     p, q, r = v * z - w * y, w * x - u * z, u * y - v * x
@@ -109,9 +120,16 @@ def _add_gradient(disp: Any, x: Any, y: Any, z: Any, columns: Any, grad: Any) ->
                 difference = disp[axis, i, j, k] - disp[axis, x, y, z] + real(_STEPS[name, n, axis])
                 columns[n, axis] = real(_SIGNS[name, n]) * difference
         folded = _fold(
-            columns[0, 0], columns[0, 1], columns[0, 2], columns[1, 0], columns[1, 1], columns[1, 2],
-            columns[2, 0], columns[2, 1], columns[2, 2],
-        )  # fmt: skip
+            columns[0, 0],
+            columns[0, 1],
+            columns[0, 2],
+            columns[1, 0],
+            columns[1, 1],
+            columns[1, 2],
+            columns[2, 0],
+            columns[2, 1],
+            columns[2, 2],
+        )
         if folded != 0:
             for n in range(3):
                 i, j, k = x + _STEPS[name, n, 0], y + _STEPS[name, n, 1], z + _STEPS[name, n, 2]

@@ -31,9 +31,7 @@ def upsample(
 
 
 @compiled
-def upsample_rows(
-    source: Any, index: Any, weights: Any, index_z: Any, weights_z: Any, plane: Any, rows: Any
-) -> None:  # fmt: skip
+def upsample_rows(source: Any, index: Any, weights: Any, index_z: Any, weights_z: Any, plane: Any, rows: Any) -> None:
     """Blends four planes of control points, and upsamples the rows of the result."""
     _blend(source[index[0]], source[index[1]], source[index[2]], source[index[3]], weights, plane)
     for y in range(len(plane)):

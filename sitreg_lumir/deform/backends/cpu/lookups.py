@@ -62,8 +62,9 @@ def trilinear(values: Any, i: Any, strides: Any, wx: Any, wy: Any, wz: Any) -> A
 
 
 @compiled
-def gradients(v000: Any, v001: Any, v010: Any, v011: Any, v100: Any, v101: Any, v110: Any, v111: Any,
-            wx: Any, wy: Any, wz: Any) -> Any:  # fmt: skip
+def gradients(
+    v000: Any, v001: Any, v010: Any, v011: Any, v100: Any, v101: Any, v110: Any, v111: Any, wx: Any, wy: Any, wz: Any
+) -> Any:
     """Derivatives along the three axes of the trilinear interpolant of eight corners."""
     d00, d01, d10, d11 = v001 - v000, v011 - v010, v101 - v100, v111 - v110
     a00, a01, a10, a11 = v000 + wz * d00, v010 + wz * d01, v100 + wz * d10, v110 + wz * d11

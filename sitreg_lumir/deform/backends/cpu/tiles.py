@@ -125,9 +125,7 @@ def _move_sums(sums: Any, tile_0: Any, tile_1: Any, tiles_of_run: Any, run: Any,
 
 
 @compiled
-def _add_products(
-    lines: Any, start: Any, steps: Any, by_output: Any, blocks: Any, shape: Any, sums: Any
-) -> None:  # fmt: skip
+def _add_products(lines: Any, start: Any, steps: Any, by_output: Any, blocks: Any, shape: Any, sums: Any) -> None:
     """Adds the products of rows of outputs, ``shape``, with a tile of the windows that they belong to."""
     width = np.uintp(REGISTER // lines.itemsize)
     two_widths, rest = width + width, np.uintp(1)

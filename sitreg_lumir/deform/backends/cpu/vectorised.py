@@ -83,9 +83,16 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
 
 
 def move_points(
-    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
-) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+    points: Tensor,
+    steps: Sequence[tuple[int, bool]],
+    coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int],
+    shape: Sequence[int],
+    jacobians: bool,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor | None, bool]:
     """Points ``(3, N)`` through continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
     count = points.shape[1]
     starts = np.cumsum([0, *(4 * prod(size) for size in sizes[:-1])])

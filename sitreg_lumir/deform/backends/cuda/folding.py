@@ -18,9 +18,16 @@ def _scaled(scale: tl.tensor, v: tl.tuple) -> tl.tuple:
 
 @compiled
 def _difference(
-    field: tl.tensor, index: tl.tensor, shape: tl.tuple, volume: tl.tensor, mask: tl.tensor, centre: tl.tuple,
-    x: tl.constexpr, y: tl.constexpr, z: tl.constexpr,
-) -> tl.tuple:  # fmt: skip
+    field: tl.tensor,
+    index: tl.tensor,
+    shape: tl.tuple,
+    volume: tl.tensor,
+    mask: tl.tensor,
+    centre: tl.tuple,
+    x: tl.constexpr,
+    y: tl.constexpr,
+    z: tl.constexpr,
+) -> tl.tuple:
     """From a voxel to its neighbour at a step, as the map moves both: the difference of displacements plus the step."""
     u = load_vector(field, index + flat_index((x, y, z), shape), volume, mask)
     return u[0] - centre[0] + x, u[1] - centre[1] + y, u[2] - centre[2] + z
@@ -37,9 +44,16 @@ def _fold(a: tl.tuple, b: tl.tuple, c: tl.tuple) -> tl.tuple:
 
 @compiled
 def _add_at(
-    grad: tl.tensor, index: tl.tensor, shape: tl.tuple, volume: tl.tensor, mask: tl.tensor, v: tl.tuple,
-    x: tl.constexpr, y: tl.constexpr, z: tl.constexpr,
-) -> None:  # fmt: skip
+    grad: tl.tensor,
+    index: tl.tensor,
+    shape: tl.tuple,
+    volume: tl.tensor,
+    mask: tl.tensor,
+    v: tl.tuple,
+    x: tl.constexpr,
+    y: tl.constexpr,
+    z: tl.constexpr,
+) -> None:
     to = grad + index + flat_index((x, y, z), shape)
     tl.atomic_add(to, v[0], mask=mask, sem="relaxed")
     tl.atomic_add(to + volume, v[1], mask=mask, sem="relaxed")
@@ -151,9 +165,15 @@ def squared_differences(
 
 @compiled
 def squared_differences_adjoint(
-    grad_total: tl.tensor, disp: tl.tensor, grad: tl.tensor, size_x: int, size_y: int, size_z: int, weights: tl.tuple,
+    grad_total: tl.tensor,
+    disp: tl.tensor,
+    grad: tl.tensor,
+    size_x: int,
+    size_y: int,
+    size_z: int,
+    weights: tl.tuple,
     block: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """The gradient of the sum of :func:`squared_differences`, times the scalar that ``grad_total`` points to."""
     shape = (size_x, size_y, size_z)
     index, voxel, exists, start = block_of(shape, block)

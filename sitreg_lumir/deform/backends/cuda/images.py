@@ -108,8 +108,9 @@ def _difference_weights(disp: Tensor, scales: Sequence[Sequence[float]]) -> tupl
     counts = [disp.numel() // size * (size - 1) for size in disp.shape[2:]]
     return tuple(
         scales[axis][component] / (3 * counts[axis]) if counts[axis] else 0.0
-        for component in range(3) for axis in range(3)
-    )  # fmt: skip
+        for component in range(3)
+        for axis in range(3)
+    )
 
 
 def mind(image: Tensor, sigma: float, radius: int) -> Tensor:

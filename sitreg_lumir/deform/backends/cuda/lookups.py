@@ -196,9 +196,15 @@ def solve(a: tl.tuple, b: tl.tuple, c: tl.tuple, g: tl.tuple) -> tl.tuple:
 
 @compiled
 def invert(
-    disp: tl.tensor, inverse: tl.tensor, size_x: int, size_y: int, size_z: int, tolerance: float, max_iterations: int,
+    disp: tl.tensor,
+    inverse: tl.tensor,
+    size_x: int,
+    size_y: int,
+    size_z: int,
+    tolerance: float,
+    max_iterations: int,
     block: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """The inverse of a field by Newton's method, from ``-u(x)`` on, each voxel until it has settled.
 
     A Newton step below twice the tolerance ends a voxel's iteration, as it leaves a far smaller error. Where four
@@ -229,9 +235,15 @@ def invert(
 
 @compiled
 def follow(
-    disps: tl.tuple, start: tl.tensor, index: tl.tensor, voxel: tl.tuple, shape: tl.tuple, exists: tl.tensor,
-    stop: tl.constexpr, length: tl.constexpr,
-) -> tl.tuple:  # fmt: skip
+    disps: tl.tuple,
+    start: tl.tensor,
+    index: tl.tensor,
+    voxel: tl.tuple,
+    shape: tl.tuple,
+    exists: tl.tensor,
+    stop: tl.constexpr,
+    length: tl.constexpr,
+) -> tl.tuple:
     """The displacement by the composed fields after number ``stop``, the last one applied first."""
     v = load_vector(disps[length - 1] + start, index, volume_of(shape), exists)
     for outer in tl.static_range(length - 2, stop, -1):
@@ -241,9 +253,14 @@ def follow(
 
 @compiled
 def compose(
-    disps: tl.tuple, composed: tl.tensor, size_x: int, size_y: int, size_z: int, length: tl.constexpr,
+    disps: tl.tuple,
+    composed: tl.tensor,
+    size_x: int,
+    size_y: int,
+    size_z: int,
+    length: tl.constexpr,
     block: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """The composition of ``length`` fields, a tuple of tensors, the last one applied first; one write per voxel."""
     shape = (size_x, size_y, size_z)
     index, voxel, exists, start = block_of(shape, block)

@@ -62,9 +62,16 @@ def _add_vector(target: tl.tensor, position: tl.tuple, shape: tl.tuple, v: tl.tu
 
 @compiled
 def scatter_compose(
-    grad: tl.tensor, disps: tl.tuple, grads: tl.tuple, size_x: int, size_y: int, size_z: int, length: tl.constexpr,
-    needed: tl.constexpr, block: tl.constexpr,
-) -> None:  # fmt: skip
+    grad: tl.tensor,
+    disps: tl.tuple,
+    grads: tl.tuple,
+    size_x: int,
+    size_y: int,
+    size_z: int,
+    length: tl.constexpr,
+    needed: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
     """The composition's gradient: goes back through the fields and adds to each field's gradient.
 
     Bit ``n`` of ``needed`` says whether the gradient of field ``n`` is asked for. The last field's is only written.
@@ -93,9 +100,15 @@ def scatter_compose(
 
 @compiled
 def scatter_invert(
-    grad: tl.tensor, disp: tl.tensor, inverse: tl.tensor, grad_disp: tl.tensor, size_x: int, size_y: int, size_z: int,
+    grad: tl.tensor,
+    disp: tl.tensor,
+    inverse: tl.tensor,
+    grad_disp: tl.tensor,
+    size_x: int,
+    size_y: int,
+    size_z: int,
     block: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """The inversion's gradient: solves ``(I + J^T) lambda = grad`` and adds ``-lambda`` where it looked."""
     shape = (size_x, size_y, size_z)
     index, voxel, exists, start = block_of(shape, block)

@@ -35,9 +35,15 @@ def _sum(v: tl.tuple) -> tl.tensor:
 
 @compiled
 def positions(
-    points: tl.tensor, index: tl.tensor, point: tl.tuple, exists: tl.tensor, grid: tl.tuple, full: tl.tuple,
-    factor: tl.tensor, mode: tl.constexpr,
-) -> tl.tuple:  # fmt: skip
+    points: tl.tensor,
+    index: tl.tensor,
+    point: tl.tuple,
+    exists: tl.tensor,
+    grid: tl.tuple,
+    full: tl.tuple,
+    factor: tl.tensor,
+    mode: tl.constexpr,
+) -> tl.tuple:
     """Where the points of a grid look, voxels of the values.
 
     ``points`` are ``absolute``, or ``relative`` to their own grid index, or they are the field on the ``level``'s

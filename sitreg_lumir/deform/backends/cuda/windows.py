@@ -47,9 +47,14 @@ def sum_products(
 
 @compiled
 def _window_sum(
-    values: tl.tensor, index: tl.tensor, place: tl.tensor, size: tl.tensor, stride: tl.tensor, exists: tl.tensor,
+    values: tl.tensor,
+    index: tl.tensor,
+    place: tl.tensor,
+    size: tl.tensor,
+    stride: tl.tensor,
+    exists: tl.tensor,
     window: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+) -> tl.tensor:
     """Sums along an axis ``size`` long, of voxels with ``place`` on it and ``stride`` between neighbours."""
     total = tl.zeros(index.shape, tl.float64)
     for step in tl.static_range(-(window // 2), window // 2 + 1):

@@ -10,9 +10,16 @@ _POINTS_AT_ONCE = 1 << 16  # bounds what is looked up at a time to some 200 MB
 
 
 def move_points(
-    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
-) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+    points: Tensor,
+    steps: Sequence[tuple[int, bool]],
+    coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int],
+    shape: Sequence[int],
+    jacobians: bool,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor | None, bool]:
     """See :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`; also returns whether all inversions converged."""
     parts = coefficients.split([4 * x * y * z for x, y, z in sizes])
     updates = [part.view(*size, 4) for part, size in zip(parts, sizes, strict=True)]
@@ -40,9 +47,7 @@ def move_points(
     return torch.cat(moved, dim=1), torch.cat(derivatives, dim=-1) if jacobians else None, settled
 
 
-def look_up(
-    position: Tensor, coefficients: Tensor, factor: int, shape: Sequence[int]
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def look_up(position: Tensor, coefficients: Tensor, factor: int, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The displacement of one update at positions ``(3, N)``, and its derivative ``(3, 3, N)``, voxels.
 
     Positions outside the grid look at its border; the derivative of that clamp is 0.
