@@ -1,7 +1,8 @@
 """The LightningModules, one per variant: each names its own defaults, and what the network sees of an image."""
 
-from typing import Any
+from typing import Literal
 
+from sitreg_lumir.data.views import Augmentation
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.train.registration import RegistrationModule as RegistrationModule
 
@@ -9,27 +10,57 @@ from sitreg_lumir.train.registration import RegistrationModule as RegistrationMo
 class RawRegistration(RegistrationModule):
     """The baseline: SITReg on raw intensities; sizes and rates of the authors' public LUMIR configuration.
 
-    Args:
-        *args: see :class:`RegistrationModule`, from ``features`` on.
-        **kwargs: see :class:`RegistrationModule`.
-
     Examples:
         >>> module = sitreg_lumir.RawRegistration(features=[4, 4], head_features=[4, 4])
         >>> module.network.architecture["in_channels"]
         1
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(None, *args, input_transform=None, **kwargs)  # type: ignore[misc]
+    def __init__(
+        self,
+        features: list[int] = [12, 32, 64, 128, 128, 128],  # noqa: B006 (read only)
+        head_features: list[int] = [12, 64, 128, 256, 256, 256],  # noqa: B006
+        learning_rate: float = 4e-4,
+        diffusion_weight: float = 1.0,
+        stage_weight: float = 0.01,
+        window: int = 11,
+        augmentation: Augmentation | None = None,
+        recompute: bool | Literal["auto"] = "auto",
+        coarse_epochs: int = 0,
+        coarse_window: int | None = None,
+        stage_every: int = 1,
+        one_direction: bool = False,
+        final_rate_share: float = 1.0,
+    ) -> None:
+        super().__init__(
+            None, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation,
+            recompute, coarse_epochs, coarse_window, stage_every, one_direction, final_rate_share,
+        )  # fmt: skip
 
 
 class MindRegistration(RegistrationModule):
     """SITReg on MIND features: trained on one contrast, robust on others.
 
     Args:
-        *args: see :class:`RegistrationModule`, from ``features`` on.
+        features: channels of the encoder, finest level first.
+        head_features: channels of the control point heads, finest level first.
+        learning_rate: of Adam.
+        diffusion_weight: of the fields' smoothness.
+        stage_weight: of each earlier stage's loss (deep supervision).
+        window: of the LNCC, voxels.
+        augmentation: of the views that the network sees in training.
+        recompute: compute activations again in the backward pass: less memory, more time, the same numbers; ``auto``
+            does so where the memory that is free does not suffice otherwise.
+        coarse_epochs: so many epochs at the beginning see the images at half resolution, where a step costs about a
+            sixth; the weights go on to the full one.
+        coarse_window: of the LNCC in these epochs, voxels of half resolution; None: ``window``.
+        stage_every: the losses of earlier stages count in every so many-th step only, with so many times the weight:
+            the same gradient on average, and less work.
+        one_direction: compare pairs on the fixed grid alone. Images come in both orders, so that both directions
+            learn; a step computes less. Triplets always compare on both grids.
+        final_rate_share: share of the learning rate that is left at the end of training; below 1, the rate falls
+            along half a cosine over the Trainer's ``max_epochs``.
         sigma: of MIND's patches, voxels.
-        **kwargs: see :class:`RegistrationModule`.
 
     Examples:
         >>> module = sitreg_lumir.MindRegistration(features=[4, 4], head_features=[4, 4])
@@ -39,5 +70,24 @@ class MindRegistration(RegistrationModule):
         (torch.Size([1, 3, 8, 10, 6]), 6)
     """
 
-    def __init__(self, *args: Any, sigma: float = 0.5, **kwargs: Any) -> None:
-        super().__init__(None, *args, input_transform=Mind(sigma), **kwargs)  # type: ignore[misc]
+    def __init__(
+        self,
+        features: list[int] = [12, 32, 64, 128, 128, 128],  # noqa: B006 (read only)
+        head_features: list[int] = [12, 64, 128, 256, 256, 256],  # noqa: B006
+        learning_rate: float = 4e-4,
+        diffusion_weight: float = 1.0,
+        stage_weight: float = 0.01,
+        window: int = 11,
+        augmentation: Augmentation | None = None,
+        recompute: bool | Literal["auto"] = "auto",
+        coarse_epochs: int = 0,
+        coarse_window: int | None = None,
+        stage_every: int = 1,
+        one_direction: bool = False,
+        final_rate_share: float = 1.0,
+        sigma: float = 0.5,
+    ) -> None:
+        super().__init__(
+            None, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation,
+            recompute, coarse_epochs, coarse_window, stage_every, one_direction, final_rate_share, Mind(sigma),
+        )  # fmt: skip
