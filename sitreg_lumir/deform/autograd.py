@@ -162,6 +162,30 @@ def _compositions(maps: Sequence[Tensor | None]) -> tuple[tuple[str, ...], ...]:
     return _FIRST_COMPOSITIONS if maps[0] is None else _COMPOSITIONS
 
 
+class Follow(torch.autograd.Function):
+    """:class:`~sitreg_lumir.deform.splines.FollowedPoints`; ``path`` keeps where the points went."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, coefficients: Tensor, points: Tensor, steps: Any, sizes: Any, factors: Any, shape: Any, path: Tensor,
+        needed: Any, tolerance: float, max_iterations: int,
+    ) -> Any:  # fmt: skip
+        layout = steps, coefficients, sizes, factors, shape
+        _, settled = backend_of(coefficients).trace_points(points, *layout, tolerance, max_iterations, path)
+        ctx.save_for_backward(points, coefficients)
+        ctx.path, ctx.layout, ctx.needed = path, (sizes, factors, shape), (steps, needed)
+        return path[-1].clone(), torch.tensor(settled)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        points, coefficients = ctx.saved_tensors
+        steps, needed = ctx.needed
+        backend = backend_of(coefficients)
+        grad = backend.trace_points_adjoint(grads[0], points, steps, coefficients, *ctx.layout, ctx.path, needed)
+        return grad, *(None,) * 9
+
+
 class Lncc(torch.autograd.Function):
     """:func:`~sitreg_lumir.deform.ops.lncc`: a scalar, so its gradient is computed along with it and scaled later."""
 

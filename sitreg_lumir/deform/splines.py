@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sitreg_lumir.deform import autograd
+from sitreg_lumir.deform.backends import backend_of
 from sitreg_lumir.deform.bspline import control_point_bound
 
 BORDER = 2  # control points that repeat on each side of a level's grid
@@ -120,8 +122,6 @@ class SplineUpdates:
             NotInvertedError: an inversion did not converge.
             ValueError: ``points`` has another shape.
         """
-        from sitreg_lumir.deform.backends import backend_of
-
         if points.ndim != 2 or len(points) != 3:
             raise ValueError(f"points must be (3, N), got {tuple(points.shape)}")
         backend = backend_of(self.coefficients.flat)
@@ -136,21 +136,12 @@ class SplineUpdates:
 
     def steps(self, inverse: bool) -> list[tuple[int, bool]]:
         """Which coefficients are applied in which order, and whether it is their inverse."""
-        stages = range(len(self.updates))
-        first, second = (1, 0) if not inverse else (0, 1)
-        return [step for k in (*stages, *reversed(stages)) for step in ((2 * k + first, True), (2 * k + second, False))]
+        return steps_of(len(self.updates), inverse)
 
     @cached_property
     def coefficients(self) -> Coefficients:
         """The control points as backends take them."""
-        parts, factors = [], []
-        for factor, pair in zip(self.factors, self.updates, strict=True):
-            for points in pair:
-                padded = F.pad(points[None].float() * factor, [BORDER] * 6, mode="replicate")[0]
-                parts.append(F.pad(padded.movedim(0, -1), (0, 1)))
-                factors.append(factor)
-        sizes = [(part.shape[0], part.shape[1], part.shape[2]) for part in parts]
-        return Coefficients(torch.cat([part.flatten() for part in parts]), sizes, factors)
+        return coefficients_of([(first.float(), second.float()) for first, second in self.updates])
 
     def sample(self, *, inverse: bool = False, planes: int = 16) -> Tensor:
         """The map on its own full-resolution grid as a field ``(3, X, Y, Z)`` float32, voxels."""
@@ -162,6 +153,80 @@ class SplineUpdates:
             moved = self.move(points.flatten(1), inverse=inverse).points
             disp[:, start : start + planes] = (moved.view_as(points) - points).float()
         return disp
+
+
+def steps_of(stages: int, inverse: bool) -> list[tuple[int, bool]]:
+    """Which coefficients of so many stages are applied in which order, and whether it is their inverse."""
+    first, second = (1, 0) if not inverse else (0, 1)
+    order = (*range(stages), *reversed(range(stages)))
+    return [step for k in order for step in ((2 * k + first, True), (2 * k + second, False))]
+
+
+def coefficients_of(updates: Sequence[tuple[Tensor, Tensor]]) -> Coefficients:
+    """Control points ``(3, ...)``, voxels of their level, of all stages down to level 0, as backends take them.
+
+    Gradients go through it.
+    """
+    parts, factors = [], []
+    for level, pair in zip(reversed(range(len(updates))), updates, strict=True):
+        for points in pair:
+            padded = F.pad(points[None] * 2**level, [BORDER] * 6, mode="replicate")[0]
+            parts.append(F.pad(padded.movedim(0, -1), (0, 1)))
+            factors.append(2**level)
+    sizes = [(part.shape[0], part.shape[1], part.shape[2]) for part in parts]
+    return Coefficients(torch.cat([part.flatten() for part in parts]), sizes, factors)
+
+
+class FollowedPoints:
+    """Where the map brings points that stay the same, while the control points of its finest stages change.
+
+    Each call starts inversions from the last one's results. Gradients are those of the exact map: an inversion's is
+    that of the equation which it solves. No other call may come between a call and its backward pass.
+
+    Args:
+        points: ``(3, N)`` float64, voxels of the full-resolution grid.
+        updates: control points of all stages, ``(3, ...)`` each, coarsest first.
+        kept: how many of the coarsest stages stay as they are.
+        shape: ``(X, Y, Z)`` of the full-resolution grid.
+        inverse: follow points of the moving image into the fixed one.
+        tolerance: a Newton step below it ends an inversion, voxels.
+    """
+
+    def __init__(
+        self, points: Tensor, updates: Sequence[tuple[Tensor, Tensor]], kept: int, shape: tuple[int, int, int],
+        *, inverse: bool = False, tolerance: float = TOLERANCE,
+    ) -> None:  # fmt: skip
+        steps = steps_of(len(updates), inverse)
+        self.coarse, self.steps = [(first.detach(), second.detach()) for first, second in updates[:kept]], steps
+        self.shape, self.tolerance, self.points = shape, tolerance, points
+        coefficients = coefficients_of(updates)
+        flat = coefficients.flat.detach()
+        limits = tolerance, MOST_LOOK_UPS
+        self.begin, _, _ = backend_of(flat).move_points(
+            points, steps[: 2 * kept], flat, *coefficients[1:], shape, False, *limits
+        )
+        self.steps = steps[2 * kept :]
+        self.path = torch.full((len(self.steps), *points.shape), torch.nan, dtype=flat.dtype, device=points.device)
+
+    def __call__(self, finest: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The displacement of each point, ``(3, N)``, voxels, with gradients to the control points.
+
+        Args:
+            finest: control points of the stages that change, ``(3, ...)`` each, coarsest first.
+
+        Raises:
+            NotInvertedError: an inversion did not converge.
+        """
+        coefficients = coefficients_of([*self.coarse, *finest])
+        needed = [index >= 2 * len(self.coarse) for index in range(len(coefficients.sizes))]
+        moved, settled = autograd.Follow.apply(
+            coefficients.flat, self.begin, self.steps, *coefficients[1:], self.shape, self.path, needed,
+            self.tolerance, MOST_LOOK_UPS,
+        )  # fmt: skip
+        if not settled:
+            raise NotInvertedError(f"an inverse did not converge to {self.tolerance:g} voxel")
+        displacement: Tensor = moved + (self.begin - self.points).to(moved.dtype)
+        return displacement
 
 
 def quantum(factor: int) -> float:

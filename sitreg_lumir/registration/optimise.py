@@ -15,8 +15,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import warp, warp_mask
-from sitreg_lumir.deform.state import SymmetricState
-from sitreg_lumir.deform.update import Maps
 from sitreg_lumir.losses import diffusion, ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import Stage
@@ -27,6 +25,7 @@ from sitreg_lumir.registration.contrast_transfer import (
     transfer_contrasts,
     without_lesion,
 )
+from sitreg_lumir.registration.optimised_fields import ExactFields, SampledFields, Updates
 
 SIMILARITIES = {"lncc": (0.2, 2), "mind": (0.03, 3)}  # name: learning rate, levels
 _PUBLISHED_VOXELS = 160 * 224 * 192  # of the grid on which the NDV's weight is 1e-5
@@ -36,15 +35,14 @@ _FULL_RATE_STEPS = 30  # with fewer steps, the first ones are shorter in proport
 _EPSILON = 1e-3  # of Adam: smaller gradients of the sum over voxels are noise and must not become full steps
 _TRANSFER_EVERY = 10  # steps, after which the contrast transfer is repeated with the current fields
 
-Updates = Sequence[tuple[Tensor, Tensor]]
-
 
 @dataclass(frozen=True, eq=False)
 class Optimised:
     """The result of instance optimisation.
 
     Attributes:
-        disp: ``(1, 3, X, Y, Z)``, voxels, fixed grid: ``warp(moving, disp)`` matches the fixed image.
+        disp: ``(1, 3, X, Y, Z)``, voxels, fixed grid: ``warp(moving, disp)`` matches the fixed image. Of the exact map
+            its samples, but more than a voxel from the brain those of the prediction.
         disp_inv: ``(1, 3, X, Y, Z)``, voxels, moving grid: the inverse of ``disp``.
         control_points: of all updates, coarsest first: of the moving and of the fixed image, voxels of the level.
         steps: number of steps that led to this result; 0 if the prediction was kept.
@@ -120,6 +118,7 @@ def optimise(
     levels: int | None = None,
     bound_multiplier: float = 0.99,
     tolerance: float = 1e-2,
+    exact: bool = True,
 ) -> Optimised:
     """Improves the control points of the finest levels for this pair by Adam, and returns the best fields of all steps.
 
@@ -158,6 +157,8 @@ def optimise(
             default two with ``lncc``, which in equal time gained more than one or three, and three with ``mind``.
         bound_multiplier: share of the control point bound that the network uses.
         tolerance: stop threshold of the inversions, voxels.
+        exact: compare images by the exact map, which is what users get; else by the fields as the network composes
+            them, which is quicker but also gains where these differ from the exact map.
 
     Returns:
         the best fields by the objective, the prediction included, so never worse ones.
@@ -196,14 +197,17 @@ def optimise(
     weights = _Weights(window, diffusion_weight, ndv_weight * _PUBLISHED_VOXELS / fixed.numel())
     points = [(first.detach().clone(), second.detach().clone()) for first, second in control_points]
     kept, best, best_step = points[:-levels], points[-levels:], 0
-    with torch.no_grad():
-        start = _compose(kept, Maps(), len(points), shape, tolerance).maps
     variables = _BoundedPoints(best, bounds[-levels:])
+    fields_of = (
+        ExactFields(points, len(kept), [image.mask for image in images], tolerance)
+        if exact
+        else SampledFields(points, len(kept), shape, tolerance)
+    )
     optimizer, schedule = _adam(variables.arguments, learning_rate, steps)
     for step in range(steps + 1):
         with torch.set_grad_enabled(learning := step < steps):
             updates = variables.updates()
-            fields = _fields(updates, start, shape, tolerance)
+            fields = fields_of(updates)
         current = [field.detach() for field in fields]
         if step == 0:
             predicted = current
@@ -222,7 +226,7 @@ def optimise(
             schedule.step()
         del updates, fields, current, gradients  # frees memory for the next step
     with torch.no_grad():
-        disp, disp_inv = _fields(best, start, shape, tolerance)
+        disp, disp_inv = fields_of(best)
     objective, dissimilarity = zip(before, after, strict=True)
     return Optimised(disp, disp_inv, [*kept, *best], best_step, objective, dissimilarity, contrasts_transferred)
 
@@ -276,22 +280,6 @@ def _objective(
                 gradients += torch.autograd.grad(total * disp[0, 0].numel(), disp)
         values.append((float(total.detach()), float(dissimilarity.detach())))
     return _Value(*((forward + backward) / 2 for forward, backward in zip(*values, strict=True))), gradients
-
-
-def _compose(updates: Updates, start: Maps, levels: int, shape: tuple[int, ...], tolerance: float) -> SymmetricState:
-    """The state after the updates of the coarsest of ``levels`` levels, from the maps ``start``."""
-    state = SymmetricState(shape, tolerance)
-    state.maps = start
-    for level, update in zip(reversed(range(levels - len(updates), levels)), updates, strict=True):
-        state.update(*update, 2**level)
-    return state
-
-
-def _fields(updates: Updates, start: Maps, shape: tuple[int, ...], tolerance: float) -> tuple[Tensor, Tensor]:
-    """The fields both ways that ``start`` and the updates down to level 0, coarsest first, compose to."""
-    disp, disp_inv = _compose(updates, start, len(updates), shape, tolerance).fields()
-    assert disp_inv is not None
-    return disp, disp_inv
 
 
 def _check_images(**images: Tensor | None) -> None:

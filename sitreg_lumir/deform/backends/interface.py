@@ -74,6 +74,22 @@ class Backend(Protocol):
         """Points ``(3, N)`` through continuous updates, see ``deform.splines``; and whether inversions converged."""
         ...
 
+    def trace_points(
+        self, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
+        sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], tolerance: float,
+        max_iterations: int, path: Tensor,
+    ) -> tuple[Tensor, bool]:  # fmt: skip
+        """Fills and returns ``path`` ``(S, 3, N)``, the points' ways; and whether inversions converged."""
+        ...
+
+    def trace_points_adjoint(
+        self, grad: Tensor, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
+        sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], path: Tensor,
+        needed: Sequence[bool],
+    ) -> Tensor:  # fmt: skip
+        """Gradient of where points end with respect to the coefficients of the ``needed`` updates."""
+        ...
+
     def warp(self, values: Tensor, disp: Tensor, factor: int) -> Tensor:
         """``values`` of the level with spacing ``factor``, pulled through a full-resolution field."""
         ...

@@ -79,6 +79,29 @@ def move_points(
     return moved
 
 
+def trace_points(
+    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int], shape: Sequence[int], tolerance: float, max_iterations: int, path: Tensor,
+) -> tuple[Tensor, bool]:  # fmt: skip
+    """Follows points ``(3, N)`` through a chain of continuous updates: see ``torch.splines``."""
+    followed: tuple[Tensor, bool] = working("trace_points", coefficients.dtype)(
+        points, steps, coefficients, sizes, factors, shape, tolerance, max_iterations, path
+    )
+    return followed
+
+
+def trace_points_adjoint(
+    grad: Tensor, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], path: Tensor,
+    needed: Sequence[bool],
+) -> Tensor:  # fmt: skip
+    """Gradient of where points end with respect to the coefficients: see ``torch.splines``."""
+    gradient: Tensor = working("trace_points_adjoint", coefficients.dtype)(
+        grad, points, steps, coefficients, sizes, factors, shape, path, needed
+    )
+    return gradient
+
+
 def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of :func:`compose` with respect to each field, None where ``needed`` says so."""
     grads: list[Tensor | None] = working("compose_adjoint", grad.dtype)(grad, disps, needed)

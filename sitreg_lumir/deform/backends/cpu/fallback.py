@@ -25,6 +25,8 @@ _TRUTH: dict[str, Callable[..., Any]] = {
     "compose": torch_backend.compose,
     "compose_adjoint": torch_backend.compose_adjoint,
     "move_points": torch_splines.move_points,
+    "trace_points": torch_splines.trace_points,
+    "trace_points_adjoint": torch_splines.trace_points_adjoint,
     "weight_gradient": torch_layers.weight_gradient,
 }
 _TOLERANCE = 1e-3
@@ -78,11 +80,14 @@ def _small_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
     field = torch.linspace(-0.4, 0.4, 2 * 3 * 3 * 4 * 5, dtype=dtype).view(2, 3, 3, 4, 5).sin()
     if name == "weight_gradient":
         return field, torch.cat([field, -field], dim=1), torch.zeros(6, 3, 3, 3, 3, dtype=dtype), 1, 1
-    if name == "move_points":
+    if name in ("move_points", "trace_points", "trace_points_adjoint"):
         points = torch.linspace(-1, 6, 3 * 7, dtype=torch.float64).view(3, 7)
         coefficients = 0.2 * torch.linspace(0, 60, 2 * 4 * 7 * 8 * 9, dtype=dtype).sin()
-        steps = [(1, True), (0, False)]
-        return points, steps, coefficients, [(7, 8, 9), (7, 8, 9)], [1, 1], (3, 4, 5), True, 1e-6, 50
+        updates = [(1, True), (0, False)], coefficients, [(7, 8, 9), (7, 8, 9)], [1, 1], (3, 4, 5)
+        path = torch.linspace(-0.1, 0.1, 2 * 3 * 7, dtype=dtype).view(2, 3, 7)
+        if name == "trace_points_adjoint":
+            return points.cos(), points, *updates, path, [True, False]
+        return points, *updates, *((True, 1e-6, 50) if name == "move_points" else (1e-6, 50, path))
     arguments: dict[str, tuple[Any, ...]] = {
         "upsample_control_points": (field, 2, (6, 8, 9)),
         "invert": (field / 2, 1e-4, 50),

@@ -63,18 +63,18 @@ def move_points(
                     unsettled[start + active[place]] = True
                 if with_jacobians:
                     for p in range(count):
-                        _, by_x, by_y, by_z = _look_up_gradients(coefficients, level, at[0, p], at[1, p], at[2, p])
-                        a, b, c = _inverse(by_x, by_y, by_z)
+                        _, by_x, by_y, by_z = look_up_gradients(coefficients, level, at[0, p], at[1, p], at[2, p])
+                        a, b, c = inverse_matrix(by_x, by_y, by_z)
                         _multiply(a, b, c, total, p)
                 continue
             for p in range(count):
                 x, y, z = at[0, p], at[1, p], at[2, p]
                 if with_jacobians:
-                    disp, by_x, by_y, by_z = _look_up_gradients(coefficients, level, x, y, z)
-                    a, b, c = _rows(by_x, by_y, by_z)
+                    disp, by_x, by_y, by_z = look_up_gradients(coefficients, level, x, y, z)
+                    a, b, c = matrix(by_x, by_y, by_z)
                     _multiply(a, b, c, total, p)
                 else:
-                    disp = _look_up(coefficients, level, x, y, z)
+                    disp = look_up(coefficients, level, x, y, z)
                 at[0, p], at[1, p], at[2, p] = x + x_of(disp), y + y_of(disp), z + z_of(disp)
         for p in range(count):
             known = not np.isnan(at[0, p] + at[1, p] + at[2, p])
@@ -90,7 +90,19 @@ def _invert(
     coefficients: Any, level: Any, count: Any, tolerance: Any, max_iterations: Any, at: Any, wanted: Any, kept: Any,
     before: Any, active: Any,
 ) -> Any:  # fmt: skip
-    """Moves points to where an update brings to them; returns how many do not converge, with which ``active`` begins.
+    """Moves points to where an update brings to them; returns how many do not converge, with which ``active`` begins."""
+    for p in range(count):
+        for axis in range(3):
+            wanted[axis, p] = at[axis, p]
+    return settle(coefficients, level, count, tolerance, max_iterations, at, wanted, kept, before, active)
+
+
+@compiled
+def settle(
+    coefficients: Any, level: Any, count: Any, tolerance: Any, max_iterations: Any, at: Any, wanted: Any, kept: Any,
+    before: Any, active: Any,
+) -> Any:  # fmt: skip
+    """Moves points ``at`` to where an update brings to ``wanted``, as :func:`_invert`.
 
     Newton's method; where a step does not lessen the residual, one of the fixed-point iteration takes its place, which
     always does for contractions. Points take their steps one after the other, so that the processor works on several.
@@ -98,9 +110,9 @@ def _invert(
     left = 0
     for p in range(count):
         for axis in range(3):
-            wanted[axis, p] = kept[axis, p] = at[axis, p]
+            kept[axis, p] = at[axis, p]
         before[p] = np.inf
-        if not np.isnan(at[0, p] + at[1, p] + at[2, p]):
+        if not np.isnan(wanted[0, p] + wanted[1, p] + wanted[2, p]):
             active[left] = p
             left += 1
     for _ in range(max_iterations):
@@ -108,7 +120,7 @@ def _invert(
         for place in range(unsettled):
             p = active[place]
             x, y, z = at[0, p], at[1, p], at[2, p]
-            disp, by_x, by_y, by_z = _look_up_gradients(coefficients, level, x, y, z)
+            disp, by_x, by_y, by_z = look_up_gradients(coefficients, level, x, y, z)
             rest_x, rest_y, rest_z = (
                 x + x_of(disp) - wanted[0, p],
                 y + y_of(disp) - wanted[1, p],
@@ -117,13 +129,13 @@ def _invert(
             residual = max(abs(rest_x), abs(rest_y), abs(rest_z))
             active[left] = p
             if residual > _LARGEST_RESIDUAL * before[p]:  # back to where it was smaller, and on from there
-                disp = _look_up(coefficients, level, kept[0, p], kept[1, p], kept[2, p])
+                disp = look_up(coefficients, level, kept[0, p], kept[1, p], kept[2, p])
                 at[0, p], at[1, p] = wanted[0, p] - x_of(disp), wanted[1, p] - y_of(disp)
                 at[2, p], before[p] = wanted[2, p] - z_of(disp), np.inf
                 left += 1
                 continue
             before[p], kept[0, p], kept[1, p], kept[2, p] = residual, x, y, z
-            a, b, c = _inverse(by_x, by_y, by_z)
+            a, b, c = inverse_matrix(by_x, by_y, by_z)
             step_x = a[0] * rest_x + a[1] * rest_y + a[2] * rest_z
             step_y = b[0] * rest_x + b[1] * rest_y + b[2] * rest_z
             step_z = c[0] * rest_x + c[1] * rest_y + c[2] * rest_z
@@ -135,7 +147,7 @@ def _invert(
 
 
 @compiled
-def _place(position: Any, bound: Any, density: Any) -> Any:
+def locate(position: Any, bound: Any, density: Any) -> Any:
     """First of the four control points along an axis, how far behind the second, and whether inside the grid."""
     place = position if position > 0 else 0.0
     place = place if place < bound else bound
@@ -145,7 +157,7 @@ def _place(position: Any, bound: Any, density: Any) -> Any:
 
 
 @compiled
-def _weights(r: Any, real: Any) -> Any:
+def spline_weights(r: Any, real: Any) -> Any:
     """Of the four control points around a place."""
     s = 1 - r
     w1, w2 = _TWO_THIRDS - 0.5 * r * r * (1 + s), _TWO_THIRDS - 0.5 * s * s * (1 + r)
@@ -161,45 +173,45 @@ def _gradients(r: Any, scale: Any, real: Any) -> Any:
 
 
 @compiled
-def _look_up(coefficients: Any, level: Any, x: Any, y: Any, z: Any) -> Any:
+def look_up(coefficients: Any, level: Any, x: Any, y: Any, z: Any) -> Any:
     """The displacement of one update at a position."""
     real = coefficients.dtype.type
     start, size_y, size_z, density, bounds = level
     (i, rx, _), (j, ry, _), (k, rz, _) = (
-        _place(x, bounds[0], density),
-        _place(y, bounds[1], density),
-        _place(z, bounds[2], density),
+        locate(x, bounds[0], density),
+        locate(y, bounds[1], density),
+        locate(z, bounds[2], density),
     )
     step_y, step_x = size_z * np.uintp(4), size_y * size_z * np.uintp(4)
     at = start + i * step_x + j * step_y + k * np.uintp(4)
-    wx, wy = _weights(rx, real), _weights(ry, real)
+    wx, wy = spline_weights(rx, real), spline_weights(ry, real)
     a = _row(coefficients, at, step_y, wy) * wx[0]
     b = _row(coefficients, at + step_x, step_y, wy) * wx[1]
     c = _row(coefficients, at + step_x + step_x, step_y, wy) * wx[2]
     d = _row(coefficients, at + step_x + step_x + step_x, step_y, wy) * wx[3]
-    w0, w1, w2, w3 = _weights(rz, real)
+    w0, w1, w2, w3 = spline_weights(rz, real)
     return of_all_voxels(((a + b) + (c + d)) * by_voxel(w0, w1, w2, w3))
 
 
 @compiled
-def _look_up_gradients(coefficients: Any, level: Any, x: Any, y: Any, z: Any) -> Any:
+def look_up_gradients(coefficients: Any, level: Any, x: Any, y: Any, z: Any) -> Any:
     """The displacement of one update at a position, and its derivatives by x, y and z."""
     real = coefficients.dtype.type
     start, size_y, size_z, density, bounds = level
     (i, rx, in_x), (j, ry, in_y), (k, rz, in_z) = (
-        _place(x, bounds[0], density),
-        _place(y, bounds[1], density),
-        _place(z, bounds[2], density),
+        locate(x, bounds[0], density),
+        locate(y, bounds[1], density),
+        locate(z, bounds[2], density),
     )
     step_y, step_x = size_z * np.uintp(4), size_y * size_z * np.uintp(4)
     at = start + i * step_x + j * step_y + k * np.uintp(4)
-    wx, wy = _weights(rx, real), _weights(ry, real)
+    wx, wy = spline_weights(rx, real), spline_weights(ry, real)
     sx, sy = _gradients(rx, in_x * density, real), _gradients(ry, in_y * density, real)
     a, p = _rows_both(coefficients, at, step_y, wy, sy)
     b, q = _rows_both(coefficients, at + step_x, step_y, wy, sy)
     c, r = _rows_both(coefficients, at + step_x + step_x, step_y, wy, sy)
     d, s = _rows_both(coefficients, at + step_x + step_x + step_x, step_y, wy, sy)
-    w0, w1, w2, w3 = _weights(rz, real)
+    w0, w1, w2, w3 = spline_weights(rz, real)
     along = by_voxel(w0, w1, w2, w3)
     w0, w1, w2, w3 = _gradients(rz, in_z * density, real)
     total = (a * wx[0] + b * wx[1]) + (c * wx[2] + d * wx[3])
@@ -225,7 +237,7 @@ def _rows_both(coefficients: Any, at: Any, step: Any, w: Any, s: Any) -> Any:
 
 
 @compiled
-def _rows(by_x: Any, by_y: Any, by_z: Any) -> Any:
+def matrix(by_x: Any, by_y: Any, by_z: Any) -> Any:
     """The derivative of position plus displacement, row by row."""
     unit = 1.0
     return (
@@ -236,9 +248,9 @@ def _rows(by_x: Any, by_y: Any, by_z: Any) -> Any:
 
 
 @compiled
-def _inverse(by_x: Any, by_y: Any, by_z: Any) -> Any:
+def inverse_matrix(by_x: Any, by_y: Any, by_z: Any) -> Any:
     """The inverse of that derivative, row by row."""
-    (a, b, c), (d, e, f), (g, h, i) = _rows(by_x, by_y, by_z)
+    (a, b, c), (d, e, f), (g, h, i) = matrix(by_x, by_y, by_z)
     p, q, r = e * i - f * h, f * g - d * i, d * h - e * g
     scale = 1 / (a * p + b * q + c * r)
     return (

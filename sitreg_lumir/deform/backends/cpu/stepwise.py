@@ -16,6 +16,8 @@ from sitreg_lumir.deform.backends.cpu.sampling import look_up, look_up_adjoint
 from sitreg_lumir.deform.backends.cpu.threads import run
 from sitreg_lumir.deform.backends.cpu.upsampling import upsample_control_points as upsample_control_points
 from sitreg_lumir.deform.backends.torch.splines import move_points as move_points
+from sitreg_lumir.deform.backends.torch.splines import trace_points as trace_points
+from sitreg_lumir.deform.backends.torch.splines import trace_points_adjoint as trace_points_adjoint
 
 _PARTS = 16  # so many parts of a volume have sums of their own, for as many threads
 _LARGEST = 2**23  # numbers in a volume's sums

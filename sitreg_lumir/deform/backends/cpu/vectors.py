@@ -181,6 +181,20 @@ def by_voxel(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     return Vector(a, 16)(a, b, c, d), build
 
 
+@_intrinsic
+def four_times(typing: Any, like: Any, a: Any, b: Any, c: Any) -> Any:
+    """Four voxels, each with the components ``a``, ``b`` and ``c`` and a spare 0, in the type of ``like``."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        real = context.get_value_type(like.real)
+        four = ir.Constant(ir.VectorType(real, 4), [0.0] * 4)
+        for place, value in enumerate(args[1:]):
+            four = builder.insert_element(four, value, ir.IntType(32)(place))
+        return _mix(builder, four, four, list(range(4)) * 4)
+
+    return Vector(like.real, 16)(like, a, b, c), build
+
+
 def _number(place: int) -> Any:
     def number(typing: Any, vector: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:

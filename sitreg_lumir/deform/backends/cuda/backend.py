@@ -23,6 +23,8 @@ from sitreg_lumir.deform.backends.cuda.images import ndv_map as ndv_map
 from sitreg_lumir.deform.backends.cuda.images import ndv_sum_and_gradient as ndv_sum_and_gradient
 from sitreg_lumir.deform.backends.cuda.launch import blocks, launch
 from sitreg_lumir.deform.backends.torch.splines import move_points as move_points  # no kernel of its own yet
+from sitreg_lumir.deform.backends.torch.splines import trace_points as trace_points
+from sitreg_lumir.deform.backends.torch.splines import trace_points_adjoint as trace_points_adjoint
 from sitreg_lumir.deform.bspline import upsampling_matrix
 
 NAME = "cuda"

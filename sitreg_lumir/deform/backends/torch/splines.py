@@ -21,8 +21,7 @@ def move_points(
     max_iterations: int,
 ) -> tuple[Tensor, Tensor | None, bool]:
     """See :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`; also returns whether all inversions converged."""
-    parts = coefficients.split([4 * x * y * z for x, y, z in sizes])
-    updates = [part.view(*size, 4) for part, size in zip(parts, sizes, strict=True)]
+    updates = _by_update(coefficients, sizes)
     moved, derivatives, settled = [], [], True
     for part in points.split(_POINTS_AT_ONCE, dim=1):
         position = part
@@ -52,15 +51,7 @@ def look_up(position: Tensor, coefficients: Tensor, factor: int, shape: Sequence
 
     Positions outside the grid look at its border; the derivative of that clamp is 0.
     """
-    last = torch.tensor([size - 1 for size in shape], dtype=position.dtype, device=position.device)[:, None]
-    place = torch.minimum(position.nan_to_num(0.0).clamp(min=0), last)
-    inside = ((position > 0) & (position <= last)).to(position.dtype)
-    t = (place + 0.5) / factor + 1.5
-    whole = t.floor()
-    weights, derivatives = _weights(t - whole)  # (4, 3, N)
-    derivatives = derivatives * inside / factor
-    index = whole.long() - 1 + torch.arange(4, device=position.device)[:, None, None]
-    x, y, z = index[:, 0], index[:, 1], index[:, 2]
+    (x, y, z), weights, derivatives = _locate(position, factor, shape)
     values = coefficients[x[:, None, None], y[None, :, None], z[None, None, :], :3].to(
         position.dtype
     )  # (4, 4, 4, N, 3)
@@ -74,6 +65,19 @@ def look_up(position: Tensor, coefficients: Tensor, factor: int, shape: Sequence
     return disp, torch.stack(by, dim=1)
 
 
+def _locate(position: Tensor, factor: int, shape: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Of the four control points along each axis: indices ``(4, N)``, weights and their derivatives ``(4, 3, N)``."""
+    last = torch.tensor([size - 1 for size in shape], dtype=position.dtype, device=position.device)[:, None]
+    place = torch.minimum(position.nan_to_num(0.0).clamp(min=0), last)
+    inside = ((position > 0) & (position <= last)).to(position.dtype)
+    t = (place + 0.5) / factor + 1.5
+    whole = t.floor()
+    weights, derivatives = _weights(t - whole)  # (4, 3, N)
+    derivatives = derivatives * inside / factor
+    index = whole.long() - 1 + torch.arange(4, device=position.device)[:, None, None]
+    return (index[:, 0], index[:, 1], index[:, 2]), weights, derivatives
+
+
 def _weights(r: Tensor) -> tuple[Tensor, Tensor]:
     """Of the four control points around a place, ``r`` behind the second: the B-spline's weights and derivatives."""
     s = 1 - r
@@ -83,10 +87,11 @@ def _weights(r: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _invert(
-    wanted: Tensor, coefficients: Tensor, factor: int, shape: Sequence[int], tolerance: float, max_iterations: int
-) -> tuple[Tensor, bool]:
+    wanted: Tensor, coefficients: Tensor, factor: int, shape: Sequence[int], tolerance: float, max_iterations: int,
+    start: Tensor | None = None,
+) -> tuple[Tensor, bool]:  # fmt: skip
     """Where an update brings to ``wanted``: Newton's method, and the fixed-point iteration where that goes astray."""
-    position = kept = wanted
+    position = kept = wanted if start is None else start
     before = torch.full_like(wanted[0], torch.inf)
     active = ~wanted.isnan().any(dim=0)
     for _ in range(max_iterations):
@@ -105,3 +110,94 @@ def _invert(
         position = torch.where(active, after, position)
         active = active & (astray | (step.abs().amax(dim=0) >= tolerance))
     return position, not bool(active.any())
+
+
+def trace_points(
+    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int], shape: Sequence[int], tolerance: float, max_iterations: int, path: Tensor,
+) -> tuple[Tensor, bool]:  # fmt: skip
+    """Follows points ``(3, N)`` through continuous updates: their filled ``path``, and whether inversions converged.
+
+    Args:
+        points: float64, voxels.
+        steps: as :func:`move_points` takes it, like the four that follow.
+        coefficients: of all updates.
+        sizes: of their grids.
+        factors: of their spacings.
+        shape: of the full-resolution grid.
+        tolerance: of the inversions, voxels.
+        max_iterations: upper limit of look-ups for one inversion.
+        path: ``(S, 3, N)`` for ``S`` steps, of the coefficients' dtype, is filled with how far each step's end lies from
+            the point. An inversion starts from what was there before, or where the step starts if that is NaN.
+    """
+    updates, settled = _by_update(coefficients, sizes), True
+    for part in torch.arange(points.shape[1], device=points.device).split(_POINTS_AT_ONCE):
+        begin = position = points[:, part]
+        for step, (index, inverted) in enumerate(steps):
+            update = updates[index], factors[index], shape
+            if inverted:
+                before = path[step][:, part]
+                guess = torch.where(before.isnan(), position, begin + before)
+                position, converged = _invert(position, *update, tolerance, max_iterations, guess)
+                settled = settled and converged
+            else:
+                position = position + look_up(position, *update)[0]
+            path[step][:, part] = (position - begin).to(path.dtype)
+    return path, settled
+
+
+def trace_points_adjoint(
+    grad: Tensor, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], path: Tensor,
+    needed: Sequence[bool],
+) -> Tensor:  # fmt: skip
+    """Gradient of where points end with respect to the coefficients, 0 for updates that are not ``needed``.
+
+    An inverse ``q`` of ``p`` solves ``q + u(q) = p``. With ``J`` the derivative of ``u`` at ``q``, the gradient
+    ``g`` of ``q`` becomes ``lambda = (I + J)^-T g`` of ``p``, and ``-lambda`` of ``u`` at ``q``.
+
+    Args:
+        grad: ``(3, N)`` of where the points end.
+        points: ``(3, N)`` float64, where they start, voxels.
+        steps: as :func:`trace_points` takes it, like the four that follow.
+        coefficients: of all updates.
+        sizes: of their grids.
+        factors: of their spacings.
+        shape: of the full-resolution grid.
+        path: as :func:`trace_points` filled it.
+        needed: of each update.
+    """
+    updates, result = _by_update(coefficients, sizes), torch.zeros_like(coefficients)
+    targets = _by_update(result, sizes)
+    for part in torch.arange(points.shape[1], device=points.device).split(_POINTS_AT_ONCE):
+        pulled = grad[:, part].to(points.dtype)
+        for step, (index, inverted) in reversed(list(enumerate(steps))):
+            looked = step if inverted else step - 1
+            position = points[:, part] + path[looked][:, part] if looked >= 0 else points[:, part]
+            matrix = look_up(position, updates[index], factors[index], shape)[1].movedim(-1, 0)
+            matrix = matrix + torch.eye(3, dtype=points.dtype, device=points.device)
+            by_update = pulled
+            if inverted:
+                pulled = torch.linalg.solve(matrix.mT, pulled.T[..., None])[..., 0].T
+                by_update = -pulled
+            else:
+                pulled = (matrix.mT @ pulled.T[..., None])[..., 0].T
+            if needed[index]:
+                _add_where_looked(targets[index], by_update, position, factors[index], shape)
+    return result
+
+
+def _by_update(coefficients: Tensor, sizes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+    """Views of the coefficients of each update, ``(X + 4, Y + 4, Z + 4, 4)``."""
+    parts = coefficients.split([4 * x * y * z for x, y, z in sizes])
+    return [part.view(*size, 4) for part, size in zip(parts, sizes, strict=True)]
+
+
+def _add_where_looked(target: Tensor, values: Tensor, position: Tensor, factor: int, shape: Sequence[int]) -> None:
+    """Adds ``values`` ``(3, N)`` to the control points around positions, in shares of their weights."""
+    (x, y, z), weights, _ = _locate(position, factor, shape)
+    shares = torch.einsum("in,jn,kn,cn->ijknc", weights[:, 0], weights[:, 1], weights[:, 2], values)
+    index = (x[:, None, None] * target.shape[1] + y[None, :, None]) * target.shape[2] + z[None, None, :]
+    added = torch.zeros(target[..., 0].numel(), 3, dtype=values.dtype, device=values.device)
+    added.index_add_(0, index.flatten(), shares.flatten(0, 3))
+    target[..., :3] += added.view(*target.shape[:3], 3).to(target.dtype)
