@@ -127,8 +127,8 @@ def trace_points(
         shape: of the full-resolution grid.
         tolerance: of the inversions, voxels.
         max_iterations: upper limit of look-ups for one inversion.
-        path: ``(S, 3, N)`` for ``S`` steps, of the coefficients' dtype, is filled with how far each step's end lies from
-            the point. An inversion starts from what was there before, or where the step starts if that is NaN.
+        path: ``(S, 3, N)`` for ``S`` steps, of the coefficients' dtype, is filled with how far each step's end lies
+            from the point. An inversion starts from what was there before, or where the step starts if that is NaN.
     """
     updates, settled = _by_update(coefficients, sizes), True
     for part in torch.arange(points.shape[1], device=points.device).split(_POINTS_AT_ONCE):
