@@ -120,7 +120,8 @@ def voxel_field(
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """A row for each contrast and number of steps."""
     lines = [
-        "| | pairs | inverse error mm: median / p99 / largest | NDV of samples, most, % | verdict | Dice exact, sampled | CPU s |",
+        "| | pairs | inverse error mm: median / p99 / largest | NDV of samples, most, % | verdict | "
+        "Dice exact, sampled | CPU s |",
         "|---|---|---|---|---|---|---|",
     ]
     groups = sorted({(name.split()[0], int(name.split()[-1])) for name in rows})

@@ -173,17 +173,18 @@ class Follow(torch.autograd.Function):
         layout = steps, coefficients, sizes, factors, shape
         _, settled = backend_of(coefficients).trace_points(points, *layout, tolerance, max_iterations, path)
         ctx.save_for_backward(points, coefficients)
-        ctx.path, ctx.layout, ctx.needed = path, (sizes, factors, shape), (steps, needed)
+        ctx.path, ctx.layout = path, (steps, sizes, factors, shape, needed)
         return path[-1].clone(), torch.tensor(settled)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         points, coefficients = ctx.saved_tensors
-        steps, needed = ctx.needed
-        backend = backend_of(coefficients)
-        grad = backend.trace_points_adjoint(grads[0], points, steps, coefficients, *ctx.layout, ctx.path, needed)
-        return grad, *(None,) * 9
+        steps, sizes, factors, shape, needed = ctx.layout
+        by_coefficients = backend_of(coefficients).trace_points_adjoint(
+            grads[0], points, steps, coefficients, sizes, factors, shape, ctx.path, needed
+        )
+        return by_coefficients, *(None,) * 9
 
 
 class Lncc(torch.autograd.Function):

@@ -219,10 +219,10 @@ class FollowedPoints:
         """
         coefficients = coefficients_of([*self.coarse, *finest])
         needed = [index >= 2 * len(self.coarse) for index in range(len(coefficients.sizes))]
-        moved, settled = autograd.Follow.apply(
-            coefficients.flat, self.begin, self.steps, *coefficients[1:], self.shape, self.path, needed,
-            self.tolerance, MOST_LOOK_UPS,
-        )  # fmt: skip
+        limits = self.tolerance, MOST_LOOK_UPS
+        args = self.begin, self.steps, *coefficients[1:], self.shape, self.path, needed, *limits
+        followed: tuple[Tensor, Tensor] = autograd.Follow.apply(coefficients.flat, *args)
+        moved, settled = followed
         if not settled:
             raise NotInvertedError(f"an inverse did not converge to {self.tolerance:g} voxel")
         displacement: Tensor = moved + (self.begin - self.points).to(moved.dtype)

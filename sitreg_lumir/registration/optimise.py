@@ -199,7 +199,7 @@ def optimise(
     kept, best, best_step = points[:-levels], points[-levels:], 0
     variables = _BoundedPoints(best, bounds[-levels:])
     fields_of = (
-        ExactFields(points, len(kept), [image.mask for image in images], tolerance)
+        ExactFields(points, len(kept), [fixed_mask.bool(), moving_mask.bool()], tolerance)
         if exact
         else SampledFields(points, len(kept), shape, tolerance)
     )

@@ -16,7 +16,7 @@ from transform_samples import by_sitk, distance, grid_points, matrix, sitk_field
 from sitreg_lumir.deform.backends import backend_of, use_backend
 from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import compose, invert, upsample_control_points
-from sitreg_lumir.deform.splines import NotInvertedError, SplineUpdates, quantum, to_integers
+from sitreg_lumir.deform.splines import FollowedPoints, NotInvertedError, SplineUpdates, quantum, to_integers
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import DisplacementField, composite_field, look_up, map_points, transform_by
@@ -129,6 +129,57 @@ def test_it_is_what_the_network_samples() -> None:
     inside = (slice(None), slice(2, -2), slice(2, -2), slice(2, -2))
     inverse = invert(compose(field, field), 1e-4)[0]
     assert (updates.sample(inverse=True) - inverse)[inside].abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gradients_are_those_of_finite_differences(backend: str, inverse: bool) -> None:
+    """Of where points end, with respect to the control points of both sides of the finest two levels, in float64."""
+    updates = [(first.double(), second.double()) for first, second in random_updates(0, 0.6).updates]
+    points, generator, step = random_points(1, 300), torch.Generator().manual_seed(2), 1e-4
+    weights = torch.randn(3, points.shape[1], generator=generator, dtype=torch.float64)
+    with use_backend(backend):
+        follow = FollowedPoints(points, updates, 2, SHAPE, inverse=inverse, tolerance=1e-9)
+        finest = [tuple(side.clone().requires_grad_() for side in update) for update in updates[2:]]
+        moved = follow([(first, second) for first, second in finest])
+        exact = SplineUpdates(updates, SHAPE).move(points, inverse=inverse).points
+        torch.testing.assert_close(moved.detach() + points, exact, rtol=0, atol=1e-4)  # that one keeps float32
+        gradients = torch.autograd.grad((moved * weights).sum(), [side for update in finest for side in update])
+        for place, gradient in enumerate(gradients):
+            direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+            values = []
+            for sign in (1, -1):
+                sides = [side.clone() for update in updates[2:] for side in update]
+                sides[place] += sign * step * direction
+                values.append(float((follow([(sides[0], sides[1]), (sides[2], sides[3])]) * weights).sum()))
+            expected = (values[0] - values[1]) / (2 * step)
+            assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_do_not_depend_on_threads() -> None:
+    """Bit for bit, though points of several threads add to the same control points; and as plain torch has them."""
+    updates = [(first.float(), second.float()) for first, second in random_updates(0, 0.9).updates]
+    points = torch.stack(torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij")).flatten(1).double()
+
+    def gradients(kept: int = 1) -> list[torch.Tensor]:
+        finest = [tuple(side.clone().requires_grad_() for side in update) for update in updates[kept:]]
+        moved = FollowedPoints(points, updates, kept, SHAPE)([(first, second) for first, second in finest])
+        return list(torch.autograd.grad(moved.square().sum(), [side for update in finest for side in update]))
+
+    before = torch.get_num_threads()
+    try:
+        computed = []
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            computed.append(gradients())
+    finally:
+        torch.set_num_threads(before)
+    for again in computed[1:]:
+        assert all(torch.equal(first, second) for first, second in zip(again, computed[0], strict=True))
+    with use_backend("torch"):
+        plain = gradients()
+    for compiled, expected in zip(computed[0], plain, strict=True):
+        torch.testing.assert_close(compiled, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_unknown_points_stay_unknown() -> None:

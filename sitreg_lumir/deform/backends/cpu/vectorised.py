@@ -144,7 +144,7 @@ def trace_points_adjoint(
 
 def _step_arrays(steps: Sequence[tuple[int, bool]]) -> tuple[Any, Any]:
     """Which update each step applies, and whether its inverse."""
-    return np.array([index for index, _ in steps]), np.array([inverted for _, inverted in steps])
+    return np.array([index for index, _ in steps], np.int64), np.array([inverted for _, inverted in steps], np.bool_)
 
 
 def _layout(sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int]) -> tuple[Any, ...]:
