@@ -42,12 +42,14 @@ from sitreg_lumir.geometry.transforms import (
 from sitreg_lumir.io.read import read_volume
 from sitreg_lumir.metrics import dsc, ndv
 from sitreg_lumir.registration.model import Model, as_tensor, load_model
+from sitreg_lumir.registration.optimised_fields import SampledFields
 from sitreg_lumir.registration.pair import ModelPair
 from sitreg_lumir.registration.quality import folded_percent
 from sitreg_lumir.registration.register import optimise_pair
 
 DATASETS = ("LUMIR_dataset.json", "LUMIR_dataset_multimodal.json")
 POINTS = 20_000
+TOLERANCE = 1e-2  # voxels, of the inversions of the network's own fields
 
 
 def main() -> None:
@@ -102,7 +104,9 @@ def measure(model: Model, pair: Pair, scored: Sequence[int] | None, refine: int,
     points, disp, disp_inv = list(stage.updates), stage.disp, stage.disp_inv
     if refine:
         optimised = optimise_pair(model, both, points, refine, "lncc")
-        points, disp, disp_inv = list(optimised.control_points), optimised.disp, optimised.disp_inv
+        points = list(optimised.control_points)
+        with torch.no_grad():
+            disp, disp_inv = SampledFields(points, 0, model.shape, TOLERANCE)(points)
     matrices = np.eye(4), np.eye(4), model.affine
     sampled = CompositeTransform(*matrices, disp[0].float().numpy())
     updates = SplineUpdates.rounded(points, model.shape)

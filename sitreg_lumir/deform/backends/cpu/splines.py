@@ -90,7 +90,7 @@ def _invert(
     coefficients: Any, level: Any, count: Any, tolerance: Any, max_iterations: Any, at: Any, wanted: Any, kept: Any,
     before: Any, active: Any,
 ) -> Any:  # fmt: skip
-    """Moves points to where an update brings to them; returns how many do not converge, with which ``active`` begins."""
+    """Moves points to where an update brings to them; returns how many do not converge: the first of ``active``."""
     for p in range(count):
         for axis in range(3):
             wanted[axis, p] = at[axis, p]
