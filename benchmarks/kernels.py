@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sitreg_lumir.deform.backends import backend_of
 from sitreg_lumir.deform.backends.torch import backend as torch_backend
+from sitreg_lumir.deform.splines import coefficients_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,10 @@ def all_kernels(device: torch.device, shape: tuple[int, ...], tolerance: float =
     mask = image > 0.1
     weights = [[1.0] * 3] * 3
     unit = torch.ones((), device=device)
+    spline = [(smooth(3, size, 0.2)[0], smooth(3, size, 0.2)[0]) for size in (half, shape)]
+    many = torch.rand(3, max(a[0, 0].numel() // 8, 1), generator=generator, dtype=torch.float64).to(device)
+    many = many * torch.tensor(shape, device=device)[:, None]
+    moving = (many, steps_of(2, False), *coefficients_of(spline), shape)
     return [
         Kernel("upsample, spacing 2", lambda m: m.upsample_control_points(level, 2, shape), 3 + 3 / 8),
         Kernel("upsample, adjoint", lambda m: m.upsample_control_points_adjoint(grad, 2), 3 + 3 / 8),
@@ -146,6 +151,8 @@ def all_kernels(device: torch.device, shape: tuple[int, ...], tolerance: float =
         Kernel("folding", lambda m: m.ndv_sum_and_gradient(a, False), 3),
         Kernel("folding with gradient", lambda m: m.ndv_sum_and_gradient(a, True), 6),
         Kernel("diffusion", lambda m: m.diffusion(a, weights), 3),
+        Kernel("move an eighth as many points", lambda m: m.move_points(*moving, False, tolerance, 200)[0], 1.5),
+        Kernel("the same, with derivatives", lambda m: m.move_points(*moving, True, tolerance, 200)[:2], 3.75),
         Kernel("diffusion, adjoint", lambda m: m.diffusion_adjoint(unit, a, weights), 6),
     ]
 

@@ -1,13 +1,13 @@
 """Refinement by the exact map against refinement by the network's sampled fields, on pairs of training images.
 
     python benchmarks/refinement.py REALBRAINS/2mm                            # held-back training subjects
-    python benchmarks/refinement.py REALBRAINS/2mm --runs sampled:40 exact:24 exact:40 --pairs 2
+    python benchmarks/refinement.py REALBRAINS/2mm --runs 0:40 0.25:40 1:40 --pairs 2
     python benchmarks/refinement.py --known 2                                  # demo brains with a known field
 
-A run is WAY:STEPS. Whatever was optimised, the scores are those of the exact map of the resulting control points, which
-is what users get: the objective and its image term (lower is better), overlap of tissues (``held_back.py``), folded
-volume and spread of the volume change of its samples at 2 mm; with a known field also the error in mm. Rows that are
-there are kept.
+A run is SHARE:STEPS, where images are compared by the exact map in the last SHARE of the steps. Whatever was optimised,
+the scores are those of the exact map of the resulting control points, which is what users get: the objective and its
+image term (lower is better), overlap of tissues (``held_back.py``), folded volume and spread of the volume change of
+its samples at 2 mm; with a known field also the error in mm. Rows that are there are kept.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from sitreg_lumir.demo.data import make_demo_data, true_disp
 from sitreg_lumir.losses import diffusion
 from sitreg_lumir.registration.contrast_transfer import channel_lncc
 from sitreg_lumir.registration.model import Model, as_tensor, load_model
-from sitreg_lumir.registration.optimise import control_points_of, optimise
+from sitreg_lumir.registration.optimise import optimise
 from sitreg_lumir.registration.optimised_fields import exact_samples
 
 VOXEL_SIZE = 2.0  # mm
@@ -38,7 +38,7 @@ def main() -> None:
     """Refines the pairs that are missing, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, nargs="?", metavar="DATA", help="data set at 2 mm in LUMIR's layout")
-    parser.add_argument("--runs", nargs="+", default=["sampled:0", "sampled:40", "exact:24", "exact:40"], metavar="RUN")
+    parser.add_argument("--runs", nargs="+", default=["0:0", "0:40", "0.25:40", "1:20", "1:40"], metavar="RUN")
     parser.add_argument("--pairs", type=int, default=2, help="of held-back training subjects (default: 2)")
     parser.add_argument("--known", type=int, default=0, metavar="N", help="also N pairs of demo brains (default: 0)")
     parser.add_argument("--data", type=Path, help="where these are kept (default: made again)")
@@ -56,11 +56,14 @@ def main() -> None:
                 pairs.append((f"held back {number}", fixed, moving, None))
         pairs += demo_pairs(model, options.data or Path(folder) / "data", options.known)
         for name, fixed, moving, truth in pairs:
+            points: list[tuple[torch.Tensor, torch.Tensor]] = []
             for run in options.runs:
                 key = f"{name.rsplit(' ', 1)[0]} {run}"
                 if name not in rows.setdefault(key, {}):
-                    way, steps = run.split(":")
-                    rows[key][name] = measure(model, fixed, moving, way == "exact", int(steps), truth)
+                    points = points or predicted(model, fixed, moving)
+                    share, steps = run.split(":")
+                    weight = model.members[0].card.diffusion_weight
+                    rows[key][name] = measure(points, weight, fixed, moving, float(share), int(steps), truth)
                     options.out.write_text(json.dumps(rows, indent=1) + "\n")
                     print(name, run, " ".join(f"{k} {v:.4f}" for k, v in rows[key][name].items()), flush=True)
     print(markdown({key: mean_scores(list(of_run.values())) for key, of_run in rows.items()}))
@@ -84,18 +87,21 @@ def demo_pairs(model: Model, folder: Path, count: int) -> list[tuple[str, Brain,
     return pairs
 
 
+def predicted(model: Model, fixed: Brain, moving: Brain) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The control points to begin with."""
+    (stage,) = model.run(fixed=fixed.image, moving=moving.image)
+    return [(first.float().clone(), second.float().clone()) for first, second in stage.updates]
+
+
 def measure(
-    model: Model, fixed: Brain, moving: Brain, exact: bool, steps: int, truth: torch.Tensor | None
-) -> dict[str, float]:
-    """Refines a pair, and scores the exact map of the result."""
-    weight = model.members[0].card.diffusion_weight
+    points: list[tuple[torch.Tensor, torch.Tensor]], weight: float, fixed: Brain, moving: Brain, share: float,
+    steps: int, truth: torch.Tensor | None,
+) -> dict[str, float]:  # fmt: skip
+    """Refines a pair with this weight of the diffusion, and scores the exact map of the result."""
     images = {"fixed": fixed.image, "moving": moving.image, "fixed_mask": fixed.mask, "moving_mask": moving.mask}
-    stages = model.run(fixed=fixed.image, moving=moving.image, levels=range(model.ensemble.levels))
-    points = control_points_of(stages, model.ensemble.levels)
-    points = [(first.float().clone(), second.float().clone()) for first, second in points]
-    optimise(points, **images, steps=0, exact=exact, diffusion_weight=weight)  # compiles and reads what it needs
+    optimise(points, **images, steps=0, exact_share=share, diffusion_weight=weight)  # compiles and reads what it needs
     start = time.process_time()
-    result = optimise(points, **images, steps=steps, exact=exact, diffusion_weight=weight)
+    result = optimise(points, **images, steps=steps, exact_share=share, diffusion_weight=weight)
     seconds = time.process_time() - start
     disp, disp_inv = exact_samples(result.control_points)
     terms = []

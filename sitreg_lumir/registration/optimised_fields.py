@@ -52,18 +52,21 @@ class SampledFields:
 
 
 class ExactFields:
-    """The exact map both ways in and next to the brains; further out the fields stay as they were at first.
+    """The exact map both ways in and next to the brains; further out the fields stay as they are.
 
     Args:
         updates: of all stages, coarsest first.
         kept: how many of the coarsest stages stay as they are.
+        outside: the fields both ways that hold further out.
         brains: the fixed and the moving brain, bool, ``(1, 1, X, Y, Z)``.
         tolerance: a Newton step below it ends an inversion, voxels; it leaves a far smaller error.
     """
 
-    def __init__(self, updates: Updates, kept: int, brains: Sequence[Tensor], tolerance: float) -> None:
+    def __init__(
+        self, updates: Updates, kept: int, outside: Sequence[Tensor], brains: Sequence[Tensor], tolerance: float
+    ) -> None:
         plain = [(first.detach()[0], second.detach()[0]) for first, second in updates]
-        self.first = exact_samples(updates)
+        self.outside = outside
         self.index: list[Tensor] = []
         self.points: list[FollowedPoints] = []
         width = 2 * AROUND + 1
@@ -78,8 +81,8 @@ class ExactFields:
         """The fields both ways, with gradients to the control points."""
         updates = [(first[0], second[0]) for first, second in finest]
         disp, disp_inv = (
-            first[0].flatten(1).index_copy(1, index, points(updates)).view_as(first)
-            for first, index, points in zip(self.first, self.index, self.points, strict=True)
+            outside[0].flatten(1).index_copy(1, index, points(updates)).view_as(outside)
+            for outside, index, points in zip(self.outside, self.index, self.points, strict=True)
         )
         return disp, disp_inv
 

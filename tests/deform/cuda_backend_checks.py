@@ -17,6 +17,8 @@ from sitreg_lumir.deform.backends import backend_of, use_backend
 from sitreg_lumir.deform.backends.cuda import backend, images
 from sitreg_lumir.deform.backends.cuda.launch import blocks
 from sitreg_lumir.deform.backends.torch import backend as torch_backend
+from sitreg_lumir.deform.bspline import control_point_bound
+from sitreg_lumir.deform.splines import coefficients_of, steps_of
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -268,6 +270,30 @@ def test_mind_equals_plain_torch(shape: tuple[int, ...], random: Any) -> None:
     for sigma, radius in ((0.5, 2), (1.0, 1)):
         expected = torch_backend.mind(image.double(), sigma, radius)
         assert_close_to_largest(backend.mind(image, sigma, radius), expected)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_points_move_as_in_plain_torch(inverse: bool) -> None:
+    """Through exact maps at the control point bound, also from beyond the grid; what is unknown stays unknown."""
+    shape, generator = (7, 9, 11), torch.Generator().manual_seed(4)
+    updates = []
+    for level in (1, 0):
+        size, bound = (3, *(ceil(n / 2**level) for n in shape)), 0.9 * control_point_bound((2**level,) * 3)
+        sides = [(2 * torch.rand(size, generator=generator) - 1) * bound for _ in range(2)]
+        updates.append((sides[0].to(DEVICE), sides[1].to(DEVICE)))
+    points = (torch.rand(3, 150, generator=generator, dtype=torch.float64) * 16 - 3).to(DEVICE)
+    points[1, 3] = torch.nan
+    args = (points, steps_of(2, inverse), *coefficients_of(updates), shape)
+    for jacobians in (False, True):
+        moved, derivatives, settled = backend.move_points(*args, jacobians, 1e-4, 200)
+        expected, gradients, _ = torch_backend.move_points(*args, jacobians, 1e-4, 200)
+        assert settled and bool(moved[:, 3].isnan().all()) and float((expected - points).abs().nanmedian()) > 0.1
+        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-4, equal_nan=True)
+        assert (derivatives is None) == (gradients is None) == (not jacobians)
+        if derivatives is not None and gradients is not None:
+            torch.testing.assert_close(derivatives, gradients, rtol=1e-3, atol=2e-3, equal_nan=True)
+    _, _, settled = backend.move_points(*args, False, 1e-4, 1)
+    assert not settled
 
 
 def test_half_precision_values_are_read_as_they_are(random: Any) -> None:

@@ -44,6 +44,12 @@ def fields(updates: Any) -> tuple[Tensor, Tensor]:
     return disp, disp_inv
 
 
+def in_brain(result: Optimised, updates: Any, pair: dict[str, Tensor]) -> float:
+    """How far the fields differ from the exact map's samples, at most, in the brains, voxels."""
+    found = zip((result.disp, result.disp_inv), exact_samples(updates), ("fixed", "moving"), strict=True)
+    return max(float(((field - exact) * pair[f"{role}_mask"]).abs().max()) for field, exact, role in found)
+
+
 @pytest.fixture(scope="module")
 def pair() -> dict[str, Tensor]:
     """A smooth brain-like blob, and the same deformed, with the contrast inverted."""
@@ -88,7 +94,8 @@ def test_more_steps_never_give_something_worse(pair: dict[str, Tensor]) -> None:
     """Each run keeps the best that it met, the prediction included, and a longer one gets further."""
     start = draw_points(seed=2, share=0.2)
     after = [optimise(start, **pair, steps=steps).objective for steps in (0, 2, 5)]
-    assert after[0][0] == after[0][1] == after[1][0] == after[2][0]
+    assert after[0][0] == after[0][1]
+    assert after[1][0] == pytest.approx(after[0][0], abs=0.01) == after[2][0]  # what lies around the brains differs
     assert after[2][1] <= after[1][1] <= after[0][1]
 
 
@@ -99,8 +106,7 @@ def test_repeated_contrast_transfer_never_gives_something_worse(pair: dict[str, 
     result = optimise(start, **pair, steps=steps)
     assert result.steps in range(steps - 1, steps + 1) and result.objective[1] < result.objective[0]
     overshot = optimise(start, **pair, steps=steps, learning_rate=200.0)
-    assert not overshot.improved
-    torch.testing.assert_close(overshot.disp, exact_samples(start)[0], rtol=0, atol=WITHIN)
+    assert not overshot.improved and in_brain(overshot, start, pair) < WITHIN
 
 
 def test_contrasts_are_transferred_where_they_differ(pair: dict[str, Tensor], optimised: Optimised) -> None:
@@ -171,10 +177,19 @@ def test_coarser_levels_stay_as_predicted(pair: dict[str, Tensor], optimised: Op
 
     assert same(result.control_points, start) == [True, True, True, True, False, False]
     assert same(optimised.control_points, start) == [True, True, False, False, False, False]
-    for exact, composed in ((True, exact_samples), (False, fields)):
-        again = result if exact else optimise(start, **pair, steps=4, levels=1, exact=False)
-        difference = (again.disp - composed(again.control_points)[0]).abs()
-        assert float(difference[pair["fixed_mask"].expand_as(difference)].max()) < (WITHIN if exact else 1e-6)
+    assert in_brain(result, result.control_points, pair) < WITHIN
+    sampled = optimise(start, **pair, steps=4, levels=1, exact_share=0)
+    assert torch.equal(sampled.disp, fields(sampled.control_points)[0])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+def test_the_exact_map_is_what_gains(pair: dict[str, Tensor], share: float) -> None:
+    """Whatever share of the steps compares images by it: prediction and result are measured by it."""
+    start = draw_points(seed=2, share=0.2)
+    result, none = (optimise(start, **pair, steps=steps, exact_share=share) for steps in (4, 0))
+    assert result.improved and result.objective[1] < result.objective[0] and 4 - result.steps <= 4 * share
+    assert result.objective[0] == pytest.approx(none.objective[0], abs=0.01)  # what lies around the brains differs
+    assert result.objective[0] != optimise(start, **pair, steps=4, exact_share=0).objective[0]
 
 
 def test_refinement_does_not_fold(pair: dict[str, Tensor], optimised: Optimised) -> None:
@@ -188,7 +203,7 @@ def test_a_folded_prediction_is_unfolded(pair: dict[str, Tensor]) -> None:
     start = draw_points(seed=7, share=1.0)
     before = sum(float(ndv_sum(field)) for field in fields(start))
     assert before > 0.01
-    result = optimise(start, **pair, steps=8, ndv_weight=1e-2, exact=False)
+    result = optimise(start, **pair, steps=8, ndv_weight=1e-2, exact_share=0)
     assert sum(float(ndv_sum(field)) for field in (result.disp, result.disp_inv)) < 0.5 * before
 
 
@@ -220,9 +235,8 @@ def test_a_lesion_moves_with_its_surroundings(pair: dict[str, Tensor]) -> None:
 def test_no_step_gives_the_prediction(pair: dict[str, Tensor]) -> None:
     start = draw_points(seed=2, share=0.2)
     result = optimise(start, **pair, steps=0)
-    for field, composed in zip((result.disp, result.disp_inv), exact_samples(start), strict=True):
-        torch.testing.assert_close(field, composed, rtol=0, atol=WITHIN)
-    sampled = optimise(start, **pair, steps=0, exact=False)
+    assert in_brain(result, start, pair) < WITHIN
+    sampled = optimise(start, **pair, steps=0, exact_share=0)
     assert torch.equal(sampled.disp, fields(start)[0]) and torch.equal(sampled.disp_inv, fields(start)[1])
     assert result.steps == 0 and not result.improved and result.objective[0] == result.objective[1]
 
@@ -240,7 +254,7 @@ def test_a_step_that_overshoots_is_not_kept(pair: dict[str, Tensor]) -> None:
     start = draw_points(seed=2, share=0.1)
     result = optimise(start, **pair, steps=2, learning_rate=50.0)
     assert not result.improved and result.objective[1] == result.objective[0]
-    torch.testing.assert_close(result.disp, exact_samples(start)[0], rtol=0, atol=WITHIN)
+    assert in_brain(result, start, pair) < WITHIN
 
 
 def test_it_is_deterministic(pair: dict[str, Tensor], optimised: Optimised) -> None:
@@ -267,7 +281,7 @@ def test_it_starts_from_what_a_network_predicts(pair: dict[str, Tensor]) -> None
         )
     start = control_points_of(stages, LEVELS)
     copies = [(points.clone(), reverse.clone()) for points, reverse in start]
-    kept = optimise(start, **pair, steps=0, exact=False)
+    kept = optimise(start, **pair, steps=0, exact_share=0)
     torch.testing.assert_close(kept.disp, stages[-1].disp, rtol=0, atol=1e-5)
     assert optimise(start, **pair, steps=3).improved
     for update, copy in zip(start, copies, strict=True):
@@ -316,6 +330,8 @@ def test_control_points_that_do_not_fit_are_refused(pair: dict[str, Tensor]) -> 
     start = draw_points(seed=2, share=0.2)
     with pytest.raises(ValueError, match="control_points must not be empty"):
         optimise([], **pair, steps=1)
+    with pytest.raises(ValueError, match=r"exact_share must be between 0 and 1, got 1\.5"):
+        optimise(start, **pair, steps=1, exact_share=1.5)
     with pytest.raises(ValueError, match=r"level 1 must be \(1, 3, 12, 11, 10\)"):
         optimise([start[0], start[2], start[1]], **pair, steps=1)
     with pytest.raises(ValueError, match=r"level 2 .* bound"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitreg_lumir.deform.backends.cuda import grids, lookups, scatter, warps
+from sitreg_lumir.deform.backends.cuda import grids, lookups, scatter, splines, warps
 from sitreg_lumir.deform.backends.cuda.images import diffusion as diffusion
 from sitreg_lumir.deform.backends.cuda.images import diffusion_adjoint as diffusion_adjoint
 from sitreg_lumir.deform.backends.cuda.images import lncc_and_gradients as lncc_and_gradients
@@ -22,7 +22,6 @@ from sitreg_lumir.deform.backends.cuda.images import mind as mind
 from sitreg_lumir.deform.backends.cuda.images import ndv_map as ndv_map
 from sitreg_lumir.deform.backends.cuda.images import ndv_sum_and_gradient as ndv_sum_and_gradient
 from sitreg_lumir.deform.backends.cuda.launch import blocks, launch
-from sitreg_lumir.deform.backends.torch.splines import move_points as move_points  # no kernel of its own yet
 from sitreg_lumir.deform.backends.torch.splines import trace_points as trace_points
 from sitreg_lumir.deform.backends.torch.splines import trace_points_adjoint as trace_points_adjoint
 from sitreg_lumir.deform.bspline import upsampling_matrix
@@ -140,6 +139,29 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
     args = (grad.contiguous(), fields, targets, *grad.shape[2:])
     launch(scatter.scatter_compose, _grid(grad), grad, *args, length=len(disps), needed=bits, block=_BLOCK)
     return grads
+
+
+def move_points(
+    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
+) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+    """Points ``(3, N)`` through a sequence of continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
+    count, device = points.shape[1], coefficients.device
+    moved = torch.empty(3, count, dtype=torch.float64, device=device)
+    derivatives = torch.empty(9, count if jacobians else 0, device=device)
+    unsettled = torch.zeros(count, dtype=torch.int8, device=device)
+    if count:
+        starts = np.cumsum([0, *(4 * prod(size) for size in sizes[:-1])])
+        rows = [
+            [int(starts[index]), sizes[index][1], sizes[index][2], factors[index], int(inverted)]
+            for index, inverted in steps
+        ]
+        table = torch.tensor(rows, dtype=torch.int64).reshape(-1, splines.ENTRIES).to(device)
+        tensors = points.to(device).contiguous(), table, coefficients, moved, derivatives, unsettled
+        args = (*tensors, count, len(steps), *shape, float(tolerance), max_iterations)
+        launch(splines.move_points, (blocks((count,), _BLOCK),), coefficients, *args, with_jacobians=jacobians,
+               block=_BLOCK)  # fmt: skip
+    return moved, derivatives.double().view(3, 3, count) if jacobians else None, not bool(unsettled.any())
 
 
 def warp(values: Tensor, disp: Tensor, factor: int) -> Tensor:
