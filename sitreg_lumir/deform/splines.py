@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sitreg_lumir.deform import autograd
-from sitreg_lumir.deform.backends import backend_of
 from sitreg_lumir.deform.bspline import control_point_bound
 
 BORDER = 2  # control points that repeat on each side of a level's grid
@@ -122,6 +120,8 @@ class SplineUpdates:
             NotInvertedError: an inversion did not converge.
             ValueError: ``points`` has another shape.
         """
+        from sitreg_lumir.deform.backends import backend_of
+
         if points.ndim != 2 or len(points) != 3:
             raise ValueError(f"points must be (3, N), got {tuple(points.shape)}")
         backend = backend_of(self.coefficients.flat)
@@ -196,8 +196,10 @@ class FollowedPoints:
         self, points: Tensor, updates: Sequence[tuple[Tensor, Tensor]], kept: int, shape: tuple[int, int, int],
         *, inverse: bool = False, tolerance: float = TOLERANCE,
     ) -> None:  # fmt: skip
+        from sitreg_lumir.deform.backends import backend_of
+
         steps = steps_of(len(updates), inverse)
-        self.coarse, self.steps = [(first.detach(), second.detach()) for first, second in updates[:kept]], steps
+        self.coarse = [(first.detach(), second.detach()) for first, second in updates[:kept]]
         self.shape, self.tolerance, self.points = shape, tolerance, points
         coefficients = coefficients_of(updates)
         flat = coefficients.flat.detach()
@@ -217,6 +219,8 @@ class FollowedPoints:
         Raises:
             NotInvertedError: an inversion did not converge.
         """
+        from sitreg_lumir.deform import autograd  # it brings the compiled loops along
+
         coefficients = coefficients_of([*self.coarse, *finest])
         needed = [index >= 2 * len(self.coarse) for index in range(len(coefficients.sizes))]
         limits = self.tolerance, MOST_LOOK_UPS
