@@ -82,6 +82,7 @@ def optimised(
             window=window,
             diffusion_weight=smoothness,
             levels=4,
+            exact_share=0,
         )
         disp, disp_inv = (full(field, fixed.image) for field in (result.disp, result.disp_inv))
         scores.append(score(disp, disp_inv, fixed, moving, VOXEL_SIZE))
