@@ -4,6 +4,7 @@ The brain mask and the applied affine are written beside the volume, so that res
 to the raw scans.
 """
 
+import shlex
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,7 @@ from sitreg_lumir.io.read import Scan, read_image
 from sitreg_lumir.io.write import plain_header
 from sitreg_lumir.preprocessing.align import Alignment, align_to_template
 from sitreg_lumir.preprocessing.intensity import Mask, conform, support_mask
-from sitreg_lumir.preprocessing.place import align_brain, read_mask
+from sitreg_lumir.preprocessing.place import align_brain, read_brain_mask
 from sitreg_lumir.preprocessing.skull_check import check_brain
 from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, TEMPLATE, load_template, lumir_affine
 
@@ -33,6 +34,8 @@ Strip: TypeAlias = Literal["deepbet", "template", "none"]
 TRANSFORM = "_points-raw-to-template.tfm"
 """End of the affine's name: it maps the points of the raw scan's world to the template's world."""
 MASK = "_mask.nii.gz"
+RAW_MASK = "_raw-mask.nii.gz"
+"""End of the name of the brain's mask on the raw scan's grid."""
 
 _N4_MM = 4.0  # voxels on which the bias field is fitted; its control points are some 30 mm apart in the end
 _N4_ITERATIONS = (50, 50, 50, 50)
@@ -45,6 +48,7 @@ itk: Any = SimpleITK  # has no type information
 class _Files:
     volume: Path
     mask: Path
+    raw_mask: Path
     transform: Path
 
 
@@ -61,13 +65,14 @@ def preprocess(
     """Makes a LUMIR-like volume of a head scan, and prints what was done and written.
 
     Written are ``out`` (uint8, 160 x 224 x 192, 1 mm, RAS, exactly 0 outside the brain and 1..255 inside), the brain on
-    the same grid (``<out>_mask.nii.gz``) and the affine (``<out>_points-raw-to-template.tfm``); none of them unless
-    all could be made. Files of these names are replaced.
+    the same grid (``<out>_mask.nii.gz``) and on the raw scan's (``<out>_raw-mask.nii.gz``), and the affine
+    (``<out>_points-raw-to-template.tfm``); none of them unless all could be made. Files of these names are replaced.
 
     Args:
         raw: the scan, any orientation and voxel size.
         out: ``.nii.gz`` or ``.nii``.
-        mask: the brain, above 0, on any grid of the scan's world: the mask of a co-registered T1, say.
+        mask: the brain, on any grid of the scan's world: the mask of a co-registered T1, say. Soft masks are cut at
+            half of their maximum.
         strip: how the brain is found without ``mask``: by ``deepbet`` (T1 only; the default); as the
             ``template``'s brain, moved by the affine, which is rough; or ``none``: the scan shows the brain alone.
         bias_correction: whether to remove a bias field.
@@ -82,7 +87,7 @@ def preprocess(
         >>> sitreg_lumir.preprocess("head.nii.gz", "brain.nii.gz", mask="head_brain.nii.gz")
         head.nii.gz: brain of ... litres (head_brain.nii.gz); ...
         aligned to MNI152...
-        wrote brain.nii.gz (160 x 224 x 192, 1 mm, 0..255), brain_mask.nii.gz, brain_points-raw-to-template.tfm
+        wrote brain.nii.gz (160 x 224 x 192, 1 mm, 0..255), brain_mask.nii.gz, brain_raw-mask.nii.gz, ...
         next: sitreg-lumir register --fixed brain.nii.gz --moving OTHER.nii.gz -o registration
 
     Source: Tustison et al., N4ITK: improved N3 bias correction, IEEE TMI 2010; Fisch et al., deepbet: fast brain
@@ -98,7 +103,7 @@ def preprocess(
     template = load_template()
     alignment = None
     if mask is not None:
-        brain, source = read_mask(mask, scan, header, assume_orientation), mask.name
+        brain, source = read_brain_mask(mask, scan, header, assume_orientation), mask.name
     elif strip == "none":
         brain, source = support_mask(scan.data, scan.affine, str(raw)), "its foreground"
     elif strip == "template":
@@ -119,7 +124,7 @@ def preprocess(
     volume, brain_on_grid = conform(
         scan.data, scan.affine, brain, alignment.prealign, LUMIR_SHAPE, lumir_affine(), str(raw)
     )
-    _write(files, np.rint(volume).astype(np.uint8), brain_on_grid, alignment)
+    _write(files, np.rint(volume).astype(np.uint8), brain_on_grid, scan, brain, alignment)
     litres = float(brain.sum() * scan.spacing.prod() / 1e6)
 
     print(f"{raw.name}: brain of {litres:.2f} litres ({source}); {bias}")
@@ -127,13 +132,16 @@ def preprocess(
         f"aligned to {TEMPLATE}: moved by {alignment.moved_mm:.1f} mm, mutual information "
         f"{alignment.mi_before:.2f} -> {alignment.mi_after:.2f}"
     )
-    print(f"wrote {files.volume} (160 x 224 x 192, 1 mm, 0..255), {files.mask.name}, {files.transform.name}")
+    print(
+        f"wrote {files.volume} (160 x 224 x 192, 1 mm, 0..255), {files.mask.name}, {files.raw_mask.name}, "
+        f"{files.transform.name}"
+    )
     if strip == "template":
         print(
             "warning: the template's mask fits this brain to some millimetres only; look at the volume's rim, and "
             "prefer --mask with the mask of a co-registered T1"
         )
-    print(f"next: sitreg-lumir register --fixed {files.volume} --moving OTHER.nii.gz -o registration")
+    print(f"next: sitreg-lumir register --fixed {shlex.quote(str(files.volume))} --moving OTHER.nii.gz -o registration")
 
 
 def _outputs(out: Path, inputs: list[Path]) -> _Files:
@@ -142,9 +150,9 @@ def _outputs(out: Path, inputs: list[Path]) -> _Files:
     stem = out.name.removesuffix(ending)
     if not ending or not stem:
         raise InputError(f"{out}: the name must end in .nii.gz or .nii")
-    files = _Files(out, out.with_name(stem + MASK), out.with_name(stem + TRANSFORM))
+    files = _Files(out, *(out.with_name(stem + ending) for ending in (MASK, RAW_MASK, TRANSFORM)))
     resolved = {path.resolve() for path in inputs}
-    taken = next((path for path in (files.volume, files.mask) if path.resolve() in resolved), None)
+    taken = next((path for path in (files.volume, files.mask, files.raw_mask) if path.resolve() in resolved), None)
     if taken is not None:
         raise InputError(f"{taken}: is an input, too; give the result a name of its own")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
@@ -211,15 +219,23 @@ def _no_brain(scan: Scan, problem: str, *, source: str) -> InputError:
     return InputError(f"{scan.path}: {source} is not a brain alone ({problem}); {hint}give a brain mask with `mask`")
 
 
-def _write(files: _Files, volume: NDArray[np.uint8], brain: Mask, alignment: Alignment) -> None:
+def _write(
+    files: _Files, volume: NDArray[np.uint8], brain_on_grid: Mask, scan: Scan, brain: Mask, alignment: Alignment
+) -> None:
     """Writes all files, or none."""
     header = plain_header(LUMIR_SHAPE, lumir_affine(), np.uint8)
+    raw_header = plain_header(scan.shape, scan.affine, np.uint8)
     with (
         writing(files.transform) as transform,
+        writing(files.raw_mask) as raw_mask,
         writing(files.mask) as mask,
         writing(files.volume) as whole,
     ):
-        for path, name, values in ((whole, files.volume, volume), (mask, files.mask, brain.astype(np.uint8))):
-            with writing_planes(path, header, name) as put:
+        for path, name, values, of_file in (
+            (whole, files.volume, volume, header),
+            (mask, files.mask, brain_on_grid.astype(np.uint8), header),
+            (raw_mask, files.raw_mask, brain.astype(np.uint8), raw_header),
+        ):
+            with writing_planes(path, of_file, name) as put:
                 put(0, values.T[None])
         save_affine_tfm(transform, alignment.prealign)

@@ -34,6 +34,11 @@ def refuse_head(scan: Scan, reason: str) -> InputError:
     )
 
 
+def refuse_mask(scan: Scan, reason: str, *, mask: str) -> InputError:
+    """The error for the mask of a scan that shows more than a brain."""
+    return InputError(f"{mask}: is no mask of the brain alone of {scan.path.name} ({reason}); give such a mask")
+
+
 def check_brain(
     scan: Scan, brain: Mask, prealign: Matrix | None, template: Template, refusal: Refusal = refuse_head
 ) -> None:

@@ -1,6 +1,7 @@
 """One scan of a pair: its files, and the scan with its brain and its place in the model's world."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -14,8 +15,8 @@ from sitreg_lumir.io.read import Scan, read_image
 from sitreg_lumir.io.write import plain_header
 from sitreg_lumir.preprocessing.align import Alignment
 from sitreg_lumir.preprocessing.intensity import Mask, support_mask
-from sitreg_lumir.preprocessing.place import align_brain, read_mask
-from sitreg_lumir.preprocessing.skull_check import check_brain, refuse_head
+from sitreg_lumir.preprocessing.place import align_brain, read_brain_mask, read_mask
+from sitreg_lumir.preprocessing.skull_check import Refusal, check_brain, refuse_head, refuse_mask
 from sitreg_lumir.preprocessing.template import TEMPLATE, load_template
 
 MNI152 = "MNI152"
@@ -99,11 +100,13 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
     built_in = EXAMPLES.get(str(files.image))
     scan = read_image(EXAMPLES_FOLDER / built_in if built_in else Path(files.image), header, assume_orientation)
     template = load_template()
+    refusal: Refusal
     if files.mask is None:
         brain, refusal = support_mask(scan.data, scan.affine, str(scan.path)), refuse_head
         check_brain(scan, brain, None, template)
     else:
-        brain, refusal = read_mask(files.mask, scan, header, assume_orientation), None
+        brain = read_brain_mask(files.mask, scan, header, assume_orientation)
+        refusal = partial(refuse_mask, mask=str(files.mask))
     lesion = None if files.lesion is None else read_mask(files.lesion, scan, header, assume_orientation)
     prealign, alignment = np.eye(4), None
     if files.to_template is not None:

@@ -16,15 +16,15 @@ from sitreg_lumir.cli.register import add_preprocess
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.io.itk import load_affine
-from sitreg_lumir.io.read import read_volume
+from sitreg_lumir.io.read import read_image, read_volume
 from sitreg_lumir.preprocessing import place
 from sitreg_lumir.preprocessing import preprocess as module
 from sitreg_lumir.preprocessing.align import Alignment
-from sitreg_lumir.preprocessing.preprocess import MASK, TRANSFORM, preprocess
+from sitreg_lumir.preprocessing.preprocess import MASK, RAW_MASK, TRANSFORM, preprocess
 from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, load_template, lumir_affine
 
 TRUTH = turn((10, -7, 15), (5, -12, 8), (1.06, 0.95, 1.02))
-FILES = ("t1.nii.gz", "t1" + MASK, "t1" + TRANSFORM)
+FILES = ("t1.nii.gz", "t1" + MASK, "t1" + TRANSFORM, "t1" + RAW_MASK)
 
 
 def save(path: Path, values: Array, affine: Array) -> Path:
@@ -95,6 +95,11 @@ def test_the_volume_is_as_lumirs_are(made: Path) -> None:
     np.testing.assert_array_equal(mask.affine, affine)
     np.testing.assert_array_equal(np.asarray(mask.dataobj), values > 0)
     assert mask.header["sform_code"] == mask.header["qform_code"] == 1
+    raw, head = (read_image(path) for path in (made.with_name(FILES[3]), made.parent.parent / "head.nii.gz"))
+    np.testing.assert_allclose(raw.affine, head.affine, atol=1e-4)
+    given = read_image(made.parent.parent / "mask.nii.gz")
+    expected = resample(given.data.astype(np.float32), given.affine, np.eye(4), head.shape, head.affine) >= 0.5
+    np.testing.assert_array_equal(raw.data, expected)
 
 
 def test_the_brain_lies_on_the_template_and_looks_like_it(made: Path) -> None:
@@ -214,8 +219,8 @@ def test_a_folder_without_access_is_refused_before_the_work(folder: Path, tmp_pa
 def test_a_mask_that_is_no_brains_is_refused(folder: Path, tmp_path: Path, sample: Sample) -> None:
     x, _, z = (index.max() for index in np.nonzero(sample.mask))
     for name, kept, line in (
-        ("rod", np.s_[x - 40 : x - 30, :, z - 30 : z - 20], r"a brain of 0\.\d+ litres is too small to be one"),
-        ("half", np.s_[: x - 32], r"half\.nii\.gz is not a brain alone \(its overlap with MNI152 is 0\.\d+\)"),
+        ("rod", np.s_[x - 40 : x - 30, :, z - 30 : z - 20], r"rod\.nii\.gz: 0\.\d+ litres are too few for a brain"),
+        ("half", np.s_[: x - 32], r"half\.nii\.gz: cuts through tissue of head\.nii\.gz on \d+ cm2"),
     ):
         part = np.zeros(sample.image.shape, np.uint8)
         part[kept] = sample.mask[kept]
