@@ -17,6 +17,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.geometry.transforms import DisplacementField, Matrix, Transform, checked_disp, checked_matrix
 from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.foreign_affines import Grid, read_foreign_affine
 from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES, has_suffix, readable_name
 from sitreg_lumir.io.read import read_vectors
 from sitreg_lumir.io.write import FIELD_LEVEL, plain_header, write_array
@@ -125,8 +126,14 @@ def save_affine_tfm(path: Path, matrix: Matrix) -> None:
         )
 
 
-def load_affine(path: Path) -> NDArray[np.float64]:
+def load_affine(path: Path, grids: tuple[Grid, Grid] | None = None) -> NDArray[np.float64]:
     """Reads an ITK affine: ``.tfm``, ``.txt``, ``.mat`` (ANTs) or ``.h5``; rigid and composite ones, too.
+
+    Also an LTA of FreeSurfer, or a matrix of FLIRT if the grids are known.
+
+    Args:
+        path: of the file.
+        grids: of the fixed and of the moving scan, to which a matrix of FLIRT belongs.
 
     Returns:
         ``(4, 4)``, fixed world -> moving world, RAS, mm.
@@ -134,7 +141,8 @@ def load_affine(path: Path) -> NDArray[np.float64]:
     Raises:
         InputError: the file is missing or no ITK transform, or it is not affine, not 3-D or cannot be inverted.
     """
-    return matrix_of(read_itk_transform(path), path)
+    foreign = read_foreign_affine(path, grids) if path.is_file() else None
+    return matrix_of(read_itk_transform(path), path) if foreign is None else foreign
 
 
 def read_itk_transform(path: Path) -> Any:
@@ -177,8 +185,8 @@ def matrix_of(transform: Any, path: Path) -> NDArray[np.float64]:
     return np.asarray(LPS @ lps @ LPS, dtype=np.float64)
 
 
-def load_transform(path: Path, header: str | None = None) -> Transform:
+def load_transform(path: Path, header: str | None = None, grids: tuple[Grid, Grid] | None = None) -> Transform:
     """A field if the file is a volume by its name, else an affine: see :func:`load_itk_field`, :func:`load_affine`."""
     if has_suffix(path.name, *IMAGE_SUFFIXES):
         return load_itk_field(path, header)
-    return load_affine(path)
+    return load_affine(path, grids)

@@ -27,6 +27,7 @@ from sitreg_lumir.geometry.transforms import (
 )
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.composite import SUFFIXES, load_composite
+from sitreg_lumir.io.foreign_affines import Grid
 from sitreg_lumir.io.itk import load_transform
 from sitreg_lumir.io.maps import MAP, SUFFIX, read_map
 from sitreg_lumir.io.nifti_stream import writing_planes
@@ -121,7 +122,11 @@ def apply(
     for name, value in only_images.items():
         if points is not None and value is not None:
             raise InputError(f"--{name}: is for images and labels; leave it out with --points")
-    maps, files, own_grid = _read_transforms(transforms, to, header, points is not None)
+    grids = None
+    if points is None and reference is not None and len(transforms) == 1:  # those that a FLIRT matrix belongs to
+        fixed, moving = (read_grid(path, header, assume_orientation) for path in (reference, moved[0]))
+        grids = (fixed, moving)
+    maps, files, own_grid = _read_transforms(transforms, to, header, points is not None, grids)
     _check_output(out, [*moved, *files, *([reference] if reference else [])], points is not None)
     if points is not None:
         _move_points(moved[0], maps, out, lps)
@@ -132,7 +137,11 @@ def apply(
 
 
 def _read_transforms(
-    transforms: Sequence[str | Path], to: Target | None, header: str | None, of_points: bool
+    transforms: Sequence[str | Path],
+    to: Target | None,
+    header: str | None,
+    of_points: bool,
+    grids: tuple[Grid, Grid] | None,
 ) -> tuple[list[Transform], list[Path], _Grid | None]:
     """The transforms in the order of application, their files, and the scan's grid if the first is an exact map."""
     named = [_named(transform) for transform in transforms]
@@ -160,7 +169,7 @@ def _read_transforms(
                 path = _field_in(path, to, of_points)
                 maps += _load(path, header)
         else:
-            loaded = _load(path, header)
+            loaded = _load(path, header, grids[::-1] if grids and inverted else grids)
             if inverted != inverse:
                 loaded = [_inverse(path, transform, inverse) for transform in reversed(loaded)]
             maps += loaded
@@ -182,15 +191,15 @@ def _field_in(folder: Path, to: Target, of_points: bool) -> Path:
     return field if field.is_file() else composite
 
 
-def _load(path: Path, header: str | None) -> list[Transform]:
+def _load(path: Path, header: str | None, grids: tuple[Grid, Grid] | None = None) -> list[Transform]:
     """A file's transforms, the first one applied first; several if it is a composite one."""
-    return load_composite(path) if path.name.endswith(SUFFIXES) else [load_transform(path, header)]
+    return load_composite(path) if path.name.endswith(SUFFIXES) else [load_transform(path, header, grids)]
 
 
 def _named(transform: str | Path) -> tuple[Path, bool]:
     """A path, and whether it is in ANTs' form for the inverse, ``[path,1]``."""
     text = str(transform)
-    if not (text.startswith("[") and text.endswith("]")):
+    if not (text.startswith("[") and text.endswith("]")) or Path(text).exists():
         return Path(text), False
     name, _, flag = text[1:-1].rpartition(",")
     if not name.strip() or flag.strip() not in ("0", "1"):

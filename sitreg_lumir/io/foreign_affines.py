@@ -1,0 +1,110 @@
+"""Affines of FreeSurfer (LTA) and FSL (FLIRT) as maps from the fixed to the moving world.
+
+Both programs store how the moving scan's points get to the fixed scan, so the inverse of ITK's affine. An LTA file
+holds both grids; a FLIRT matrix belongs to two grids that it does not name.
+"""
+
+import re
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.geometry.orientation import spacing_of
+from sitreg_lumir.geometry.transforms import Matrix
+
+Grid: TypeAlias = tuple[tuple[int, int, int], Matrix]
+"""``(X, Y, Z)`` and the ``(4, 4)`` voxel-to-world matrix, RAS, mm."""
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_VOXELS, _WORLD = 0, 1  # types of LTA
+_LONGEST = 1 << 20  # bytes of a file of text
+
+
+def read_foreign_affine(path: Path, grids: tuple[Grid, Grid] | None) -> NDArray[np.float64] | None:
+    """The affine of a file of FreeSurfer or FLIRT; None for another file.
+
+    Args:
+        path: of the file.
+        grids: of the fixed and of the moving scan, to which a FLIRT matrix belongs (``-ref`` and ``-in``).
+
+    Returns:
+        ``(4, 4)``, fixed world -> moving world, RAS, mm.
+
+    Raises:
+        InputError: it is a FLIRT matrix and the grids are unknown, or an LTA that does not say them or is of another
+            kind; or it cannot be inverted.
+    """
+    if path.stat().st_size > _LONGEST:
+        return None
+    text = path.read_bytes().decode("latin-1")
+    if re.search(r"^type\s*=", text, re.M) and "src volume info" in text:
+        matrix = _lta(path, text)
+    else:
+        rows = [line.split() for line in text.splitlines() if line.strip()]
+        numbers = [number for row in rows for number in row]
+        if [len(row) for row in rows] != [4] * 4 or not all(re.fullmatch(_NUMBER, number) for number in numbers):
+            return None
+        flirt = np.reshape([float(number) for number in numbers], (4, 4))
+        if not np.array_equal(flirt[3], (0, 0, 0, 1)):
+            return None
+        if grids is None:
+            raise InputError(
+                f"{path}: a FLIRT matrix (four rows of numbers) belongs to the grids of two images that it does not "
+                "name; give it as --initial-transform of `register`, alone to `apply` with --image and --reference, or "
+                "convert it by c3d_affine_tool -fsl2ras -oitk"
+            )
+        fixed, moving = (_fsl_to_world(*grid) for grid in grids)
+        matrix = fixed @ flirt @ np.linalg.inv(moving)
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
+        raise InputError(f"{path}: the affine cannot be inverted; align the images again")
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
+def _fsl_to_world(shape: tuple[int, int, int], affine: Matrix) -> Matrix:
+    """FSL's coordinates (mm from the first voxel, x always to the left) -> world, RAS, mm."""
+    scaled = np.diag([*spacing_of(affine), 1.0])  # voxels -> FSL's coordinates
+    if np.linalg.det(affine[:3, :3]) > 0:
+        scaled[0, 3] = (shape[0] - 1) * scaled[0, 0]
+        scaled[0, 0] *= -1
+    return np.asarray(affine @ np.linalg.inv(scaled), dtype=np.float64)
+
+
+def _lta(path: Path, text: str) -> Matrix:
+    """Moving world -> fixed world."""
+    kind = re.search(r"^type\s*=\s*(\d+)", text, re.M)
+    rows = re.search(rf"^1 4 4\s*\n((?:\s*(?:{_NUMBER}\s+){{3}}{_NUMBER}\s*\n){{4}})", text, re.M)
+    if kind is None or int(kind[1]) not in (_VOXELS, _WORLD) or rows is None:
+        raise InputError(
+            f"{path}: an LTA of another kind than voxels to voxels or world to world; convert it by "
+            "lta_convert --outitk"
+        )
+    matrix = np.reshape([float(number) for number in rows[1].split()], (4, 4))
+    if int(kind[1]) == _WORLD:
+        return matrix
+    moving, fixed = (_lta_grid(path, text, name) for name in ("src", "dst"))
+    return np.asarray(fixed @ matrix @ np.linalg.inv(moving), dtype=np.float64)
+
+
+def _lta_grid(path: Path, text: str, name: str) -> Matrix:
+    """The voxel-to-world matrix of an LTA's ``src`` or ``dst`` volume."""
+    block = text.partition(f"{name} volume info")[2].partition("volume info\n")[0]
+    values = {
+        key: [float(number) for number in found.split()]
+        for key, found in re.findall(rf"^(\w+)\s*=\s*((?:{_NUMBER}[ \t]*)+)", block, re.M)
+    }
+    try:
+        if values["valid"] != [1.0]:
+            raise KeyError("valid")
+        axes = np.array([values["xras"], values["yras"], values["zras"]]).T * values["voxelsize"]
+        affine = np.eye(4)
+        affine[:3, :3] = axes
+        affine[:3, 3] = np.array(values["cras"]) - axes @ (np.array(values["volume"]) / 2)
+    except (KeyError, ValueError):
+        raise InputError(
+            f"{path}: does not say the grid of its {name} volume; make it with both images, or convert it by "
+            "lta_convert --outitk"
+        ) from None
+    return affine
