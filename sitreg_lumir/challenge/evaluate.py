@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import nibabel
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from sitreg_lumir.data.lumir import LumirDataset, Pair, groups_of_pairs, raise_p
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
-from sitreg_lumir.io.read import load_disp, read_labels, read_volume
+from sitreg_lumir.io.read import load_disp, read_labels, read_stated_grid, read_volume
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.metrics import METRICS, score_pair, values_outside
 
@@ -158,6 +159,15 @@ def _find_fields(folder: Path, pairs: list[Pair], notes: list[str]) -> dict[Pair
                 foreign.append(field.path.name)
     problems = [f"{len(missing)} of {len(pairs)} fields are missing: {', '.join(missing)}"] if missing else []
     raise_problems(folder, problems + refused)
+    unknown = {pair: path for pair, path in fields.items() if path.name in foreign}
+    turned = [path.name for pair, path in unknown.items() if _is_turned(path, pair.fixed.path)]
+    if turned:
+        text = (
+            f"{len(turned)} fields say another orientation than their fixed image and are taken as if they had its: "
+            f"{_some(turned)}"
+        )
+        print(f"warning: {text}", file=sys.stderr)
+        notes.append(text)
     if foreign:
         notes.append(f"{len(foreign)} fields have no provenance, their images are taken on trust: {_some(foreign)}")
     extra = sorted(path.name for path in folder.glob("disp_*.nii.gz") if path not in fields.values())
@@ -166,6 +176,13 @@ def _find_fields(folder: Path, pairs: list[Pair], notes: list[str]) -> dict[Pair
         print(f"warning: {text}", file=sys.stderr)
         notes.append(text)
     return fields
+
+
+def _is_turned(field: Path, image: Path) -> bool:
+    """Whether the axes of a field point elsewhere than those of its image, by their headers."""
+    grids = [read_stated_grid(path)[1] for path in (field, image)]
+    letters = {nibabel.aff2axcodes(affine) for affine in grids if affine is not None}
+    return len(letters) > 1
 
 
 def _score(

@@ -1,11 +1,14 @@
 """`predict`: one network or an ensemble over the pairs of a data set, each field on disk as soon as it exists."""
 
 import math
+import shlex
+import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
@@ -156,6 +159,7 @@ def predict(
     devices: int = 1,
     precision: str = "float32",
     allow_imports: bool | str | Sequence[str] = (),
+    check_headers: bool = True,
 ) -> None:
     """Writes ``disp_<fixed>_<moving>.nii.gz`` for each pair that is not there already.
 
@@ -175,6 +179,8 @@ def predict(
         devices: processes that share the pairs, each on a device of its own.
         precision: of the convolutions, ``float32`` or ``bfloat16``; all else is in float32 anyway.
         allow_imports: see :func:`~sitreg_lumir.network.weights.load_member`.
+        check_headers: refuse images that are stored in another orientation than the others or than the members'
+            training data; else print a warning, and take arrays as they are.
 
     Raises:
         InputError: members or data are wrong, or a field in the folder has another provenance; or a single member
@@ -194,6 +200,7 @@ def predict(
     members = load_members(files, allow_imports)
     Ensemble.of(members, flip)  # refuses what cannot be mirrored
     data = data_module(data_args)
+    data.check_headers = check_headers
     trainer = Trainer(
         accelerator=device,
         devices=devices,
@@ -207,6 +214,7 @@ def predict(
     )
     data.check("predict")  # all that may be refused is refused before volumes are read, which takes long
     check_geometry(members[0].card, data)
+    check_orientation(members[0].card, data)
     if disagreement:
         voxel_size(data.affine, data.dataset.path)
     asked = {"inverse": inverse, "warped": warped, "disagreement": disagreement}
@@ -234,7 +242,7 @@ def predict(
             if f"{InputError.__name__}: " not in message:
                 raise
             raise InputError(message.partition(f"{InputError.__name__}: ")[2]) from None
-    print(f"next: sitreg-lumir evaluate {folder} --data {data.dataset.path}")
+    print(f"next: sitreg-lumir evaluate {shlex.quote(str(folder))} --data {shlex.quote(str(data.dataset.path))}")
 
 
 def data_module(args: Sequence[str]) -> LumirDataModule:
@@ -275,6 +283,22 @@ def check_geometry(card: ModelCard, data: LumirDataModule) -> None:
             f"--config {_config_for(size[1])} trains some), or give data on the members' grid (--data), or use "
             "`register --pairs`, which brings scans of any grid to the members'"
         )
+
+
+def check_orientation(card: ModelCard, data: LumirDataModule) -> None:
+    """The data's axes must point where those of the members' training data do.
+
+    Raises:
+        InputError: they do not; with ``check_headers`` of the data turned off, that is a warning.
+    """
+    letters, known = (
+        "".join(map(str, nibabel.aff2axcodes(np.asarray(matrix)))) for matrix in (data.affine, card.affine)
+    )
+    if letters != known:
+        problem = f"{data.dataset.path}: the axes of its images point to {letters}, those of the members' to {known}"
+        if data.check_headers:
+            raise InputError(f"{problem}; store the images as {known}, or use `register --pairs`, which takes any")
+        print(f"warning: {problem}; the arrays are taken as they are", file=sys.stderr)
 
 
 def _config_for(voxel_size: float) -> str:

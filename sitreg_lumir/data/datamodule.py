@@ -108,6 +108,9 @@ class LumirDataModule(LightningDataModule):
         self.triplets_from: int | None = None
         self.triplets_per_epoch = 0
         self.cache = Path(cache).expanduser() if cache else default_folder()
+        self.check_headers = (
+            True  # refuse files that are stored otherwise than the others; else take arrays as they are
+        )
         self.to_predict: tuple[Pair, ...] | None = None  # those of the pairs whose fields are wanted; None: all
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer pairs than processes
         self._stage: str | None = None  # that ``check`` was asked about
@@ -280,8 +283,9 @@ class LumirDataModule(LightningDataModule):
     def _read(self, *, check_files: bool) -> None:
         training = self._training()
         self.dataset = read_dataset(
-            self.root, training=training, validation=not training, check_files=check_files, images=self.images
-        )
+            self.root, training=training, validation=not training, check_files=check_files, images=self.images,
+            check_headers=self.check_headers,
+        )  # fmt: skip
         self.shape = self.dataset.shape
         self.evaluation_labels, self.label_names = (
             self.dataset.evaluation_labels,
@@ -290,7 +294,10 @@ class LumirDataModule(LightningDataModule):
         pairs = list(self.dataset.validation)
         for name in self.validation:
             file = self.dataset.path.parent / name
-            further = read_dataset(file, validation=True, check_files=check_files, images=self.dataset.root)
+            further = read_dataset(
+                file, validation=True, check_files=check_files, images=self.dataset.root,
+                check_headers=self.check_headers,
+            )  # fmt: skip
             if further.shape != self.shape:
                 raise InputError(f"{further.path}: its shape is {further.shape}, that of {self.root} is {self.shape}")
             if further.evaluation_labels != (self.evaluation_labels or further.evaluation_labels):

@@ -144,7 +144,7 @@ def load_json(file: Path, wanted: str) -> dict[str, Any]:
         InputError: it is unreadable or holds something else; ``wanted`` says what it should be.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{file}: not a readable JSON file ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):

@@ -1,11 +1,17 @@
 """A LUMIR dataset JSON (2024 and 2025 layout) -> its images and pairs."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
 
 from sitreg_lumir.data.groups import (
     CONFIGS,
@@ -20,10 +26,12 @@ from sitreg_lumir.data.groups import (
     pair_key,
 )
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.read import read_shape
+from sitreg_lumir.geometry.orientation import spacing_of
+from sitreg_lumir.io.read import read_stated_grid
 
 _PREFERRED = ("LUMIR_dataset.json", "LUMIR25_dataset.json")
 _SHOWN = 20
+_SAME_SPACING = 0.01  # relative: of one data set
 
 
 class Image(NamedTuple):
@@ -131,6 +139,7 @@ def read_dataset(
     check_files: bool = True,
     images: str | Path | None = None,
     groups: Sequence[Path] | None = None,
+    check_headers: bool = True,
 ) -> LumirDataset:
     """Reads a dataset JSON and checks all that it names.
 
@@ -147,6 +156,9 @@ def read_dataset(
         images: the folder that the JSON's paths start from and never leave; by default the JSON's own.
         groups: the evaluator's config files, or folders of them, that decide alone where they list a pair; an empty
             list: no groups at all, contrasts only.
+        check_headers: with ``check_files``, refuse files that are stored in another orientation than the first image,
+            images of another voxel size, and label maps and landmarks that lie elsewhere than their image; else print
+            a warning, and take arrays as they are, as the official evaluation does.
 
     Raises:
         InputError: the JSON or a needed part of it is missing, or entries are wrong: paths that leave the
@@ -177,7 +189,7 @@ def read_dataset(
     problems += _repeated("validation pair", (pair.long_name for pair in pairs))
     if check_files and not problems:
         checked = [image for pair in pairs for image in (pair.fixed, pair.moving)]
-        problems += _check_files([*(listed if training else ()), *checked], shape)
+        problems += _check_files([*(listed if training else ()), *checked], shape, check_headers=check_headers)
     raise_problems(file, problems)
     groups_of_pairs(pairs, file)
     labels = content.get("evaluation_labels")
@@ -213,7 +225,7 @@ def _find_json(path: Path) -> Path:
     for name in _PREFERRED:
         if (path / name).is_file():
             return path / name
-    candidates = sorted(set(path.glob("*.json")) - set(path.glob(CONFIGS)))
+    candidates = sorted(set(path.glob("[!.]*.json")) - set(path.glob(CONFIGS)))
     if len(candidates) != 1:
         what = f"several JSON files ({', '.join(f.name for f in candidates[:5])})" if candidates else "no JSON file"
         raise InputError(f"{path}: holds {what}; give the path of the dataset JSON itself")
@@ -300,15 +312,62 @@ def _repeated(what: str, names: Iterable[str]) -> list[str]:
     return [f"{what} {name} is listed {count} times" for name, count in Counter(names).items() if name and count > 1]
 
 
-def _check_files(images: list[Image], shape: tuple[int, ...]) -> list[str]:
-    problems = []
-    files = [path for image in images for path in (image.path, image.labels, image.landmarks) if path is not None]
-    for path in dict.fromkeys(files):
-        try:
-            stored = read_shape(path)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if stored != shape:
-            problems.append(f"{path}: the shape is {stored}, the JSON says {shape}")
-    return problems
+def _check_files(images: list[Image], shape: tuple[int, ...], *, check_headers: bool) -> list[str]:
+    """What is wrong with the headers of images, their label maps and their landmarks."""
+    problems: list[str] = []
+    misplaced: list[str] = []
+    first: tuple[Path, NDArray[np.float64]] | None = None
+    for image in dict.fromkeys(images):
+        own = None
+        for path in (image.path, image.labels, image.landmarks):
+            if path is None:
+                continue
+            try:
+                stored, affine = read_stated_grid(path)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            if stored != shape:
+                problems.append(f"{path}: the shape is {stored}, the JSON says {shape}")
+            elif affine is not None:
+                first = first or (path, affine)
+                own = affine if path == image.path else own
+                problem = _misplaced(affine, first[1], own, shape)
+                if problem:
+                    misplaced.append(f"{path}: {problem.format(first[0].name)}")
+    if not check_headers:
+        for problem in misplaced:
+            print(f"warning: {problem}; its array is taken as it is", file=sys.stderr)
+        return problems
+    return problems + [f"{problem}; store it as that is, with its header" for problem in misplaced]
+
+
+def _misplaced(
+    affine: NDArray[np.float64], first: NDArray[np.float64], own: NDArray[np.float64] | None, shape: tuple[int, ...]
+) -> str | None:
+    """Why a file does not lie as the first image ``{}`` and its own image do; None if it does.
+
+    Args:
+        affine: ``(4, 4)`` voxel-to-world matrix of the file, RAS, mm.
+        first: that of the first image.
+        own: that of the image that a label map or landmarks belong to, if known.
+        shape: ``(X, Y, Z)`` of all.
+    """
+    letters, wanted = ("".join(map(str, nibabel.aff2axcodes(matrix))) for matrix in (affine, first))
+    if letters != wanted:
+        return f"its axes point to {letters}, those of {{}} to {wanted}"
+    if np.array_equal(affine, np.eye(4)):  # what arrays without a header are saved with
+        return None
+    sizes, usual = spacing_of(affine), spacing_of(first)
+    if np.abs(sizes - usual).max() > _SAME_SPACING * usual.max():
+        return f"its voxels are {_text(sizes)} mm large, those of {{}} {_text(usual)}"
+    if own is not None and not np.array_equal(own, np.eye(4)):
+        corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))], dtype=float).T
+        apart = float(np.linalg.norm(((affine - own) @ corners)[:3], axis=0).max())
+        if apart > usual.max():
+            return f"it lies up to {apart:.1f} mm from its image"
+    return None
+
+
+def _text(sizes: NDArray[np.float64]) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.geometry.orientation import check_options, choose_affine, spacing_of
+from sitreg_lumir.geometry.orientation import HEADERS, check_options, choose_affine, spacing_of
 from sitreg_lumir.io.nifti_file import NiftiFile, open_nifti
 
 LABEL_INTENT = 1002
@@ -191,6 +191,20 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
         InputError: the file is missing or has no readable NIfTI header.
     """
     return _without_single_frame(open_nifti(path, strict=False, header_only=True).shape)
+
+
+def read_stated_grid(path: str | Path) -> tuple[tuple[int, ...], NDArray[np.float64] | None]:
+    """The shape that a header states, and where it places the voxels; these are not read.
+
+    Returns:
+        shape; ``(4, 4)`` voxel-to-world matrix, RAS, mm, or None where the header has neither sform nor qform.
+
+    Raises:
+        InputError: the file is missing or has no readable header.
+    """
+    file = open_nifti(path, strict=False, header_only=True)
+    placed = any(int(file.header[f"{name}_code"]) > 0 for name in HEADERS)
+    return _without_single_frame(file.shape), _stated_affine(file) if placed else None
 
 
 def read_affine(path: str | Path) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ import pytest
 from sitreg_lumir.challenge.evaluate import evaluate
 from sitreg_lumir.challenge.means import summarise
 from sitreg_lumir.challenge.provenance import make_provenance, save_field
+from sitreg_lumir.cli import main
 from sitreg_lumir.data.lumir import LumirDataset, read_dataset
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.write import save_disp, save_volume
@@ -141,6 +142,25 @@ def test_fields_without_provenance_are_scored_with_a_note(
         path.unlink()
     evaluate(tmp_path / "out", datasets[:1])
     assert "2 fields have no provenance" in capsys.readouterr().out
+
+
+def test_fields_and_labels_in_another_orientation_are_named(
+    tmp_path: Path, root: Path, datasets: list[LumirDataset], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is scored as if arrays lay as their headers do not say."""
+    write_fields(tmp_path / "out", datasets[:1])
+    (tmp_path / "out" / "disp_0100_0101.json").unlink()
+    turned = AFFINE @ np.diag([-1.0, 1, 1, 1])
+    disp = np.zeros((3, *SHAPE), dtype=np.float32)
+    save_disp(tmp_path / "out" / "disp_0100_0101.nii.gz", disp, turned)
+    evaluation = evaluate(tmp_path / "out", datasets[:1])
+    assert any("1 fields say another orientation" in note for note in evaluation.summary["notes"])
+    assert "disp_0100_0101.nii.gz" in capsys.readouterr().err
+    label = root / "labelsVal" / "LUMIRMRI_0101_0000.nii.gz"
+    save_volume(label, np.zeros(SHAPE, np.uint8), turned)
+    assert main(["evaluate", str(tmp_path / "out"), "--data", str(root / "LUMIR_dataset.json")]) == 2
+    message = capsys.readouterr().err
+    assert str(label) in message and "its axes point to LAS" in message
 
 
 def test_a_field_of_another_shape_is_refused(tmp_path: Path, datasets: list[LumirDataset]) -> None:

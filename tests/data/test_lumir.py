@@ -1,8 +1,11 @@
 """Dataset JSONs: what they give, and all that is wrong in one line."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 from data_samples import SHAPE, content, head, make_dataset, save, write
 
@@ -52,6 +55,60 @@ def test_all_problems_are_named_together(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"31 problems.*0019_0000.*; and 11 more"):
         read_dataset(root, training=True)
     read_dataset(root, training=True, check_files=False)
+
+
+def _turned(path: Path) -> None:
+    """The same voxels at the same places, stored in the other order along the first axis."""
+    image: Any = nibabel.load(path)  # type: ignore[attr-defined]
+    values, affine = np.asarray(image.dataobj), image.affine.copy()
+    affine[:3, 3] += affine[:3, 0] * (values.shape[0] - 1)
+    affine[:3, 0] *= -1
+    nibabel.Nifti1Image(values[::-1], affine).to_filename(path)
+
+
+def _elsewhere(path: Path) -> None:
+    image: Any = nibabel.load(path)  # type: ignore[attr-defined]
+    affine = image.affine.copy()
+    affine[1, 3] += 6
+    nibabel.Nifti1Image(np.asarray(image.dataobj), affine).to_filename(path)
+
+
+def _larger(path: Path) -> None:
+    nibabel.Nifti1Image(head(0), np.diag([2, 2, 3.0, 1])).to_filename(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "line"),
+    [
+        (
+            "labelsVal/LUMIRMRI_0101_0000.nii.gz",
+            _turned,
+            "its axes point to LAS, those of LUMIRMRI_0100_0000.nii.gz",
+        ),
+        ("imagesVal/LUMIRMRI_0102_0000.nii.gz", _turned, "its axes point to LAS"),
+        ("labelsVal/LUMIRMRI_0101_0000.nii.gz", _elsewhere, "it lies up to 6.0 mm from its image"),
+        ("imagesVal/LUMIRMRI_0101_0000.nii.gz", _larger, "its voxels are 2 x 2 x 3 mm large"),
+    ],
+)
+def test_headers_are_compared(
+    name: str, change: Callable[[Path], None], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_dataset(tmp_path)
+    change(root / name)
+    with pytest.raises(InputError, match=f"{name}: .*{line}.*store it as that is"):
+        read_dataset(root, validation=True)
+    assert len(read_dataset(root, validation=True, check_headers=False).validation) == 3
+    assert f"{name}: {line}" in capsys.readouterr().err
+
+
+def test_files_whose_headers_say_nothing_are_taken(tmp_path: Path) -> None:
+    root = make_dataset(tmp_path)
+    nibabel.Nifti1Image(head(1) // 100, np.eye(4)).to_filename(root / "labelsVal/LUMIRMRI_0101_0000.nii.gz")
+    image = nibabel.Nifti1Image(head(1)[..., None], np.diag([-1.0, 1, 1, 1]))  # a frame alone is a volume
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    image.to_filename(root / "imagesVal/LUMIRMRI_0102_0000.nii.gz")
+    read_dataset(root, validation=True)
 
 
 IMAGE = "./imagesTr/LUMIRMRI_0000_0000.nii.gz"
