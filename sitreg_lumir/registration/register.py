@@ -19,6 +19,7 @@ from sitreg_lumir.io.itk import load_affine
 from sitreg_lumir.network.sitreg import Update
 from sitreg_lumir.preprocessing.template import check_model_world, load_template
 from sitreg_lumir.registration.linear import TransformKind, no_updates, register_linearly
+from sitreg_lumir.registration.made_from import made_from
 from sitreg_lumir.registration.model import Model, load_model
 from sitreg_lumir.registration.optimise import Optimised, optimise
 from sitreg_lumir.registration.options import RegisterOptions
@@ -171,6 +172,7 @@ def register_scans(
         spread = spread_of_members(model, pair) if options.uncertainty else None
         registration = Registration(*scans, model, forward, spread)
         registration.summary.update(summarise(registration, pair, align=options.align, refined=refined, linear=linear))
+    registration.summary["made_from"] = made_from(fixed, moving, options, model)
     registration.summary["seconds"] = json_values(seconds)
     if out is not None:
         registration.save(
@@ -193,7 +195,8 @@ def _read(fixed: str | Path, moving: str | Path, options: RegisterOptions) -> tu
     prealigns = scans[0].prealign, scans[1].prealign
     if options.initial_transform is not None:
         path = Path(options.initial_transform)
-        prealigns = meet_half_way(*prealigns, load_affine(path))
+        grids = (scans[0].shape, scans[0].affine), (scans[1].shape, scans[1].affine)
+        prealigns = meet_half_way(*prealigns, load_affine(path, grids))
         _log.info("both alignments changed to agree with %s", path.name)
     return scans, prealigns
 

@@ -1,0 +1,39 @@
+"""What a registration was made from: the SHA-256 of every file, the members, and the options that change results."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sitreg_lumir import __version__
+from sitreg_lumir.io.checksum import file_entry
+from sitreg_lumir.registration.model import Model
+from sitreg_lumir.registration.options import RegisterOptions
+from sitreg_lumir.registration.scan import BUILT_IN
+
+_WITHOUT_EFFECT = ("report", "overwrite")  # options that change no result
+_FILE_OPTIONS = ("_mask", "_lesion", "_to_template", "initial_transform")  # ends of the names of options that are files
+
+
+def made_from(fixed: str | Path, moving: str | Path, options: RegisterOptions, model: Model) -> dict[str, Any]:
+    """The entry ``made_from`` of a summary; equal entries mean equal results.
+
+    Args:
+        fixed: file of the fixed scan, or a built-in name.
+        moving: that of the moving scan.
+        options: with the pair's files.
+        model: that registers them.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    values = {name: value for name, value in asdict(options).items() if name not in _WITHOUT_EFFECT}
+    files = {name: values.pop(name) for name in [*values] if name.endswith(_FILE_OPTIONS)}
+    files = {"fixed": fixed, "moving": moving} | {name: file for name, file in files.items() if file is not None}
+    return {
+        "files": {name: str(file) if str(file) in BUILT_IN else file_entry(Path(file)) for name, file in files.items()},
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
+        "members": [dict(entry) for entry in model.checksums],
+        "precision": model.precision,
+        "flip": model.flip,
+        "version": __version__,
+    }
