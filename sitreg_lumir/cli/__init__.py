@@ -1,7 +1,6 @@
 """The one command, `sitreg-lumir`. Heavy imports happen only in the verb that needs them."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,6 +9,7 @@ from sitreg_lumir.cli.diagnose import add_doctor
 from sitreg_lumir.cli.lumir import add_container, add_demo, add_evaluate, add_predict, add_submit
 from sitreg_lumir.cli.parsing import with_flags
 from sitreg_lumir.cli.register import add_preprocess, add_register
+from sitreg_lumir.cli.streams import lenient_streams, lost_output
 from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
 from sitreg_lumir.cli.transforms import add_apply, add_resample_field
 from sitreg_lumir.errors import InputError, RunStoppedError, missing_extra
@@ -74,7 +74,20 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; 0 when it worked, 2 for a user's mistake (reported in one line)."""
+    """Runs one verb; 0 when it worked, 2 for a user's mistake (reported in one line).
+
+    Where standard output is closed or full, the verb goes on: 1 at the end if it was full.
+    """
+    with lenient_streams():
+        code = _run(argv)
+        lost = lost_output()
+        if lost:
+            print(f"sitreg-lumir: standard output was lost ({lost}); all results are written", file=sys.stderr)
+        return 1 if lost and code == 0 else code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Runs one verb; its exit code."""
     options, rest = command_line().parse_known_args(list(sys.argv[1:] if argv is None else argv))
     run: Callable[[argparse.Namespace, list[str]], None] = options.run
     try:
@@ -93,9 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if str(stop):
             print(f"sitreg-lumir: {stop}", file=sys.stderr)
         return stop.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         print("\nsitreg-lumir: stopped", file=sys.stderr)
         return 130

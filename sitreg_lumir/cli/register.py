@@ -8,7 +8,8 @@ from sitreg_lumir.cli.parsing import Verbs, add_allow_imports, add_header_option
 from sitreg_lumir.errors import InputError
 
 MORE = """\
-Any NIfTI file: any orientation, voxel size, field of view, number type, contrast. Scans must be skull-stripped, or come
+Any NIfTI file: any orientation, voxel size, field of view, number type, contrast; also .mgz, .nrrd and .mha (DICOM is
+converted by dcm2niix). Scans must be skull-stripped, or come
 with a mask of the brain. Both directions come at once: exchanging the scans exchanges the results.
 
 OUT gets
@@ -174,6 +175,7 @@ def add_preprocess(verbs: Verbs) -> None:
         "OUT is as LUMIR's volumes are: the brain alone, without bias field (N4), aligned to the MNI152 template by\n"
         "an affine, RAS, 160 x 224 x 192 voxels of 1 mm, 1..255 in the brain and 0 outside. Beside OUT.nii.gz:\n"
         "  OUT_mask.nii.gz                  the brain, on the same grid\n"
+        "  OUT_raw-mask.nii.gz              the brain, on RAW's grid\n"
         "  OUT_points-raw-to-template.tfm   an ITK affine; it maps points of the raw scan's world to MNI152\n"
         "As `apply -t FILE` it brings images of the template's world onto the raw scan; its inverse, -t '[FILE,1]',\n"
         "brings other images and labels of the raw scan's world into the template's.\n\n"

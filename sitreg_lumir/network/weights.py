@@ -189,7 +189,7 @@ def member_files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.ckpt"))
+            inside = sorted(path.glob("[!.]*.safetensors")) or sorted(path.glob("[!.]*.ckpt"))
             if not inside:
                 raise InputError(f"{path}: the folder holds no .safetensors or .ckpt file")
             files += inside

@@ -66,17 +66,22 @@ def chosen_outputs(save: str | Sequence[str] | None) -> frozenset[str] | None:
     return frozenset(output for name in names for output in groups.get(name, (name,)))
 
 
+_OF_SYSTEMS = ("Thumbs.db", "desktop.ini")  # files that Windows leaves; those of others start with a point
+
+
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Refuses a folder that a registration cannot go to, before any work is done.
 
     Raises:
-        InputError: it is a file, cannot be written, or holds files that are no registration's or would be lost.
+        InputError: it is a file, cannot be written, holds a registration that would be lost, or files and none. Files
+            beside a registration, and those that systems leave (``.DS_Store``), stay as they are.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder for the results with `out`")
-    existing = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    foreign = [name for name in existing if name not in FILES]
-    if foreign:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    existing = [name for name in names if name in FILES]
+    foreign = [name for name in names if name not in FILES and not name.startswith(".") and name not in _OF_SYSTEMS]
+    if foreign and not existing:
         raise InputError(f"{folder}: holds other files ({foreign[0]}); name a new or empty folder with `out`")
     if existing and not overwrite:
         raise InputError(f"{folder}: holds a registration already; name another folder, or add `overwrite=True`")

@@ -68,7 +68,8 @@ def save_registration(
         with ThreadPoolExecutor(min(2, torch.get_num_threads())) as threads:  # a part each: sampling, compression
             for written in [threads.submit(write, temporary, registration, wanted) for write in parts]:
                 written.result()
-        (temporary / SUMMARY).write_text(json.dumps(registration.summary, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(registration.summary, indent=1, ensure_ascii=False) + "\n"
+        (temporary / SUMMARY).write_text(text, encoding="utf-8", errors="backslashreplace")
     return folder
 
 

@@ -359,7 +359,6 @@ def test_wrong_input_ends_in_one_line(
         "none": "x,y,z\n",
         "nothing": "",
         "inf": "x,y,z\n1,2,inf\n",
-        "semi": "x;y;z\n1;2;3\n",
     }
     for name, text in tables.items():
         (tmp_path / f"{name}.csv").write_text(text)
@@ -414,7 +413,6 @@ def test_wrong_input_ends_in_one_line(
         "none": ["no points"],
         "nothing": ["it has nothing"],
         "inf": ["line 2: z is 'inf'"],
-        "semi": ["x;y;z"],
     }.items():
         refused(capsys, ["-t", affine, "--points", tmp_path / f"{name}.csv", "-o", table_out], f"{name}.csv", *words)
     assert sorted(tmp_path.rglob("*")) == before

@@ -28,6 +28,7 @@ from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.shipped import VARIABLE
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import ModelCard, save_member
+from sitreg_lumir.registration.batch import read_pairs
 from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import DEFAULT, FILES, OUTPUTS
 from sitreg_lumir.registration.pair import meet_half_way, pair_on_grid
@@ -428,6 +429,44 @@ def test_pairs_go_on_after_a_bad_one(
     table.write_text("name,fixed,moving\n,a.nii.gz,b.nii.gz\n")
     assert main([*command, "--align", "none"]) == 0
     assert (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns == made  # skipped
+    capsys.readouterr()
+    values, affine = load(tmp_path / "b.nii.gz")
+    for change, expected in (
+        (lambda: nib.Nifti1Image(np.maximum(values, 1) - 1, affine).to_filename(tmp_path / "b.nii.gz"),
+         "files.moving.sha256"),
+        (lambda: command.extend(["--padding", "5"]), "options.padding_mm is 0.0 there, 5.0 now"),
+    ):  # fmt: skip
+        change()
+        assert main([*command, "--align", "none", "--no-report"]) == 2
+        message = capsys.readouterr().err
+        assert "a_b: was registered otherwise" in message and expected in message and message.count("\n") == 1
+        assert (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns == made
+        assert main([*command, "--align", "none", "--no-report", "--overwrite"]) == 0
+        again = (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns
+        assert again > made
+        made = again
+
+
+def test_tables_of_spreadsheets(t1: Path, tmp_path: Path) -> None:
+    """Semicolons, tabs, quotes, blanks, empty rows and columns, byte order marks, UTF-16, other letters."""
+    names = ["a b.nii.gz", "c (1) [2].nii.gz", "M\udcfcller;x.nii.gz", "Ä.nii.gz"]
+    for name in names:
+        shutil.copy(t1, tmp_path / name)
+    lines = {
+        "utf-8": 'Fixed , moving\n\n a b.nii.gz , "c (1) [2].nii.gz"\n,\n',
+        "utf-8-sig": "fixed;moving;name;;\r\na b.nii.gz;c (1) [2].nii.gz;;;\r\n;;;;\r\n",
+        "utf-16": 'moving\tfixed\n"c (1) [2].nii.gz"\ta b.nii.gz\n',
+        "latin-1": "sep=;\nfixed;moving\na b.nii.gz;c (1) [2].nii.gz",
+    }
+    for encoding, text in lines.items():
+        (tmp_path / "pairs.csv").write_bytes(text.encode(encoding))
+        (pair,) = read_pairs(tmp_path / "pairs.csv")
+        assert pair.name == "a b_c (1) [2]"
+        assert pair.files == {"fixed": str(tmp_path / names[0]), "moving": str(tmp_path / names[1])}
+    for content in ('fixed;moving\n"Müller;x.nii.gz";Ä.nii.gz\n'.encode("latin-1"),):
+        (tmp_path / "pairs.csv").write_bytes(content)
+        (pair,) = read_pairs(tmp_path / "pairs.csv")
+        assert pair.files == {"fixed": str(tmp_path / names[2]), "moving": str(tmp_path / names[3])}
 
 
 @pytest.mark.parametrize(
@@ -439,6 +478,8 @@ def test_pairs_go_on_after_a_bad_one(
         ("fixed,moving\na.nii.gz\n", "line 2"),
         ("fixed,moving\na.nii.gz,gone.nii.gz\n", "no such file"),
         ("fixed,moving,name\na.nii.gz,a.nii.gz,../x\n", "no folder's"),
+        ("fixed,moving,Fixed\na.nii.gz,a.nii.gz,a.nii.gz\n", "two columns fixed"),
+        ("fixed,moving\na.nii.gz,a.nii.gz,a.nii.gz\n", "line 2: more values"),
         ("fixed,moving\na.nii.gz,a.nii.gz\na.nii.gz,a.nii.gz\n", "a second pair called a_a"),
     ],
 )
@@ -582,8 +623,16 @@ def test_an_earlier_result_is_kept_unless_asked(
     result.save(kept, report=False, overwrite=True)
     assert not (kept / "report.html").exists()  # it spoke of the earlier one
     (kept / "notes.txt").write_text("mine")
+    (kept / ".DS_Store").touch()
+    result.save(kept, overwrite=True)
+    assert (kept / "notes.txt").read_text() == "mine" and (kept / "report.html").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".DS_Store").touch()
+    result.save(tmp_path / "other", report=False)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").touch()
     with pytest.raises(InputError, match=r"other files \(notes.txt\)"):
-        result.save(kept, overwrite=True)
+        result.save(tmp_path / "foreign")
     with pytest.raises(InputError, match="is a file"):
         result.save(kept / "notes.txt")
 
