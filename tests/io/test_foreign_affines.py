@@ -72,9 +72,9 @@ def test_lta_leads_from_the_destination_to_the_source(kind: str, tmp_path: Path)
         size = np.linalg.norm(affine[:3, :3], axis=0)
         centre = affine @ (*(np.array(shape) / 2), 1)
         lines += [f"{name} volume info", "valid = 1  # volume info valid", f"filename = {name}.mgz"]
-        lines += [f"{key} = {' '.join(f'{value:.15e}' for value in values)}" for key, values in (
-            ("volume", shape), ("voxelsize", size), ("cras", centre[:3]),
-            *zip(("xras", "yras", "zras"), (affine[:3, :3] / size).T, strict=True))]  # fmt: skip
+        axes = zip(("xras", "yras", "zras"), (affine[:3, :3] / size).T, strict=True)
+        fields = [("volume", shape), ("voxelsize", size), *axes, ("cras", centre[:3])]
+        lines += [f"{key} = {' '.join(f'{value:.15e}' for value in values)}" for key, values in fields]
     path = tmp_path / "a.lta"
     path.write_text("\n".join([*lines, "subject x", "fscale 0.15"]) + "\n")
     np.testing.assert_allclose(load_affine(path), TO_MOVING, atol=1e-9)
