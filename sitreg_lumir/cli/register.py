@@ -8,9 +8,14 @@ from sitreg_lumir.cli.parsing import Verbs, add_allow_imports, add_header_option
 from sitreg_lumir.errors import InputError
 
 MORE = """\
+<<<<<<< HEAD
 Any NIfTI file: any orientation, voxel size, field of view, number type, contrast; also .mgz, .nrrd and .mha (DICOM is
 converted by dcm2niix). Scans must be skull-stripped, or come
 with a mask of the brain. Both directions come at once: exchanging the scans exchanges the results.
+=======
+Any NIfTI file: any orientation, voxel size, field of view, number type, contrast. Scans must be skull-stripped, or come
+with a mask of the brain, or --strip finds it. Both directions come at once: exchanging the scans exchanges the results.
+>>>>>>> 7937406 (register --strip: whole heads in, everything out, masks kept)
 
 OUT gets
   warped_moving.nii.gz                the moving image on the fixed grid, sampled once from the original
@@ -52,6 +57,11 @@ def add_register(verbs: Verbs) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--fixed-mask", type=Path, metavar="FILE", help="brain mask of the fixed scan, any grid")
     parser.add_argument("--moving-mask", type=Path, metavar="FILE", help="of the moving scan")
+    parser.add_argument(
+        "--strip", nargs="?", const="deepbet", choices=("deepbet", "template"),
+        help="find the brain in scans of whole heads that come without a mask: deepbet (T1; the default of --strip), "
+        "or template, any contrast, some mm off",
+    )  # fmt: skip
     parser.add_argument("--align", choices=("auto", "each", "none"), default="auto", help="default: auto")
     parser.add_argument("--initial-transform", type=Path, metavar="XFM", help="ITK affine, fixed to moving")
     parser.add_argument("--fixed-to-template", type=Path, metavar="XFM", help="ITK affine, fixed to MNI152")
@@ -143,6 +153,7 @@ def _register(options: argparse.Namespace, rest: list[str]) -> None:
         overwrite=options.overwrite,
         save=options.save,
         transform=options.transform,
+        strip=options.strip,
         **{name: value for name, value in files.items() if name not in ("fixed", "moving")},
     )
     pairs = None if options.pairs is None else read_pairs(options.pairs)

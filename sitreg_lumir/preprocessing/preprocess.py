@@ -11,22 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import nibabel
 import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.itk import save_affine_tfm
 from sitreg_lumir.io.nifti_stream import writing_planes
 from sitreg_lumir.io.read import Scan, read_image
 from sitreg_lumir.io.write import plain_header
-from sitreg_lumir.preprocessing.align import Alignment, align_to_template
+from sitreg_lumir.preprocessing.align import Alignment
 from sitreg_lumir.preprocessing.intensity import Mask, conform, support_mask
 from sitreg_lumir.preprocessing.place import align_brain, read_brain_mask
 from sitreg_lumir.preprocessing.skull_check import check_brain
+from sitreg_lumir.preprocessing.strip import deepbet_mask, template_mask
 from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, TEMPLATE, load_template, lumir_affine
 
 Strip: TypeAlias = Literal["deepbet", "template", "none"]
@@ -40,7 +39,7 @@ RAW_MASK = "_raw-mask.nii.gz"
 _N4_MM = 4.0  # voxels on which the bias field is fitted; its control points are some 30 mm apart in the end
 _N4_ITERATIONS = (50, 50, 50, 50)
 _LEAST_OVERLAP = 0.85  # Dice coefficient of an aligned brain and the template's; miniLUMIR's have 0.95 and more
-_INSTALL = "pip install 'sitreg-lumir[strip]'"
+_INSTEAD = "or give `mask`, or `strip=none` for a scan without skull"
 itk: Any = SimpleITK  # has no type information
 
 
@@ -107,11 +106,10 @@ def preprocess(
     elif strip == "none":
         brain, source = support_mask(scan.data, scan.affine, str(raw)), "its foreground"
     elif strip == "template":
-        alignment = align_to_template(scan.data, scan.affine, None, template, str(raw))
-        share = resample(template.mask.astype(np.float32), template.affine, alignment.prealign, scan.shape, scan.affine)
-        brain, source = share >= 0.5, "the template's brain"
+        brain, alignment = template_mask(scan, template)
+        source = "the template's brain"
     else:
-        brain, source = _deepbet(scan), "deepbet's mask"
+        brain, source = deepbet_mask(scan, _INSTEAD), "deepbet's mask"
     refusal = partial(_no_brain, source=source)
     check_brain(scan, brain, None, template, refusal)
     bias = "bias field kept"
@@ -163,27 +161,6 @@ def _outputs(out: Path, inputs: list[Path]) -> _Files:
         reason = error.strerror or str(error)
         raise InputError(f"{out}: cannot be written ({reason}); choose a folder with space and access") from None
     return files
-
-
-def _deepbet(scan: Scan) -> Mask:
-    """The brain of a T1 scan, bool, on its grid."""
-    try:
-        from deepbet import BrainExtraction
-    except ImportError as error:
-        raise InputError(
-            f"{scan.path}: skull stripping needs deepbet ({error}): {_INSTALL}; or give `mask`, or `strip=none` for a "
-            "scan without skull"
-        ) from None
-    image = nibabel.Nifti1Image(scan.data.astype(np.float32), scan.affine)
-    try:
-        _, mask, _ = BrainExtraction(no_gpu=True).run(image)  # some ten seconds on a CPU
-    except (AssertionError, ValueError) as error:  # deepbet found no foreground, or several pieces
-        reason = " ".join(str(error).split())
-        raise InputError(f"{scan.path}: deepbet found no brain ({reason}); it knows T1 only, give `mask`") from None
-    brain = np.asarray(mask.dataobj) > 0
-    if not brain.any():
-        raise InputError(f"{scan.path}: deepbet found no brain; it knows T1 only, give `mask`")
-    return np.asarray(brain, dtype=np.bool_)
 
 
 def _without_bias(scan: Scan, brain: Mask) -> tuple[Scan, str]:

@@ -30,7 +30,7 @@ def refuse_head(scan: Scan, reason: str) -> InputError:
     """The error for a scan whose foreground is a whole head."""
     return InputError(
         f"{scan.path}: looks like a whole head, not a skull-stripped brain ({reason}); give the brain's mask "
-        "(`fixed_mask` or `moving_mask`), or run `sitreg-lumir preprocess` first"
+        "(`fixed_mask` or `moving_mask`), or add `strip=deepbet`"
     )
 
 

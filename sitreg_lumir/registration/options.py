@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.preprocessing.strip import HEAD_STRIPS, HeadStrip
 from sitreg_lumir.registration.linear import TRANSFORMS, TransformKind
 from sitreg_lumir.registration.optimise import SIMILARITIES
 from sitreg_lumir.registration.outputs import chosen_outputs
@@ -37,6 +38,7 @@ class RegisterOptions:
     overwrite: bool = False
     save: str | Sequence[str] | None = None
     transform: TransformKind = "deformable"
+    strip: HeadStrip | None = None
 
     def __post_init__(self) -> None:
         if self.align not in ALIGN:
@@ -53,6 +55,8 @@ class RegisterOptions:
             raise InputError(f"`padding_mm` must be 0 or more and below 1000 mm, got {self.padding_mm:g}")
 
         chosen_outputs(self.save)
+        if self.strip not in (None, *HEAD_STRIPS):
+            raise InputError(f"`strip` must be deepbet or template, got {self.strip}")
         if self.transform not in TRANSFORMS:
             raise InputError(f"`transform` must be deformable, affine or rigid, got {self.transform}")
         if self.transform != "deformable" and (self.refine or self.uncertainty):
@@ -61,5 +65,6 @@ class RegisterOptions:
 
     def scan_files(self, role: str, image: str | Path) -> ScanFiles:
         """The files of the ``fixed`` or ``moving`` scan, whose image is ``image``."""
-        paths = (getattr(self, f"{role}_{kind}") for kind in ("mask", "lesion", "to_template"))
-        return ScanFiles(image, role, *(None if path is None else Path(path) for path in paths))
+        values = {kind: getattr(self, f"{role}_{kind}") for kind in ("mask", "lesion", "to_template")}
+        paths = {kind: None if path is None else Path(path) for kind, path in values.items()}
+        return ScanFiles(image, role, **paths, strip=self.strip)

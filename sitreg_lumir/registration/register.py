@@ -17,6 +17,7 @@ from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import Matrix
 from sitreg_lumir.io.itk import load_affine
 from sitreg_lumir.network.sitreg import Update
+from sitreg_lumir.preprocessing.strip import HeadStrip
 from sitreg_lumir.preprocessing.template import check_model_world, load_template
 from sitreg_lumir.registration.linear import TransformKind, no_updates, register_linearly
 from sitreg_lumir.registration.made_from import made_from
@@ -60,6 +61,7 @@ def register(
     overwrite: bool = False,
     save: str | Sequence[str] | None = None,
     transform: TransformKind = "deformable",
+    strip: HeadStrip | None = None,
 ) -> Registration:
     """Registers the moving scan onto the fixed scan, and at once the fixed scan onto the moving scan.
 
@@ -92,6 +94,8 @@ def register(
         save: which outputs ``out`` gets, by their names (see :meth:`Registration.save`).
         transform: ``deformable``; or ``rigid`` or ``affine``, for the scans to one another, without a network: between
             two scans of one person, say.
+        strip: for scans of whole heads without a mask: ``deepbet`` (T1; the extra ``[strip]``), or ``template``, which
+            is some millimetres off; scans that show the brain alone stay as they are. The masks are written, too.
 
     Returns:
         the :class:`Registration`.
@@ -123,6 +127,7 @@ def register(
         overwrite=overwrite,
         save=save,
         transform=transform,
+        strip=strip,
     )
     return register_scans(fixed, moving, out, model, options)
 

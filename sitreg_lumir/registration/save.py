@@ -55,6 +55,8 @@ def save_registration(
     wanted = set(DEFAULT if outputs is None else outputs)
     if outputs is None and registration.uncertainty_voxels is not None:
         wanted.add("uncertainty")
+    if outputs is None and (registration.fixed.stripped_by or registration.moving.stripped_by):
+        wanted.add("masks")
     if not report:
         wanted.discard("report")
     with _whole(folder) as temporary:

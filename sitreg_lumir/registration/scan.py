@@ -17,6 +17,7 @@ from sitreg_lumir.preprocessing.align import Alignment
 from sitreg_lumir.preprocessing.intensity import Mask, support_mask
 from sitreg_lumir.preprocessing.place import align_brain, read_brain_mask, read_mask
 from sitreg_lumir.preprocessing.skull_check import Refusal, check_brain, refuse_head, refuse_mask
+from sitreg_lumir.preprocessing.strip import HeadStrip, strip_head
 from sitreg_lumir.preprocessing.template import TEMPLATE, load_template
 
 MNI152 = "MNI152"
@@ -41,6 +42,7 @@ class ScanFiles:
         mask: file of the brain's mask, on any grid of the scan's world; None for a skull-stripped scan.
         lesion: file of a mask of what has no counterpart in the other scan, or None.
         to_template: file of an ITK affine from the scan's world to the template's, used instead of an alignment.
+        strip: how the brain of a whole head is told from the rest where there is no mask; None refuses heads.
 
     Raises:
         InputError: the template comes with files of its own.
@@ -51,6 +53,7 @@ class ScanFiles:
     mask: Path | None = None
     lesion: Path | None = None
     to_template: Path | None = None
+    strip: HeadStrip | None = None
 
     def __post_init__(self) -> None:
         if str(self.image) == MNI152 and (self.mask or self.lesion or self.to_template):
@@ -68,6 +71,7 @@ class PlacedScan(Scan):
         alignment: the alignment that was computed, used or not; None if there is none.
         how: a few words on where ``prealign`` comes from.
         checksum: SHA-256 of the file; None for the template.
+        stripped_by: what made the brain's mask of a whole head; None where a mask or the scan itself showed it.
     """
 
     brain: Mask
@@ -76,6 +80,7 @@ class PlacedScan(Scan):
     alignment: Alignment | None
     how: str
     checksum: str | None
+    stripped_by: str | None = None
 
     @property
     def name(self) -> str:
@@ -101,7 +106,11 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
     scan = read_image(EXAMPLES_FOLDER / built_in if built_in else Path(files.image), header, assume_orientation)
     template = load_template()
     refusal: Refusal
-    if files.mask is None:
+    stripped_by = None
+    if files.mask is None and files.strip is not None:
+        brain, stripped_by = strip_head(scan, files.strip, template, mask=f"{files.role}_mask")
+        refusal = refuse_head
+    elif files.mask is None:
         brain, refusal = support_mask(scan.data, scan.affine, str(scan.path)), refuse_head
         check_brain(scan, brain, None, template)
     else:
@@ -122,7 +131,14 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
             how = f"in the MNI152 frame already (aligning would move it by {moved}): left as it is"
     checksum = file_entry(scan.path)["sha256"]
     return PlacedScan(
-        **vars(scan), brain=brain, lesion=lesion, prealign=prealign, alignment=alignment, how=how, checksum=checksum
+        **vars(scan),
+        brain=brain,
+        lesion=lesion,
+        prealign=prealign,
+        alignment=alignment,
+        how=how,
+        checksum=checksum,
+        stripped_by=stripped_by,
     )
 
 

@@ -114,6 +114,7 @@ def _describe(scan: PlacedScan, prealign: Any) -> dict[str, Any]:
         "affine_from": scan.source,
         "prealign": [[float(value) for value in row] for row in prealign],
         "how": scan.how,
+        "stripped_by": scan.stripped_by,
         "mutual_information": None
         if alignment is None
         else {"before": alignment.mi_before, "after": alignment.mi_after},
