@@ -8,14 +8,9 @@ from sitreg_lumir.cli.parsing import Verbs, add_allow_imports, add_header_option
 from sitreg_lumir.errors import InputError
 
 MORE = """\
-<<<<<<< HEAD
 Any NIfTI file: any orientation, voxel size, field of view, number type, contrast; also .mgz, .nrrd and .mha (DICOM is
-converted by dcm2niix). Scans must be skull-stripped, or come
-with a mask of the brain. Both directions come at once: exchanging the scans exchanges the results.
-=======
-Any NIfTI file: any orientation, voxel size, field of view, number type, contrast. Scans must be skull-stripped, or come
-with a mask of the brain, or --strip finds it. Both directions come at once: exchanging the scans exchanges the results.
->>>>>>> 7937406 (register --strip: whole heads in, everything out, masks kept)
+converted by dcm2niix). Scans must be skull-stripped, or come with a mask of the brain, or --strip finds it. Both
+directions come at once: exchanging the scans exchanges the results.
 
 OUT gets
   warped_moving.nii.gz                the moving image on the fixed grid, sampled once from the original
