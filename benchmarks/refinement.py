@@ -81,8 +81,8 @@ def demo_pairs(model: Model, folder: Path, count: int) -> list[tuple[str, Brain,
             file = folder / "imagesVal" / f"LUMIRMRI_{subject}_0000.nii.gz"
             stored = np.asarray(nib.load(file).dataobj)  # type: ignore[attr-defined]
             inside, values = stored > 0, stored.astype(np.float32) / 255
-            found = torch.from_numpy(tissues(values, inside, VOXEL_SIZE))[None, None]
-            brains.append(Brain(subject, as_tensor(stored), torch.from_numpy(inside)[None, None], found))
+            classes = torch.from_numpy(tissues(values, inside, VOXEL_SIZE))[None, None]
+            brains.append(Brain(subject, as_tensor(stored), torch.from_numpy(inside)[None, None], classes))
         pairs.append((f"known {number}", *brains, torch.from_numpy(true_disp(folder, *subjects))))
     return pairs
 

@@ -113,8 +113,8 @@ def voxel_field(
     voxels = np.indices(shape, dtype=np.float64)
     world = np.einsum("ij,j...->i...", fixed_affine[:3, :3], voxels) + fixed_affine[:3, 3][:, None, None, None]
     to_voxels = np.linalg.inv(moving_affine)
-    there = np.einsum("ij,j...->i...", to_voxels[:3, :3], world + field) + to_voxels[:3, 3][:, None, None, None]
-    return (there - voxels).astype(np.float32)
+    moved = np.einsum("ij,j...->i...", to_voxels[:3, :3], world + field) + to_voxels[:3, 3][:, None, None, None]
+    return (moved - voxels).astype(np.float32)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

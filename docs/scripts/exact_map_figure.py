@@ -80,8 +80,8 @@ def inverse_error(
     """Distance, mm, of points of a slice to where both maps in turn bring them, four to a voxel; NaN outside."""
     x, y = exact.grid_shape[:2]
     points = slice_points((-0.25, -0.25), (2 * x, 2 * y), 0.5, level + 0.25, affine)
-    there = map_points(forward, points.reshape(3, -1).T)
-    apart = np.linalg.norm(map_points(backward, there) - points.reshape(3, -1).T, axis=1).reshape(2 * x, 2 * y)
+    mapped = map_points(forward, points.reshape(3, -1).T)
+    apart = np.linalg.norm(map_points(backward, mapped) - points.reshape(3, -1).T, axis=1).reshape(2 * x, 2 * y)
     return np.where(np.kron(exact.brain[:, :, level], np.ones((2, 2))) > 0, apart, np.nan)
 
 

@@ -90,12 +90,12 @@ def register_linearly(
         return inverse(scan.from_world) @ best @ target.from_world, value
 
     with ThreadPoolExecutor(min(2, torch.get_num_threads())) as threads:
-        (there, first), (back, second) = threads.map(one_way, (0, 1))
+        (forward, first), (back, second) = threads.map(one_way, (0, 1))
     back = inverse(back)
-    matrix = there @ square_root(inverse(there) @ back)
+    matrix = forward @ square_root(inverse(forward) @ back)
     brain = np.argwhere(fixed.brain)[::100].T.astype(np.float64)
     points = transform_by(fixed.affine, brain)
-    apart = np.linalg.norm(transform_by(there, points) - transform_by(back, points), axis=0)
+    apart = np.linalg.norm(transform_by(forward, points) - transform_by(back, points), axis=0)
     return LinearResult(matrix, float(apart.mean()), (first + second) / 2)
 
 

@@ -77,9 +77,9 @@ def test_exact_fields_are_samples_of_the_map(predicted: dict[str, Path], root: P
         assert 0 < np.abs(samples - own).mean() < 0.3 * np.abs(samples).mean()
     voxels = np.argwhere(exact.brain)
     world = voxels @ data_samples.AFFINE[:3, :3].T
-    there = map_points(exact, world)
-    assert np.abs(there - world - 2 * exact.disp[:, *voxels.T].T).max() < 1e-4
-    assert np.abs(map_points(exact.inverse, there) - world).max() < 1e-3
+    mapped = map_points(exact, world)
+    assert np.abs(mapped - world - 2 * exact.disp[:, *voxels.T].T).max() < 1e-4
+    assert np.abs(map_points(exact.inverse, mapped) - world).max() < 1e-3
     fixed, moving = (read_volume(root / f"imagesVal/LUMIRMRI_{subject}_0000.nii.gz")[0] for subject in PAIR.split("_"))
     assert np.array_equal(exact.brain, fixed > 0) and np.array_equal(exact.other_brain, moving > 0)
 
@@ -147,11 +147,11 @@ def test_apply_takes_a_predicted_map(
     predicted: dict[str, Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Points both ways, and an image on a grid of a quarter of the voxel size."""
-    file, points, there, back = predicted["maps"] / f"map_{PAIR}.safetensors", *(tmp_path / f"{n}.csv" for n in "abc")
+    file, points, moved, back = predicted["maps"] / f"map_{PAIR}.safetensors", *(tmp_path / f"{n}.csv" for n in "abc")
     points.write_text("x,y,z\n6,8,6\n8.5,10.25,4\n")
-    assert main(["apply", "-t", str(file), "--to", "moving", "--points", str(points), "-o", str(there)]) == 0
-    assert main(["apply", "-t", str(file), "--to", "fixed", "--points", str(there), "-o", str(back)]) == 0
-    read = [np.loadtxt(path, delimiter=",", skiprows=1) for path in (points, there, back)]
+    assert main(["apply", "-t", str(file), "--to", "moving", "--points", str(points), "-o", str(moved)]) == 0
+    assert main(["apply", "-t", str(file), "--to", "fixed", "--points", str(moved), "-o", str(back)]) == 0
+    read = [np.loadtxt(path, delimiter=",", skiprows=1) for path in (points, moved, back)]
     assert np.abs(read[2] - read[0]).max() < 1e-3 < np.abs(read[1] - read[0]).max()
     assert np.allclose(read[1], map_points(load_map(file), read[0]), atol=1e-4)
     fine = tmp_path / "fine.nii.gz"

@@ -279,8 +279,8 @@ def test_points_move_as_in_plain_torch(inverse: bool) -> None:
     updates = []
     for level in (1, 0):
         size, bound = (3, *(ceil(n / 2**level) for n in shape)), 0.9 * control_point_bound((2**level,) * 3)
-        sides = [(2 * torch.rand(size, generator=generator) - 1) * bound for _ in range(2)]
-        updates.append((sides[0].to(DEVICE), sides[1].to(DEVICE)))
+        pair = [(2 * torch.rand(size, generator=generator) - 1) * bound for _ in range(2)]
+        updates.append((pair[0].to(DEVICE), pair[1].to(DEVICE)))
     points = (torch.rand(3, 150, generator=generator, dtype=torch.float64) * 16 - 3).to(DEVICE)
     points[1, 3] = torch.nan
     args = (points, steps_of(2, inverse), *coefficients_of(updates), shape)

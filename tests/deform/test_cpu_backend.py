@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,6 @@ def random() -> Any:
         return scale * torch.randn(*shape, generator=generator, dtype=dtype)
 
     return draw
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_same(actual: Any, expected: Any, dtype: torch.dtype) -> None:

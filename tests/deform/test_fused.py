@@ -1,6 +1,5 @@
 """The fused losses: plain torch against its own formula and autograd, and the compiled loops against plain torch."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,14 +26,6 @@ def draw() -> Any:
         return scale * torch.rand(*shape, generator=generator, dtype=dtype)
 
     return uniform
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_same(actual: Any, expected: Any, dtype: torch.dtype) -> None:

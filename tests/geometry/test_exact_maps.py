@@ -140,18 +140,20 @@ def test_gradients_are_those_of_finite_differences(backend: str, inverse: bool) 
     weights = torch.randn(3, points.shape[1], generator=generator, dtype=torch.float64)
     with use_backend(backend):
         follow = FollowedPoints(points, updates, 2, SHAPE, inverse=inverse, tolerance=1e-9)
-        finest = [tuple(side.clone().requires_grad_() for side in update) for update in updates[2:]]
+        finest = [tuple(part.clone().requires_grad_() for part in update) for update in updates[2:]]
         moved = follow([(first, second) for first, second in finest])
         exact = SplineUpdates(updates, SHAPE).move(points, inverse=inverse).points
         torch.testing.assert_close(moved.detach() + points, exact, rtol=0, atol=1e-4)  # that one keeps float32
-        gradients = torch.autograd.grad((moved * weights).sum(), [side for update in finest for side in update])
+        gradients = torch.autograd.grad((moved * weights).sum(), [part for update in finest for part in update])
         for place, gradient in enumerate(gradients):
             direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
             values = []
             for sign in (1, -1):
-                sides = [side.clone() for update in updates[2:] for side in update]
-                sides[place] += sign * step * direction
-                values.append(float((follow([(sides[0], sides[1]), (sides[2], sides[3])]) * weights).sum()))
+                displaced = [part.clone() for update in updates[2:] for part in update]
+                displaced[place] += sign * step * direction
+                values.append(
+                    float((follow([(displaced[0], displaced[1]), (displaced[2], displaced[3])]) * weights).sum())
+                )
             expected = (values[0] - values[1]) / (2 * step)
             assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-5)
 
@@ -162,9 +164,9 @@ def test_gradients_do_not_depend_on_threads() -> None:
     points = torch.stack(torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij")).flatten(1).double()
 
     def gradients(kept: int = 1) -> list[torch.Tensor]:
-        finest = [tuple(side.clone().requires_grad_() for side in update) for update in updates[kept:]]
+        finest = [tuple(part.clone().requires_grad_() for part in update) for update in updates[kept:]]
         moved = FollowedPoints(points, updates, kept, SHAPE)([(first, second) for first, second in finest])
-        return list(torch.autograd.grad(moved.square().sum(), [side for update in finest for side in update]))
+        return list(torch.autograd.grad(moved.square().sum(), [part for update in finest for part in update]))
 
     before = torch.get_num_threads()
     try:

@@ -118,9 +118,9 @@ def test_damaged_files_end_in_one_line(
     tmp_path: Path, suffix: str, damage: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = save(tmp_path / f"a{suffix}", voxels(np.float32))
-    others = [file for file in tmp_path.iterdir() if file != path]
-    if damage == "alone" and others:
-        others[0].unlink()
+    parts = [file for file in tmp_path.iterdir() if file != path]
+    if damage == "alone" and parts:
+        parts[0].unlink()
     elif damage == "cut":
         largest = max(tmp_path.iterdir(), key=lambda file: file.stat().st_size)
         largest.write_bytes(largest.read_bytes()[:-100])

@@ -23,26 +23,26 @@ def both_ways() -> tuple[Registration, Registration]:
 
 
 def test_exchanging_the_scans_exchanges_the_maps(both_ways: tuple[Registration, Registration]) -> None:
-    one, other = both_ways
-    assert not np.allclose(one.forward.moving_to_model, np.eye(4))
-    for first, second in ((one.forward, other.backward), (one.backward, other.forward)):
-        scan = one.fixed if first is one.forward else one.moving
+    registration, exchanged = both_ways
+    assert not np.allclose(registration.forward.moving_to_model, np.eye(4))
+    for first, second in ((registration.forward, exchanged.backward), (registration.backward, exchanged.forward)):
+        scan = registration.fixed if first is registration.forward else registration.moving
         points = brain_points(scan.brain, scan.affine)
-        there = map_points(first, points)
-        assert np.linalg.norm(there - points, axis=1).max() > 5  # mm
-        assert np.linalg.norm(there - map_points(second, points), axis=1).max() < 1e-3
-        assert np.linalg.norm(map_points(first.inverse, there) - points, axis=1).max() < 1e-3
-    assert one.summary["ndv_percent"] == other.summary["ndv_percent"] == 0
-    assert one.verdict == other.verdict == "ok"
+        mapped = map_points(first, points)
+        assert np.linalg.norm(mapped - points, axis=1).max() > 5  # mm
+        assert np.linalg.norm(mapped - map_points(second, points), axis=1).max() < 1e-3
+        assert np.linalg.norm(map_points(first.inverse, mapped) - points, axis=1).max() < 1e-3
+    assert registration.summary["ndv_percent"] == exchanged.summary["ndv_percent"] == 0
+    assert registration.verdict == exchanged.verdict == "ok"
 
 
 def test_fields_of_any_grid_are_samples_of_the_map(both_ways: tuple[Registration, Registration]) -> None:
     """Of half a millimetre, too: nothing is interpolated near the brain."""
-    one, _ = both_ways
-    brain = np.argwhere(one.fixed.brain)
-    affine = one.fixed.affine @ np.diag([0.5, 0.5, 0.5, 1])
-    affine[:3, 3] = (one.fixed.affine @ np.append(brain.mean(axis=0).round(), 1))[:3]
-    field = one.field_on((40, 36, 32), affine)
+    registration, _ = both_ways
+    brain = np.argwhere(registration.fixed.brain)
+    affine = registration.fixed.affine @ np.diag([0.5, 0.5, 0.5, 1])
+    affine[:3, 3] = (registration.fixed.affine @ np.append(brain.mean(axis=0).round(), 1))[:3]
+    field = registration.field_on((40, 36, 32), affine)
     voxels = np.indices((40, 36, 32)).reshape(3, -1).T
     world = voxels @ affine[:3, :3].T + affine[:3, 3]
-    assert np.abs(field.disp.reshape(3, -1).T - (map_points(one.forward, world) - world)).max() < 1e-4
+    assert np.abs(field.disp.reshape(3, -1).T - (map_points(registration.forward, world) - world)).max() < 1e-4

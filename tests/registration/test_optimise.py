@@ -46,8 +46,8 @@ def fields(updates: Any) -> tuple[Tensor, Tensor]:
 
 def in_brain(result: Optimised, updates: Any, pair: dict[str, Tensor]) -> float:
     """How far the fields differ from the exact map's samples, at most, in the brains, voxels."""
-    found = zip((result.disp, result.disp_inv), exact_samples(updates), ("fixed", "moving"), strict=True)
-    return max(float(((field - exact) * pair[f"{role}_mask"]).abs().max()) for field, exact, role in found)
+    compared = zip((result.disp, result.disp_inv), exact_samples(updates), ("fixed", "moving"), strict=True)
+    return max(float(((field - exact) * pair[f"{role}_mask"]).abs().max()) for field, exact, role in compared)
 
 
 @pytest.fixture(scope="module")

@@ -103,13 +103,13 @@ def colour_boxes(boxes: Any, margin: Any, colours: Any) -> None:
     taken = np.zeros(len(boxes) + 1, np.bool_)
     for task in range(len(boxes)):
         taken[:] = False
-        for other in range(task):
+        for earlier in range(task):
             apart = False
             for axis in range(3):
-                apart |= boxes[task, axis, 0] - 2 * margin > boxes[other, axis, 1]
-                apart |= boxes[other, axis, 0] - 2 * margin > boxes[task, axis, 1]
+                apart |= boxes[task, axis, 0] - 2 * margin > boxes[earlier, axis, 1]
+                apart |= boxes[earlier, axis, 0] - 2 * margin > boxes[task, axis, 1]
             if not apart:
-                taken[colours[other]] = True
+                taken[colours[earlier]] = True
         colour = 0
         while taken[colour]:
             colour += 1
