@@ -147,11 +147,11 @@ def test_apply_takes_a_predicted_map(
     predicted: dict[str, Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Points both ways, and an image on a grid of a quarter of the voxel size."""
-    file, points, moved, back = predicted["maps"] / f"map_{PAIR}.safetensors", *(tmp_path / f"{n}.csv" for n in "abc")
+    file, points, mapped, back = predicted["maps"] / f"map_{PAIR}.safetensors", *(tmp_path / f"{n}.csv" for n in "abc")
     points.write_text("x,y,z\n6,8,6\n8.5,10.25,4\n")
-    assert main(["apply", "-t", str(file), "--to", "moving", "--points", str(points), "-o", str(moved)]) == 0
-    assert main(["apply", "-t", str(file), "--to", "fixed", "--points", str(moved), "-o", str(back)]) == 0
-    read = [np.loadtxt(path, delimiter=",", skiprows=1) for path in (points, moved, back)]
+    assert main(["apply", "-t", str(file), "--to", "moving", "--points", str(points), "-o", str(mapped)]) == 0
+    assert main(["apply", "-t", str(file), "--to", "fixed", "--points", str(mapped), "-o", str(back)]) == 0
+    read = [np.loadtxt(path, delimiter=",", skiprows=1) for path in (points, mapped, back)]
     assert np.abs(read[2] - read[0]).max() < 1e-3 < np.abs(read[1] - read[0]).max()
     assert np.allclose(read[1], map_points(load_map(file), read[0]), atol=1e-4)
     fine = tmp_path / "fine.nii.gz"
