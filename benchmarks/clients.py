@@ -130,7 +130,7 @@ def _by_greedy(path: Path, points: Points) -> Points:
             world = np.tensordot(affine[axis, :3], grid, 1) + affine[axis, 3]
             nibabel.Nifti1Image(world.astype(np.float32), wide).to_filename(folder / "world.nii.gz")
             Greedy3D().execute(
-                f"-d 3 -rf {folder}/reference.nii.gz -rm {folder}/world.nii.gz {folder}/out.nii.gz -r {path}", out=None
+                f"-d 3 -rf {folder}/reference.nii.gz -rm {folder}/world.nii.gz {folder}/out.nii.gz -r {path}"
             )
             moved.append(np.asarray(nibabel.load(folder / "out.nii.gz").dataobj))
     where = (points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
