@@ -63,8 +63,11 @@ def support_mask(image: NDArray[Any], affine: Matrix, name: str = "image") -> Ma
         without = _foreground(values - level <= _RIPPLE * high)
         if without.sum() >= _KEPT * np.count_nonzero(values - level > limit):
             inside = without
-    problem = "nothing but background, or tissue up to the borders of its field of view; choose another image, or give "
-    return _check_size(inside, affine, name, problem + "the brain's mask (`fixed_mask` or `moving_mask`)")
+    problem = (
+        "nothing but background, or tissue up to the borders of its field of view; choose another image, or give the "
+        "brain's mask (`fixed_mask` or `moving_mask`), with `align=none` if the headers place both scans"
+    )
+    return _check_size(inside, affine, name, problem)
 
 
 def _foreground(like_border: Mask) -> Mask:
