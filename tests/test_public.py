@@ -25,7 +25,7 @@ PROMISED = {
     "register", "apply", "preprocess", "load_model", "evaluate", "Registration", "LumirDataModule", "MindRegistration",
     "RawRegistration", "NdvPenalty", "GroupConsistency",
 }  # fmt: skip
-REGISTERS = {"register", "Registration", "apply"}
+REGISTERS = {"register", "Registration", "apply", "load_map"}
 SLOW = {*REGISTERS, "preprocess", "make_demo_data", "predict"}
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 
