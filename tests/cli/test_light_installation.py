@@ -1,4 +1,4 @@
-"""Without the extra `train` all that concerns two scans is there, and everything else says in one line how to get it."""
+"""Without the extra `train` all that concerns two scans is there; what is not says in one line how to get it."""
 
 import subprocess
 import sys
