@@ -94,9 +94,14 @@ def predicted(model: Model, fixed: Brain, moving: Brain) -> list[tuple[torch.Ten
 
 
 def measure(
-    points: list[tuple[torch.Tensor, torch.Tensor]], weight: float, fixed: Brain, moving: Brain, share: float,
-    steps: int, truth: torch.Tensor | None,
-) -> dict[str, float]:  # fmt: skip
+    points: list[tuple[torch.Tensor, torch.Tensor]],
+    weight: float,
+    fixed: Brain,
+    moving: Brain,
+    share: float,
+    steps: int,
+    truth: torch.Tensor | None,
+) -> dict[str, float]:
     """Refines a pair with this weight of the diffusion, and scores the exact map of the result."""
     images = {"fixed": fixed.image, "moving": moving.image, "fixed_mask": fixed.mask, "moving_mask": moving.mask}
     optimise(points, **images, steps=0, exact_share=share, diffusion_weight=weight)  # compiles and reads what it needs

@@ -36,6 +36,11 @@ def run_container(
         data = {"root": dataset.absolute(), "images": images.absolute(), "cache": cache, "num_workers": 0}
         arguments = [f"--data.{name}={value}" for name, value in data.items()]
         predict(
-            [str(members)], output, arguments, overwrite=True, device=device, allow_imports=allow_imports,
+            [str(members)],
+            output,
+            arguments,
+            overwrite=True,
+            device=device,
+            allow_imports=allow_imports,
             check_headers=False,
-        )  # fmt: skip
+        )

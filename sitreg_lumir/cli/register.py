@@ -53,10 +53,13 @@ def add_register(verbs: Verbs) -> None:
     parser.add_argument("--fixed-mask", type=Path, metavar="FILE", help="brain mask of the fixed scan, any grid")
     parser.add_argument("--moving-mask", type=Path, metavar="FILE", help="of the moving scan")
     parser.add_argument(
-        "--strip", nargs="?", const="deepbet", choices=("deepbet", "template"),
+        "--strip",
+        nargs="?",
+        const="deepbet",
+        choices=("deepbet", "template"),
         help="find the brain in scans of whole heads that come without a mask: deepbet (T1; the default of --strip), "
         "or template, any contrast, some mm off",
-    )  # fmt: skip
+    )
     parser.add_argument("--align", choices=("auto", "each", "none"), default="auto", help="default: auto")
     parser.add_argument("--initial-transform", type=Path, metavar="XFM", help="ITK affine, fixed to moving")
     parser.add_argument("--fixed-to-template", type=Path, metavar="XFM", help="ITK affine, fixed to MNI152")

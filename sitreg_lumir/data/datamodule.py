@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from sitreg_lumir.data.cache import VolumeCache, default_folder
 from sitreg_lumir.data.lightning_internals import batches_consumed, begin_epoch, running
 from sitreg_lumir.data.loaders import OneLineLoader
 from sitreg_lumir.data.lumir import Image, LumirDataset, Pair, groups_of_pairs, raise_problems, read_dataset
+from sitreg_lumir.data.pair_dataset import PairDataset, collate_pairs
 from sitreg_lumir.data.sampler import (
     EpochLoader,
     GroupBatches,
@@ -26,7 +25,7 @@ from sitreg_lumir.data.sampler import (
     split_batch,
 )
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.read import read_affine, read_labels
+from sitreg_lumir.io.read import read_affine
 from sitreg_lumir.network.mirrored import left_right_axis
 
 _PAIR, _TRIPLET = 2, 3
@@ -283,9 +282,13 @@ class LumirDataModule(LightningDataModule):
     def _read(self, *, check_files: bool) -> None:
         training = self._training()
         self.dataset = read_dataset(
-            self.root, training=training, validation=not training, check_files=check_files, images=self.images,
+            self.root,
+            training=training,
+            validation=not training,
+            check_files=check_files,
+            images=self.images,
             check_headers=self.check_headers,
-        )  # fmt: skip
+        )
         self.shape = self.dataset.shape
         self.evaluation_labels, self.label_names = (
             self.dataset.evaluation_labels,
@@ -295,9 +298,12 @@ class LumirDataModule(LightningDataModule):
         for name in self.validation:
             file = self.dataset.path.parent / name
             further = read_dataset(
-                file, validation=True, check_files=check_files, images=self.dataset.root,
+                file,
+                validation=True,
+                check_files=check_files,
+                images=self.dataset.root,
                 check_headers=self.check_headers,
-            )  # fmt: skip
+            )
             if further.shape != self.shape:
                 raise InputError(f"{further.path}: its shape is {further.shape}, that of {self.root} is {self.shape}")
             if further.evaluation_labels != (self.evaluation_labels or further.evaluation_labels):
@@ -315,38 +321,6 @@ class LumirDataModule(LightningDataModule):
         training = [image.path for image in self.dataset.training] if self._training() else []
         paired = [image.path for pair in self.pairs for image in (pair.fixed, pair.moving)]
         return VolumeCache(training, self.shape, self.cache), VolumeCache(paired, self.shape, self.cache)
-
-
-class PairDataset(Dataset[dict[str, Any]]):
-    """Validation pairs with their volumes, and their label maps and landmarks where both images have them."""
-
-    def __init__(self, pairs: Sequence[Pair], cache: VolumeCache, shape: tuple[int, ...]) -> None:
-        self.pairs = pairs
-        self.cache = cache
-        self.shape = shape
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        pair = self.pairs[index]
-        item: dict[str, Any] = {
-            "fixed": torch.from_numpy(self.cache.read(pair.fixed.path)),
-            "moving": torch.from_numpy(self.cache.read(pair.moving.path)),
-            "pair": pair,
-        }
-        for kind in ("labels", "landmarks"):
-            fixed, moving = (getattr(image, kind) for image in (pair.fixed, pair.moving))
-            if fixed is not None and moving is not None:
-                item[f"fixed_{kind}"] = torch.from_numpy(read_labels(fixed, shape=self.shape))
-                item[f"moving_{kind}"] = torch.from_numpy(read_labels(moving, shape=self.shape))
-        return item
-
-
-def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """One item -> a batch: volumes ``(1, 1, X, Y, Z)``, ``pair`` a list of one ``Pair``."""
-    (item,) = items
-    return {key: value[None, None] if isinstance(value, Tensor) else [value] for key, value in item.items()}
 
 
 def _key(images: Sequence[Image]) -> str:

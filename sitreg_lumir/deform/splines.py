@@ -193,9 +193,15 @@ class FollowedPoints:
     """
 
     def __init__(
-        self, points: Tensor, updates: Sequence[tuple[Tensor, Tensor]], kept: int, shape: tuple[int, int, int],
-        *, inverse: bool = False, tolerance: float = TOLERANCE,
-    ) -> None:  # fmt: skip
+        self,
+        points: Tensor,
+        updates: Sequence[tuple[Tensor, Tensor]],
+        kept: int,
+        shape: tuple[int, int, int],
+        *,
+        inverse: bool = False,
+        tolerance: float = TOLERANCE,
+    ) -> None:
         from sitreg_lumir.deform.backends import backend_of
 
         steps = steps_of(len(updates), inverse)

@@ -92,8 +92,8 @@ def _lta_grid(path: Path, text: str, name: str) -> Matrix:
     """The voxel-to-world matrix of an LTA's ``src`` or ``dst`` volume."""
     block = text.partition(f"{name} volume info")[2].partition("volume info\n")[0]
     values = {
-        key: [float(number) for number in found.split()]
-        for key, found in re.findall(rf"^(\w+)\s*=\s*((?:{_NUMBER}[ \t]*)+)", block, re.M)
+        key: [float(number) for number in numbers.split()]
+        for key, numbers in re.findall(rf"^(\w+)\s*=\s*((?:{_NUMBER}[ \t]*)+)", block, re.M)
     }
     try:
         if values["valid"] != [1.0]:

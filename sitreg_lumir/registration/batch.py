@@ -120,8 +120,9 @@ def register_pairs(
     refused = [reason for reason in reasons.values() if reason]
     if refused and not options.overwrite:
         more = f" (and {len(refused) - 1} more pairs)" if len(refused) > 1 else ""
-        raise InputError(f"{refused[0]}{more}; add `overwrite=True` to register what differs again, or name another "
-                         "folder")  # fmt: skip
+        raise InputError(
+            f"{refused[0]}{more}; add `overwrite=True` to register what differs again, or name another folder"
+        )
     rows: list[dict[str, Any]] = []
     for count, pair in enumerate(pairs, start=1):
         _log.info("pair %d of %d: %s", count, len(pairs), pair.name)
@@ -172,8 +173,10 @@ def _why_not(pair: PairRow, folder: Path, model: Model, options: RegisterOptions
 
 def _name_problem(name: str) -> str | None:
     """What keeps a pair's name from being a folder's."""
-    seen = "".join(character for character in name if not "\udc80" <= character <= "\udcff")  # bytes of other letters
-    if name.startswith(".") or any(character in "/\\:" for character in name) or not seen.isprintable():
+    readable = "".join(
+        character for character in name if not "\udc80" <= character <= "\udcff"
+    )  # bytes of other letters
+    if name.startswith(".") or any(character in "/\\:" for character in name) or not readable.isprintable():
         return "is no folder's: it holds / \\ : or characters that cannot be seen, or starts with a point"
     return "is too long for a folder's" if len(name.encode("utf-8", "surrogateescape")) > 200 else None
 

@@ -168,9 +168,12 @@ def judge_linear(summary: dict[str, Any]) -> tuple[str, list[str]]:
         (similarity["brain_overlap"], 0.9, 0.7, True, "the brains overlap by {:.2f} (Dice)"),
         (
             None if not similarity["mind_by_chance"] else similarity["mind"] / similarity["mind_by_chance"],
-            0.93, 0.985, False, "the structures match hardly better than by chance ({:.2f} of the difference)",
+            0.93,
+            0.985,
+            False,
+            "the structures match hardly better than by chance ({:.2f} of the difference)",
         ),
-    )  # fmt: skip
+    )
     for value, limit, limit_failed, low, text in rules:
         if value is None or not np.isfinite(value):
             failed.append("the brains do not overlap")

@@ -51,9 +51,14 @@ def finite_means(
 
 
 def score(
-    table: PairTable, disp: Tensor, pair: Pair, batch: dict[str, Any], mask: Tensor, data: LumirDataModule,
+    table: PairTable,
+    disp: Tensor,
+    pair: Pair,
+    batch: dict[str, Any],
+    mask: Tensor,
+    data: LumirDataModule,
     report_labels: bool,
-) -> bool:  # fmt: skip
+) -> bool:
     """Adds a validation pair's scores to a table.
 
     Args:

@@ -72,9 +72,16 @@ def test_every_kernel_compiles(compiled: set[str]) -> None:
     coefficients, steps = torch.zeros(2 * 4 * 12 * 10 * 8), [(1, True), (0, False)]
     for jacobians in (False, True):
         backend.move_points(
-            torch.zeros(3, 5, dtype=torch.float64), steps, coefficients, [(12, 10, 8)] * 2, [1, 1], (8, 6, 4),
-            jacobians, 1e-3, 50,
-        )  # fmt: skip
+            torch.zeros(3, 5, dtype=torch.float64),
+            steps,
+            coefficients,
+            [(12, 10, 8)] * 2,
+            [1, 1],
+            (8, 6, 4),
+            jacobians,
+            1e-3,
+            50,
+        )
     assert compiled == {
         "compose", "scatter_compose", "invert", "scatter_invert", "multiply_axis", "lookup", "scatter_lookup",
         "inside_mask", "sum_products", "sum_axis", "correlate", "correlate_adjoint", "fold", "squared_differences",

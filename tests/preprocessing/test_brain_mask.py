@@ -111,12 +111,19 @@ def variants(mask: Array) -> dict[str, tuple[Array, str | None]]:
     tiny[x - 8 : x + 8, y - 8 : y + 8, z - 8 : z + 8] = True
     cut = "cuts through tissue"
     return {
-        "right": (mask, None), "3 mm larger": (outwards <= 3, None), "6 mm larger": (outwards <= 6, None),
-        "3 mm smaller": (inwards > 3, None), "a small hole": (hole, None), "no top": (top, cut), "no back": (back, cut),
-        "8 mm smaller": (inwards > 8, cut), "15 mm away": (np.roll(mask, 8, 1), cut),
-        "60 mm away": (np.roll(mask, 30, 1), "background|cuts through tissue"), "tiny": (tiny, "too few"),
+        "right": (mask, None),
+        "3 mm larger": (outwards <= 3, None),
+        "6 mm larger": (outwards <= 6, None),
+        "3 mm smaller": (inwards > 3, None),
+        "a small hole": (hole, None),
+        "no top": (top, cut),
+        "no back": (back, cut),
+        "8 mm smaller": (inwards > 8, cut),
+        "15 mm away": (np.roll(mask, 8, 1), cut),
+        "60 mm away": (np.roll(mask, 30, 1), "background|cuts through tissue"),
+        "tiny": (tiny, "too few"),
         "20 mm larger": (outwards <= 20, "too many"),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)

@@ -97,8 +97,10 @@ def test_the_volume_is_as_lumirs_are(made: Path) -> None:
     assert mask.header["sform_code"] == mask.header["qform_code"] == 1
     raw, head = (read_image(path) for path in (made.with_name(FILES[3]), made.parent.parent / "head.nii.gz"))
     np.testing.assert_allclose(raw.affine, head.affine, atol=1e-4)
-    given = read_image(made.parent.parent / "mask.nii.gz")
-    expected = resample(given.data.astype(np.float32), given.affine, np.eye(4), head.shape, head.affine) >= 0.5
+    brain_mask = read_image(made.parent.parent / "mask.nii.gz")
+    expected = (
+        resample(brain_mask.data.astype(np.float32), brain_mask.affine, np.eye(4), head.shape, head.affine) >= 0.5
+    )
     np.testing.assert_array_equal(raw.data, expected)
 
 

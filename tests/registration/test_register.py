@@ -432,10 +432,12 @@ def test_pairs_go_on_after_a_bad_one(
     capsys.readouterr()
     values, affine = load(tmp_path / "b.nii.gz")
     for change, expected in (
-        (lambda: nib.Nifti1Image(np.maximum(values, 1) - 1, affine).to_filename(tmp_path / "b.nii.gz"),
-         "files.moving.sha256"),
+        (
+            lambda: nib.Nifti1Image(np.maximum(values, 1) - 1, affine).to_filename(tmp_path / "b.nii.gz"),
+            "files.moving.sha256",
+        ),
         (lambda: command.extend(["--padding", "5"]), "options.padding_mm is 0.0 there, 5.0 now"),
-    ):  # fmt: skip
+    ):
         change()
         assert main([*command, "--align", "none", "--no-report"]) == 2
         message = capsys.readouterr().err

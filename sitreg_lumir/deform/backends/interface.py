@@ -75,18 +75,32 @@ class Backend(Protocol):
         ...
 
     def trace_points(
-        self, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
-        sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], tolerance: float,
-        max_iterations: int, path: Tensor,
-    ) -> tuple[Tensor, bool]:  # fmt: skip
+        self,
+        points: Tensor,
+        steps: Sequence[tuple[int, bool]],
+        coefficients: Tensor,
+        sizes: Sequence[tuple[int, int, int]],
+        factors: Sequence[int],
+        shape: Sequence[int],
+        tolerance: float,
+        max_iterations: int,
+        path: Tensor,
+    ) -> tuple[Tensor, bool]:
         """Fills and returns ``path`` ``(S, 3, N)``, the points' ways; and whether inversions converged."""
         ...
 
     def trace_points_adjoint(
-        self, grad: Tensor, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
-        sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], path: Tensor,
+        self,
+        grad: Tensor,
+        points: Tensor,
+        steps: Sequence[tuple[int, bool]],
+        coefficients: Tensor,
+        sizes: Sequence[tuple[int, int, int]],
+        factors: Sequence[int],
+        shape: Sequence[int],
+        path: Tensor,
         needed: Sequence[bool],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Gradient of where points end with respect to the coefficients of the ``needed`` updates."""
         ...
 

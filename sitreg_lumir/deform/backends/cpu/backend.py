@@ -80,9 +80,16 @@ def move_points(
 
 
 def trace_points(
-    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int], shape: Sequence[int], tolerance: float, max_iterations: int, path: Tensor,
-) -> tuple[Tensor, bool]:  # fmt: skip
+    points: Tensor,
+    steps: Sequence[tuple[int, bool]],
+    coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int],
+    shape: Sequence[int],
+    tolerance: float,
+    max_iterations: int,
+    path: Tensor,
+) -> tuple[Tensor, bool]:
     """Follows points ``(3, N)`` through a chain of continuous updates: see ``torch.splines``."""
     followed: tuple[Tensor, bool] = working("trace_points", coefficients.dtype)(
         points, steps, coefficients, sizes, factors, shape, tolerance, max_iterations, path
@@ -91,10 +98,16 @@ def trace_points(
 
 
 def trace_points_adjoint(
-    grad: Tensor, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], path: Tensor,
+    grad: Tensor,
+    points: Tensor,
+    steps: Sequence[tuple[int, bool]],
+    coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int],
+    shape: Sequence[int],
+    path: Tensor,
     needed: Sequence[bool],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Gradient of where points end with respect to the coefficients: see ``torch.splines``."""
     gradient: Tensor = working("trace_points_adjoint", coefficients.dtype)(
         grad, points, steps, coefficients, sizes, factors, shape, path, needed

@@ -112,9 +112,16 @@ def move_points(
 
 
 def trace_points(
-    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int], shape: Sequence[int], tolerance: float, max_iterations: int, path: Tensor,
-) -> tuple[Tensor, bool]:  # fmt: skip
+    points: Tensor,
+    steps: Sequence[tuple[int, bool]],
+    coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int],
+    shape: Sequence[int],
+    tolerance: float,
+    max_iterations: int,
+    path: Tensor,
+) -> tuple[Tensor, bool]:
     """Follows points ``(3, N)`` through a chain of continuous updates: see ``torch.splines``."""
     count = points.shape[1]
     tasks, unsettled = -(-count // splines.POINTS), np.zeros(count, np.bool_)
@@ -124,10 +131,16 @@ def trace_points(
 
 
 def trace_points_adjoint(
-    grad: Tensor, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], path: Tensor,
+    grad: Tensor,
+    points: Tensor,
+    steps: Sequence[tuple[int, bool]],
+    coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int],
+    shape: Sequence[int],
+    path: Tensor,
     needed: Sequence[bool],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Gradient of where points end with respect to the coefficients: see ``torch.splines``."""
     tasks, result = -(-points.shape[1] // splines.POINTS), torch.zeros_like(coefficients)
     args = *_step_arrays(steps), np.array(needed), coefficients.numpy(), *_layout(sizes, factors, shape), result.numpy()

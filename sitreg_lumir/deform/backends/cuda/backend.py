@@ -142,9 +142,16 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
 
 
 def move_points(
-    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int], shape: Sequence[int], jacobians: bool, tolerance: float, max_iterations: int,
-) -> tuple[Tensor, Tensor | None, bool]:  # fmt: skip
+    points: Tensor,
+    steps: Sequence[tuple[int, bool]],
+    coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int],
+    shape: Sequence[int],
+    jacobians: bool,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor | None, bool]:
     """Points ``(3, N)`` through a sequence of continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
     count, device = points.shape[1], coefficients.device
     moved = torch.empty(3, count, dtype=torch.float64, device=device)
@@ -159,8 +166,14 @@ def move_points(
         table = torch.tensor(rows, dtype=torch.int64).reshape(-1, splines.ENTRIES).to(device)
         tensors = points.to(device).contiguous(), table, coefficients, moved, derivatives, unsettled
         args = (*tensors, count, len(steps), *shape, float(tolerance), max_iterations)
-        launch(splines.move_points, (blocks((count,), _BLOCK),), coefficients, *args, with_jacobians=jacobians,
-               block=_BLOCK)  # fmt: skip
+        launch(
+            splines.move_points,
+            (blocks((count,), _BLOCK),),
+            coefficients,
+            *args,
+            with_jacobians=jacobians,
+            block=_BLOCK,
+        )
     return moved, derivatives.double().view(3, 3, count) if jacobians else None, not bool(unsettled.any())
 
 

@@ -49,8 +49,12 @@ def _gradient(number: tl.tensor, r: tl.tensor) -> tl.tensor:
 
 @compiled
 def _look_up(
-    coefficients: tl.tensor, step: tl.tuple, position: tl.tuple, last: tl.tuple, mask: tl.tensor,
-) -> tl.tuple:  # fmt: skip
+    coefficients: tl.tensor,
+    step: tl.tuple,
+    position: tl.tuple,
+    last: tl.tuple,
+    mask: tl.tensor,
+) -> tl.tuple:
     """One update's displacement at positions, and the three rows of its derivative."""
     start, size_y, size_z, factor = step
     spacing = factor.to(tl.float64)

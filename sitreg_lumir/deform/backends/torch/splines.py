@@ -87,9 +87,14 @@ def _weights(r: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _invert(
-    wanted: Tensor, coefficients: Tensor, factor: int, shape: Sequence[int], tolerance: float, max_iterations: int,
+    wanted: Tensor,
+    coefficients: Tensor,
+    factor: int,
+    shape: Sequence[int],
+    tolerance: float,
+    max_iterations: int,
     start: Tensor | None = None,
-) -> tuple[Tensor, bool]:  # fmt: skip
+) -> tuple[Tensor, bool]:
     """Where an update brings to ``wanted``: Newton's method, and the fixed-point iteration where that goes astray."""
     position = kept = wanted if start is None else start
     before = torch.full_like(wanted[0], torch.inf)
@@ -113,9 +118,16 @@ def _invert(
 
 
 def trace_points(
-    points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor, sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int], shape: Sequence[int], tolerance: float, max_iterations: int, path: Tensor,
-) -> tuple[Tensor, bool]:  # fmt: skip
+    points: Tensor,
+    steps: Sequence[tuple[int, bool]],
+    coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int],
+    shape: Sequence[int],
+    tolerance: float,
+    max_iterations: int,
+    path: Tensor,
+) -> tuple[Tensor, bool]:
     """Follows points ``(3, N)`` through continuous updates: their filled ``path``, and whether inversions converged.
 
     Args:
@@ -147,10 +159,16 @@ def trace_points(
 
 
 def trace_points_adjoint(
-    grad: Tensor, points: Tensor, steps: Sequence[tuple[int, bool]], coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int], path: Tensor,
+    grad: Tensor,
+    points: Tensor,
+    steps: Sequence[tuple[int, bool]],
+    coefficients: Tensor,
+    sizes: Sequence[tuple[int, int, int]],
+    factors: Sequence[int],
+    shape: Sequence[int],
+    path: Tensor,
     needed: Sequence[bool],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Gradient of where points end with respect to the coefficients, 0 for updates that are not ``needed``.
 
     An inverse ``q`` of ``p`` solves ``q + u(q) = p``. With ``J`` the derivative of ``u`` at ``q``, the gradient
