@@ -222,7 +222,7 @@ def test_a_mask_that_is_no_brains_is_refused(folder: Path, tmp_path: Path, sampl
     x, _, z = (index.max() for index in np.nonzero(sample.mask))
     for name, kept, line in (
         ("rod", np.s_[x - 40 : x - 30, :, z - 30 : z - 20], r"rod\.nii\.gz: 0\.\d+ litres are too few for a brain"),
-        ("half", np.s_[: x - 32], r"half\.nii\.gz: cuts through tissue of head\.nii\.gz on \d+ cm2"),
+        ("half", np.s_[: x - 32], r"half\.nii\.gz(: cuts through tissue of head\.nii\.gz| is not a brain alone)"),
     ):
         part = np.zeros(sample.image.shape, np.uint8)
         part[kept] = sample.mask[kept]
