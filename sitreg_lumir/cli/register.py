@@ -166,7 +166,8 @@ def _register(options: argparse.Namespace, rest: list[str]) -> None:
         registration = register_scans(files["fixed"], files["moving"], options.output, model, chosen)
         reasons = "".join(f"\n  {reason}" for reason in registration.summary["reasons"])
         print(f"verdict: {registration.verdict}{reasons}")
-        print(f"written: {options.output}" + ("" if options.no_report else f"; look at {options.output}/report.html"))
+        report = options.output / "report.html"
+        print(f"written: {options.output}" + (f"; look at {report}" if report.is_file() else ""))
         return
     rows = register_pairs(pairs, options.output, model, chosen)
     print(f"written: {options.output / TABLE}")
