@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | clean | help. The first call makes $(VENV) and installs into it; later calls reuse it.
+# make help lists what there is. The first call makes $(VENV) and installs into it; later calls reuse it.
 # Works with GNU make 3.81 (macOS). Another Python: make PYTHON=python3.12 VENV=.venv312 test
 
 SHELL := /bin/bash
@@ -10,7 +10,7 @@ PROCESSES ?= --numprocesses auto --maxprocesses 2 --dist worksteal
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs clean help
+.PHONY: demo test test-fast lint docs clean help
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## data from the MNI152 template, then fit, predict, evaluate and a picture; ARGS="..." is passed on
@@ -18,6 +18,9 @@ demo: $(STAMP)  ## data from the MNI152 template, then fit, predict, evaluate an
 
 test: $(STAMP)  ## pytest, without the tests that need a GPU; ARGS="-k name" is passed on
 	$(VENV)/bin/python -m pytest $(PROCESSES) $(ARGS)
+
+test-fast: $(STAMP)  ## those of the tests that are not marked slow: for every change, before all of them
+	$(VENV)/bin/python -m pytest $(PROCESSES) -m "not gpu and not slow" $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
@@ -32,7 +35,7 @@ clean:  ## remove what builds and checks leave (not the virtual environment, nor
 	find sitreg_lumir tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*  ## /  make \1   /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1   /p' Makefile
 
 # Where there is no NVIDIA GPU, PyTorch's CPU build ("2.13.0+cpu") is taken if pip's settings offer it: the default build
 # for Linux brings several gigabytes of CUDA. With a GPU, and on macOS, the default build is the right one.

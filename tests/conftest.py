@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from budget import Budget
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Two threads, as on the smallest machine that trains; a single one in each of several processes (pytest-xdist).
 
     Tests that promise something about threads set their number themselves. Processes that tests start inherit a
@@ -23,6 +24,7 @@ def pytest_configure() -> None:
     torch.set_num_threads(1 if beside_others else 2)
     if beside_others:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config.pluginmanager.register(Budget(), "budget")
 
 
 @pytest.fixture(autouse=True)

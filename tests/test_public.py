@@ -15,9 +15,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from documents import PAGES, commands
 
 import sitreg_lumir
 from sitreg_lumir.cli import main
+from sitreg_lumir.demo.examples import labels_of
 
 NAMES = sorted(set(sitreg_lumir.__all__) - {"__version__"})
 WITH_EXAMPLES = [name for name in NAMES if not name.isupper()]
@@ -118,6 +120,34 @@ def test_its_example_runs(
     printed: list[str] = []
     result = doctest.DocTestRunner(optionflags=OPTIONS).run(examples, out=printed.append)
     assert result.failed == 0, "".join(printed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_on_two_scans_run(
+    example_registration: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first command, which the fixture runs, and every `apply` by the folder that it makes, of all pages."""
+    monkeypatch.chdir(tmp_path)
+    folder, _ = example_registration
+    (tmp_path / "registration").symlink_to(folder)
+    (tmp_path / "moving_labels.nii.gz").write_bytes(labels_of("EXAMPLE-T2").read_bytes())
+    (tmp_path / "lesion.nii.gz").write_bytes(labels_of("EXAMPLE-T2").read_bytes())
+    (tmp_path / "moving_flair.nii.gz").write_bytes(labels_of("EXAMPLE-T2").with_name("example_t2.nii.gz").read_bytes())
+    (tmp_path / "moving_points.csv").write_text("x,y,z,name\n10,-20,5,here\n-25,-20,30,there\n")
+    done = set()
+    for page, arguments in [(page, command) for page in PAGES for command in commands(page)]:
+        if arguments[:3] == ["apply", "-t", "registration"] and tuple(arguments) not in done:
+            assert main(arguments) == 0, f"{page}: {arguments}"
+            done.add(tuple(arguments))
+    assert len(done) >= 4
+    fixed, moved = (
+        np.asarray(nibabel.load(path).dataobj)
+        for path in (labels_of("EXAMPLE-T1"), tmp_path / "labels_on_fixed.nii.gz")
+    )
+    dice = [2 * ((fixed == k) & (moved == k)).sum() / ((fixed == k).sum() + (moved == k).sum()) for k in range(1, 10)]
+    assert np.mean(dice) > 0.75
+    assert "nan" not in (tmp_path / "points_in_fixed.csv").read_text().lower()
 
 
 def registration_function() -> Any:

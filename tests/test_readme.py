@@ -2,15 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
 from documents import DOCS, PAGES, README, ROOT, commands, files_shown, name_of
 
-from sitreg_lumir.cli import command_line, main
-from sitreg_lumir.demo.examples import labels_of
+from sitreg_lumir.cli import command_line
 from sitreg_lumir.train.configs import config_names
 
 OPEN_VERBS = ("fit", "validate", "test", "predict")  # they take every setting of data, model and Trainer
@@ -77,34 +73,6 @@ def test_configs_that_are_named_exist() -> None:
     for file in (ROOT / "configs").rglob("*.yaml"):
         own = re.findall(r"--config[ =]([\w./-]*\w)", file.read_text())
         assert own in ([], [str(file.relative_to(ROOT / "configs").with_suffix(""))]), file
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_commands_on_two_scans_run(
-    example_registration: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first command, which the fixture runs, and every `apply` by the folder that it makes, of all pages."""
-    monkeypatch.chdir(tmp_path)
-    folder, _ = example_registration
-    (tmp_path / "registration").symlink_to(folder)
-    (tmp_path / "moving_labels.nii.gz").write_bytes(labels_of("EXAMPLE-T2").read_bytes())
-    (tmp_path / "lesion.nii.gz").write_bytes(labels_of("EXAMPLE-T2").read_bytes())
-    (tmp_path / "moving_flair.nii.gz").write_bytes(labels_of("EXAMPLE-T2").with_name("example_t2.nii.gz").read_bytes())
-    (tmp_path / "moving_points.csv").write_text("x,y,z,name\n10,-20,5,here\n-25,-20,30,there\n")
-    done = set()
-    for page, arguments in SHOWN:
-        if arguments[:3] == ["apply", "-t", "registration"] and tuple(arguments) not in done:
-            assert main(arguments) == 0, f"{page}: {arguments}"
-            done.add(tuple(arguments))
-    assert len(done) >= 4
-    fixed, moved = (
-        np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
-        for path in (labels_of("EXAMPLE-T1"), tmp_path / "labels_on_fixed.nii.gz")
-    )
-    dice = [2 * ((fixed == k) & (moved == k)).sum() / ((fixed == k).sum() + (moved == k).sum()) for k in range(1, 10)]
-    assert np.mean(dice) > 0.75
-    assert "nan" not in (tmp_path / "points_in_fixed.csv").read_text().lower()
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -84,7 +84,10 @@ def result(t1: Path, t2: Path, members: Path) -> sitreg_lumir.Registration:
 
 @pytest.fixture(scope="module")
 def folder(result: sitreg_lumir.Registration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return result.save(tmp_path_factory.mktemp("out") / "registration", save="all")
+    """All that can be written of ``result``, with coarse fields; ``example_registration`` has a folder of real size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "_LARGEST_SPACING", 4.0)
+        return result.save(tmp_path_factory.mktemp("out") / "registration", save="all")
 
 
 @pytest.fixture
@@ -298,6 +301,7 @@ def test_a_given_affine_is_met_half_way() -> None:
         meet_half_way(np.eye(4), np.eye(4), np.diag([-1.0, 1, 1, 1]))
 
 
+@pytest.mark.usefixtures("coarse_fields")
 def test_uncertainty_is_the_spread_of_the_members_own_fields(
     t1: Path, t2: Path, members: Path, result: sitreg_lumir.Registration, tmp_path: Path
 ) -> None:
