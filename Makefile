@@ -5,8 +5,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
-# Tests run in two processes where there are two cores, a thread each; a worker without tests takes half of the rest.
-PROCESSES ?= --numprocesses auto --maxprocesses 2 --dist worksteal
+# Tests run in two processes where there are two cores, a thread each; a file's tests in one of them.
+PROCESSES ?= --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from budget import Budget
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+FOLDER = Path(__file__).resolve().parent
+SHARED = FOLDER.parents[1] / "shared"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,6 +26,20 @@ def pytest_configure(config: pytest.Config) -> None:
     if beside_others:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     config.pluginmanager.register(Budget(), "budget")
+
+
+# The files that take longest, first: processes that take file after file then end together.
+LONGEST = (
+    "network/test_threads", "test_notebooks", "test_public", "train/test_final_epochs", "deform/test_cuda_backend",
+    "registration/test_register", "cli/test_cli", "train/test_processes", "train/test_memory",
+    "deform/test_cpu_backend", "registration/test_optimise", "train/test_variants",
+    "challenge/test_submission", "challenge/test_groups",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {FOLDER / f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))  # stable: within a file nothing moves
 
 
 @pytest.fixture(autouse=True)

@@ -136,7 +136,7 @@ def test_the_commands_on_two_scans_run(
     (tmp_path / "moving_flair.nii.gz").write_bytes(labels_of("EXAMPLE-T2").with_name("example_t2.nii.gz").read_bytes())
     (tmp_path / "moving_points.csv").write_text("x,y,z,name\n10,-20,5,here\n-25,-20,30,there\n")
     done = set()
-    for page, arguments in [(page, command) for page in PAGES for command in commands(page)]:
+    for page, arguments in [(path, command) for path in PAGES for command in commands(path)]:
         if arguments[:3] == ["apply", "-t", "registration"] and tuple(arguments) not in done:
             assert main(arguments) == 0, f"{page}: {arguments}"
             done.add(tuple(arguments))

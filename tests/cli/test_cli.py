@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from cli_calls import SMALL, predict_arguments, refused
 
 from sitreg_lumir.cli import main
@@ -114,8 +115,7 @@ def test_wandb_stays_offline_in_the_run_folder_and_resuming_keeps_its_id(root: P
     arguments = fit_arguments(root, tmp_path / "runs", "--trainer.max_epochs", "1")
     arguments[arguments.index("off")] = "offline"
     for more in ([], ["--resume", "--trainer.max_epochs", "2"]):
-        command = [sys.executable, "-m", "sitreg_lumir.cli", *arguments, *more]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        done = warm_processes.run([*arguments, *more], tmp_path)
         assert done.returncode == 0, done.stderr
     logs = list((tmp_path / "runs/tiny/wandb").glob("offline-run-*/*.wandb"))
     assert len(logs) == 2 and len({log.name for log in logs}) == 1  # run-<id>.wandb
@@ -363,5 +363,5 @@ with torch.backends.cudnn.flags(enabled=True):
     pass
 assert torch.get_float32_matmul_precision() == "highest"
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = warm_processes.run([], code=code)
         assert done.returncode == 0, done.stderr[-1500:]

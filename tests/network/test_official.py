@@ -1,8 +1,6 @@
 """Files of the official implementation become members: its training file's structure, its keys, its surprises."""
 
 import json
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import data_samples
 import pytest
 import torch
+import warm_processes
 from cli_calls import predict_arguments, refused
 from official_states import official_state, with_indicators
 from safetensors.torch import load_file, save_file
@@ -70,8 +69,7 @@ def test_a_training_file_imported_by_the_command_gives_the_reference_s_fields(
     state = {name.removeprefix("param/"): value for name, value in tensors.items() if name.startswith("param/")}
     weights = tmp_path / "model_epoch_030.pt"
     torch.save({"registration_network": with_indicators(state)}, weights)
-    command = [sys.executable, "-m", "sitreg_lumir.cli", *export_arguments(weights, root)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = warm_processes.run(export_arguments(weights, root), tmp_path)
     assert done.returncode == 0 and "4 groups" in done.stdout, done.stderr
     member = load_member(weights.with_suffix(".safetensors"))
     member.network.inversion_tolerance = 1e-5

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from torch import Tensor
 
 from sitreg_lumir.data.views import clean_view
@@ -21,8 +20,6 @@ from sitreg_lumir.network.shipped import shipped_members
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import load_members
 from sitreg_lumir.train.terms import PairOutputs, pair_terms
-
-THREADS = (1, 2, 4)
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +62,10 @@ def test_a_training_step_at_2_mm_is_exact_and_has_the_same_bits_on_any_number_of
     torch.manual_seed(3)
     network = SITReg(6, [8, 16, 32, 32], [8, 16, 32, 32])
     results = []
-    for threads in THREADS:
+    for threads in (1, 3):
         torch.set_num_threads(threads)
         results.append(step(network, pair, torch.float32))
-    for result in results[1:]:
-        assert all(torch.equal(first, second) for first, second in zip(results[0], result, strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
     loss, disp, *gradients = step(network, pair, torch.float64)
     assert float(results[0][0]) == pytest.approx(float(loss), rel=1e-6)
     assert float((results[0][1] - disp).abs().mean()) < 1e-5
@@ -82,16 +78,16 @@ def test_a_training_step_at_2_mm_is_exact_and_has_the_same_bits_on_any_number_of
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_shipped_ensemble_is_exact_and_has_the_same_bits_on_any_number_of_threads(pair: Any) -> None:
+    """Two of its members, since all are of a kind; `register` below takes the whole of it."""
     (fixed, _), (moving, _) = pair
-    networks = [member.network for member in load_members(shipped_members())]
+    networks = [member.network for member in load_members(shipped_members()[:2])]
     results = []
     with torch.inference_mode():
-        for threads in THREADS:
+        for threads in (1, 4):
             torch.set_num_threads(threads)
             results.append(run_stages(networks, fixed=Mind()(fixed), moving=Mind()(moving))[-1])
-        for result in results[1:]:
-            assert torch.equal(results[0].disp, result.disp)
-            assert torch.equal(results[0].disp_inv, result.disp_inv)
+        assert torch.equal(results[0].disp, results[1].disp)
+        assert torch.equal(results[0].disp_inv, results[1].disp_inv)
         inputs = Mind()(fixed.double()), Mind()(moving.double())
         exact = run_stages([network.double() for network in networks], fixed=inputs[0], moving=inputs[1])[-1]
     apart = (results[0].disp - exact.disp).norm(dim=1)
@@ -122,15 +118,17 @@ def test_the_full_network_at_1_mm_has_the_same_bits_on_any_number_of_threads() -
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_register_writes_the_same_files_on_any_number_of_threads(shared: Path, tmp_path: Path) -> None:
-    """From the shell, two scans at 1 mm of different contrasts, alignment and refinement included."""
+    """From the command line, two scans at 1 mm of different contrasts, alignment and refinement included."""
     images = shared / "minilumir/1mm/imagesVal"
     sums = {}
     for threads in (1, 4):
         out = tmp_path / str(threads)
-        command = [sys.executable, "-m", "sitreg_lumir.cli", "register", "-o", str(out), "--refine", "3", "--no-report"]
+        command = ["register", "-o", str(out), "--refine", "3", "--no-report"]
         command += ["--fixed", str(images / "LUMIRMRI_0100_0000.nii.gz")]
         command += ["--moving", str(images / "LUMIRMRI_0101_0001.nii.gz"), "--align", "each"]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = warm_processes.run(command, environment=environment, timeout=600)
+        assert done.returncode == 0, done.stderr
         sums[threads] = {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("*.nii.gz"))
         }
