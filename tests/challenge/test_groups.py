@@ -496,6 +496,7 @@ def test_lists_beside_do_not_hide_the_data_set(tmp_path: Path, lists: Path) -> N
         read_dataset(tmp_path, check_files=False)
 
 
+@pytest.mark.slow
 def test_validation_of_a_training_logs_each_group(
     tiny: tuple[Path, Path, Volumes],
     tmp_path: Path,

@@ -286,6 +286,7 @@ def members(tmp_path: Path) -> Path:
     return tmp_path / "members"
 
 
+@pytest.mark.slow
 def test_the_entry_point_as_the_container_runs_it(root: Path, members: Path, tmp_path: Path) -> None:
     """Mounts apart from each other, read-only input, another folder, no home; a second run finds all done."""
     mounts = tmp_path / "app"

@@ -119,6 +119,7 @@ def test_one_float_volume_makes_a_float_batch(tmp_path: Path) -> None:
     assert batch["images"].max() > 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resuming_at_any_step_equals_never_having_stopped(tmp_path: Path, accumulate: int) -> None:
     options: dict[str, Any] = {

@@ -163,6 +163,7 @@ RUNS: dict[str, dict[str, Any]] = {  # when it saves, how it runs, triplets per 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_resuming_anywhere_equals_never_having_stopped(tmp_path: Path, run: str) -> None:
     options = dict(RUNS[run])

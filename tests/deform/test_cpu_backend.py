@@ -336,6 +336,7 @@ print(float(ops.compose(field, field).sum()), bool(field.grad.isfinite().all()),
 """
 
 
+@pytest.mark.slow
 def test_a_numba_without_the_insides_that_vectors_need_still_computes() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _WITHOUT_INSIDES], capture_output=True, text=True, timeout=200, check=False

@@ -38,6 +38,7 @@ def small_field(seed: int = 0, batch: int = 2) -> Tensor:
     return upsample_control_points(control_points, 2, SHAPE)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences():
     control_points = random(1, 3, 4, 3, 3, scale=0.3).requires_grad_()
     assert torch.autograd.gradcheck(lambda c: upsample_control_points(c, 2, SHAPE), control_points)

@@ -113,6 +113,7 @@ def test_composition_and_warping_match_the_oracle(pieces, dtype, tolerance):
     assert not bool((differing & ((weights - MASK_THRESHOLD).abs() > 1e-6 * max(image.shape[2:]))).any())
 
 
+@pytest.mark.slow
 def test_control_point_bounds_match_the_oracle(oracles: Path):
     stored = json.loads((oracles / "control_point_bounds.json").read_text())
     checked = 0

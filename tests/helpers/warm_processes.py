@@ -109,7 +109,7 @@ def start(
     assert stream is not None
     stream.write(json.dumps(call) + "\n")
     stream.flush()
-    return Running(int(_wait_for(place / "started", 120)), place)
+    return Running(int(_wait_for(place / "started", 300)), place)
 
 
 def run(arguments: list[str], *settings: Any, timeout: float = 120, **more: Any) -> "subprocess.CompletedProcess[str]":

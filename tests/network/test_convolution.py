@@ -86,11 +86,13 @@ def test_gradients_without_vectors_are_exact_too(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["3x3x3", "half", "1x1x1"])
 def test_gradients_at_the_size_of_training_are_exact(kind: str) -> None:
     check(kind, *case(kind, 1, 8, 8, (80, 112, 96)), tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_threads_change_no_bit_at_the_size_of_training() -> None:
     for kind, batch, channels, outputs, shape in (
         ("3x3x3", 2, 8, 8, (80, 112, 96)),

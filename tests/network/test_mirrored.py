@@ -109,6 +109,7 @@ def fit(root: Path, runs: Path, name: str, *more: str) -> int:
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_training_mirrors_every_other_pair_whole(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [is_mirrored(3, epoch, index) for epoch in range(4) for index in range(100)]
     assert 150 < sum(drawn) < 250 and drawn != [is_mirrored(4, e, i) for e in range(4) for i in range(100)]

@@ -51,6 +51,7 @@ def exact(features: Tensor, groups: int, weight: Tensor, bias: Tensor) -> np.nda
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_is_exact_at_full_size(size: str, layout: str) -> None:

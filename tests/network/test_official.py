@@ -61,6 +61,7 @@ def test_every_key_of_the_authors_lumir_model_is_understood(shared: Path, tmp_pa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["network_1ch_odd", "network_6ch"])
 def test_a_training_file_imported_by_the_command_gives_the_reference_s_fields(
     oracles: Path, tmp_path: Path, root: Path, file: str

@@ -82,6 +82,7 @@ def assert_equal(first: Optimised, second: Optimised) -> None:
     assert (first.steps, first.objective, first.dissimilarity) == (second.steps, second.objective, second.dissimilarity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["mind", "lncc"])
 def test_the_objective_falls_and_the_images_grow_alike(pair: dict[str, Tensor], similarity: str) -> None:
     result = optimise(draw_points(seed=2, share=0.2), **pair, steps=8, similarity=similarity, window=5)

@@ -143,6 +143,7 @@ def test_exchanging_the_scans_exchanges_the_maps(
     assert apart(map_points(result.backward, points), map_points(exchanged.forward, points)).max() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (0, 1)), ((2, 0, 1), (2,)), ((1, 0, 2), ())])
 def test_the_order_of_the_voxels_does_not_matter(
     result: sitreg_lumir.Registration,
@@ -163,6 +164,7 @@ def test_the_order_of_the_voxels_does_not_matter(
     assert apart(map_points(result.forward, points), map_points(reordered.forward, points)).max() < 0.05
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_the_help_says(folder: Path, result: sitreg_lumir.Registration) -> None:
     assert {path.name for path in folder.iterdir()} == set(FILES)
     assert not list(folder.parent.glob(".*"))  # no temporary folder stays
@@ -234,6 +236,7 @@ def test_apply_takes_the_composite_where_there_is_no_map(
     assert difference[result.fixed.brain].mean() < 3  # of 255
 
 
+@pytest.mark.slow
 def test_itk_moves_images_as_the_registration_does(
     folder: Path, result: sitreg_lumir.Registration, t1: Path, t2: Path
 ) -> None:
@@ -301,6 +304,7 @@ def test_a_given_affine_is_met_half_way() -> None:
         meet_half_way(np.eye(4), np.eye(4), np.diag([-1.0, 1, 1, 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_fields")
 def test_uncertainty_is_the_spread_of_the_members_own_fields(
     t1: Path, t2: Path, members: Path, result: sitreg_lumir.Registration, tmp_path: Path
@@ -331,6 +335,7 @@ def test_the_maps_are_inverse_to_each_other(t1: Path, t2: Path, members: Path, r
         assert error["p99"] < 0.001 and error["largest"] < 0.01  # mm
 
 
+@pytest.mark.slow
 def test_refinement_is_recorded_symmetric_and_spares_lesions(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:
     values, affine = load(t2)
     lesion = np.zeros(values.shape, np.uint8)
@@ -348,6 +353,7 @@ def test_refinement_is_recorded_symmetric_and_spares_lesions(t1: Path, t2: Path,
         register(t1, t2, model=members, align="none", moving_lesion=tmp_path / "lesion.nii.gz")
 
 
+@pytest.mark.slow
 def test_refining_is_as_smooth_as_the_members_training(t1: Path, t2: Path, members: Path, tmp_path: Path) -> None:
     shutil.copytree(members, tmp_path / "smooth")
     for card in (tmp_path / "smooth").glob("*.json"):
@@ -360,6 +366,7 @@ def test_refining_is_as_smooth_as_the_members_training(t1: Path, t2: Path, membe
     assert roughness(tmp_path / "smooth") < 0.9 * roughness(members)
 
 
+@pytest.mark.slow
 def test_pictures_in_jupyter(result: sitreg_lumir.Registration) -> None:
     html = result._repr_html_()
     assert "data:image/png;base64," in html and "LUMIRMRI_0101_0001.nii.gz onto LUMIRMRI_0100_0000.nii.gz" in html
@@ -411,6 +418,7 @@ def test_the_verdict_and_its_reasons(place: str, value: float | None, verdict: s
     assert reason in "; ".join(reasons)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_fields")
 def test_pairs_go_on_after_a_bad_one(
     t1: Path, t2: Path, members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -618,6 +626,7 @@ def test_options_that_do_not_fit(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_fields")
 def test_an_earlier_result_is_kept_unless_asked(
     folder: Path, result: sitreg_lumir.Registration, tmp_path: Path

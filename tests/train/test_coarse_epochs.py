@@ -26,6 +26,7 @@ def fit(root: Path, runs: Path, name: str, *more: str, epochs: int = 2) -> dict[
     return torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_the_first_epochs_see_half_the_resolution_and_resuming_equals_going_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

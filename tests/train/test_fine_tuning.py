@@ -57,6 +57,7 @@ def write_member(path: Path, in_channels: int = 6, **sizes: Any) -> SITReg:
     return network
 
 
+@pytest.mark.slow
 def test_from_a_shell_a_shipped_member_is_fine_tuned(place: Path) -> None:
     done = shell(fit_arguments("tuned", "--init-from", "member2", *SHIPPED_SIZES, *STILL), place)
     assert done.returncode == 0, done.stderr
@@ -68,6 +69,7 @@ def test_from_a_shell_a_shipped_member_is_fine_tuned(place: Path) -> None:
     assert origin["training"] == card["training"] and origin["licence"] == card["licence"]
 
 
+@pytest.mark.slow
 def test_it_is_a_new_run_with_a_new_optimiser_that_goes_on_without_the_file(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def module_on(precision: str, **options: Any) -> MindRegistration:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "recompute", "triplet"),
     [("32", False, False), ("32", True, False), ("bf16", False, False), ("32", False, True), ("bf16", True, True)],
@@ -49,6 +50,7 @@ def test_small_trial_steps_tell_what_a_large_one_takes(precision: str, recompute
     assert not module.values and not module.recompute and all(p.grad is None for p in module.parameters())
 
 
+@pytest.mark.slow
 def test_recomputing_and_taking_triplets_in_turn_need_less_than_keeping_all() -> None:
     pair, recomputed, triplet = (
         measure(automatic._trial_step(module_on("32"), triplet, recompute), (24, 24, 24), CPU).per_pair
@@ -128,6 +130,7 @@ def state(runs: Path, name: str) -> dict[str, Any]:
     return dict(torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True))
 
 
+@pytest.mark.slow
 def test_any_micro_batch_takes_the_same_steps_and_logs_the_same_loss(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
