@@ -84,10 +84,7 @@ def result(t1: Path, t2: Path, members: Path) -> sitreg_lumir.Registration:
 
 @pytest.fixture(scope="module")
 def folder(result: sitreg_lumir.Registration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that can be written of ``result``, with coarse fields; ``example_registration`` has a folder of real size."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transforms, "_LARGEST_SPACING", 4.0)
-        return result.save(tmp_path_factory.mktemp("out") / "registration", save="all")
+    return result.save(tmp_path_factory.mktemp("out") / "registration", save="all")
 
 
 @pytest.fixture
@@ -305,7 +302,6 @@ def test_a_given_affine_is_met_half_way() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("coarse_fields")
 def test_uncertainty_is_the_spread_of_the_members_own_fields(
     t1: Path, t2: Path, members: Path, result: sitreg_lumir.Registration, tmp_path: Path
 ) -> None:
