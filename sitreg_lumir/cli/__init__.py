@@ -74,7 +74,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; 0 when it worked, 2 for a user's mistake (reported in one line).
+    """Runs one verb; 0 when it worked, 2 for a user's mistake (reported in one line), 3 for a failed registration.
 
     Where standard output is closed or full, the verb goes on: 1 at the end if it was full.
     """
@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     """Runs one verb; its exit code."""
     options, rest = command_line().parse_known_args(list(sys.argv[1:] if argv is None else argv))
-    run: Callable[[argparse.Namespace, list[str]], None] = options.run
+    run: Callable[[argparse.Namespace, list[str]], int | None] = options.run
     try:
-        run(options, rest)
+        return run(options, rest) or 0
     except InputError as error:
         message = with_flags(str(error), options) if options.verb in _NAME_ARGUMENTS else str(error)
         print(f"sitreg-lumir: error: {' '.join(message.split())}", file=sys.stderr)
@@ -109,4 +109,3 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("\nsitreg-lumir: stopped", file=sys.stderr)
         return 130
-    return 0

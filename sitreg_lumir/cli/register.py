@@ -1,12 +1,15 @@
 """The verbs for anyone with brain scans: register two of them, preprocess a raw one."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from sitreg_lumir.cli.parsing import Verbs, add_allow_imports, add_header_options, refuse, verb
 from sitreg_lumir.errors import InputError
 
+FAILED = 3
+"""Exit code of `register` where the verdict is ``failed``."""
 MORE = """\
 Any NIfTI file: any orientation, voxel size, field of view, number type, contrast; also .mgz, .nrrd and .mha (DICOM is
 converted by dcm2niix). Scans must be skull-stripped, or come with a mask of the brain, or --strip finds it. Both
@@ -34,6 +37,9 @@ the pair (fixed to moving); --fixed-to-template and --moving-to-template take wh
 
 PAIRS is a CSV with the columns fixed,moving and if wanted name,fixed_mask,moving_mask,...; results go to OUT/<name>, a
 table of all to OUT/pairs.csv; what is there already is skipped.
+
+Exit code: 0 for the verdicts ok and check, 3 where the verdict is failed (all files are written all the same), 2 for
+input that cannot be used. With --pairs all pairs are done first; 2 if one of them cannot be used, else 3 if one failed.
 
 example: sitreg-lumir register --fixed EXAMPLE-T1 --moving EXAMPLE-T2 -o registration
          sitreg-lumir register --fixed MNI152 --moving brain.nii.gz -o registration
@@ -112,7 +118,7 @@ def add_register(verbs: Verbs) -> None:
     parser.set_defaults(run=_register)
 
 
-def _register(options: argparse.Namespace, rest: list[str]) -> None:
+def _register(options: argparse.Namespace, rest: list[str]) -> int:
     refuse(rest, "register")
     single = (
         "fixed",
@@ -168,15 +174,18 @@ def _register(options: argparse.Namespace, rest: list[str]) -> None:
         print(f"verdict: {registration.verdict}{reasons}")
         report = options.output / "report.html"
         print(f"written: {options.output}" + (f"; look at {report}" if report.is_file() else ""))
-        return
+        return FAILED if registration.verdict == "failed" else 0
     rows = register_pairs(pairs, options.output, model, chosen)
     print(f"written: {options.output / TABLE}")
+    verdicts = Counter(row["verdict"] for row in rows)
+    print(f"{len(rows)} pairs: {', '.join(f'{verdicts[name]} {name}' for name in ('ok', 'check', 'failed', 'error'))}")
     failed = [row for row in rows if row["verdict"] == "error"]
     if failed:
         raise InputError(
             f"{failed[0]['name']}: {failed[0]['reasons']} ({len(failed)} of {len(rows)} pairs failed; the "
             "others are done)"
         )
+    return FAILED if verdicts["failed"] else 0
 
 
 def add_preprocess(verbs: Verbs) -> None:

@@ -30,6 +30,7 @@ from sitreg_lumir.preprocessing.mutual_information import (
     optimise,
     to_matrix,
 )
+from sitreg_lumir.preprocessing.search import by_header, is_small, place, search, turn_of
 from sitreg_lumir.preprocessing.template import Template, computed_once
 
 # A scan stays where it is if aligning it would move its brain by no more than this (mm, mean over the brain), or would
@@ -48,6 +49,8 @@ _DARKEST = np.float32(64)  # of 255, the darkest tissue: with tissue as dark as 
 _TOP_MM = 125.0  # of a whole head, from the top: about where the brain is
 _WIDEST_MM = 1500.0  # a field of view wider than this holds voxel sizes in another unit
 _HEAD_SIZES = (0.85, 0.65)  # of starting points: without them a head is shrunk onto the template's brain
+_STRETCHED = 1.3  # scales along different directions of whole brains against MNI152 differ by less
+_MUCH_BETTER = 1.1  # relative: what another place has to gain
 _EQUALLY_GOOD = 0.002  # relative: of starts whose mutual information differs less, the first is taken
 
 
@@ -64,6 +67,7 @@ class Alignment:
         overlap_after: Dice coefficient of both brains once aligned; NaN without a mask.
         moved_mm: mean distance by which ``prealign`` moves the brain's voxels, mm.
         corners_mm: mean distance by which ``prealign`` moves the corners of the template's brain box, mm.
+        part: whether the scan was taken for a part of a brain, which is turned, shifted and scaled evenly only.
     """
 
     prealign: Matrix
@@ -73,6 +77,18 @@ class Alignment:
     overlap_after: float
     moved_mm: float
     corners_mm: float
+    part: bool = False
+
+    @property
+    def turn(self) -> str:
+        """By what right angle the header turns the brain, in words; empty if it does not."""
+        return turn_of(self.prealign)
+
+    @property
+    def remark(self) -> str:
+        """What is unusual about it, in a few words that follow others; empty if nothing is."""
+        turned = f", turned by {self.turn}" if self.turn else ""
+        return turned + (", as a part of a brain" if self.part else "")
 
     @property
     def needed(self) -> bool:
@@ -119,6 +135,9 @@ def align_to_template(
     best = next(transform for transform, value in optimised if value >= (1 - _EQUALLY_GOOD) * most)
     for target, level in list(zip(targets, scan.levels, strict=True))[first:]:
         best, _ = optimise(target, level, best, even=scan.cut)
+    part = scan.cut
+    if not head:
+        best, part = _reconsidered(targets, scan, best, header)
     prealign = unit_to_world @ inverse(best) @ scan.own @ inverse(affine)
     scales = np.linalg.svd(prealign[:3, :3], compute_uv=False)
     if most <= 0 or np.linalg.det(prealign[:3, :3]) <= 0 or scales.min() < SCALES[0] or scales.max() > SCALES[1]:
@@ -139,7 +158,29 @@ def align_to_template(
         overlap_after=overlap_after,
         moved_mm=_moved(prealign, transform_by(template.affine if head else affine, brain)),
         corners_mm=_moved(prealign, transform_by(template.affine, corners)),
+        part=part,
     )
+
+
+def _reconsidered(targets: list[Level], scan: _OwnFrame, usual: Matrix, header: Matrix) -> tuple[Matrix, bool]:
+    """Another place than the usual one where structures agree much better there, and whether it is that of a part.
+
+    Where the header places the scan well, it is kept; turns, and places of parts, are tried where the usual place is
+    doubtful, or the brain small.
+    """
+    target, level = targets[1], scan.levels[1]
+    best = place(target, level, usual, scan.cut)
+    stretch = np.linalg.svd(usual[:3, :3], compute_uv=False)
+    plausible = scan.cut or stretch.max() < _STRETCHED * stretch.min()
+    if plausible and best.clear and not is_small(header):
+        return usual, scan.cut
+    others = by_header(targets, scan.levels, header)
+    if not others[0].clear:
+        others += search(targets, scan.levels, header, scan.cut)
+    for other in others:
+        if other.score > _MUCH_BETTER * best.score or (not plausible and other.score > best.score):
+            best, plausible = other, True
+    return best.transform, best.part
 
 
 def _moved(prealign: Matrix, points: Points) -> float:

@@ -126,7 +126,7 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
         alignment = align_brain(scan, brain, template, refusal)
         moved = f"{alignment.moved_mm:.1f} mm"
         if align == "each" or alignment.needed:
-            prealign, how = alignment.prealign, f"aligned to MNI152, moved by {moved}"
+            prealign, how = alignment.prealign, f"aligned to MNI152, moved by {moved}{alignment.remark}"
         else:
             how = f"in the MNI152 frame already (aligning would move it by {moved}): left as it is"
     checksum = file_entry(scan.path)["sha256"]

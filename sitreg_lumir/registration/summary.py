@@ -1,14 +1,22 @@
 """The summary of a registration: all measures, and a verdict with its reasons."""
 
 import platform
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from sitreg_lumir import __version__
 from sitreg_lumir.network.precision import tf32_is_on
-from sitreg_lumir.preprocessing.template import TEMPLATE
+from sitreg_lumir.preprocessing.align import Alignment
+from sitreg_lumir.preprocessing.intensity import Mask, Matrix, conform
+from sitreg_lumir.preprocessing.structure import structure_match
+from sitreg_lumir.preprocessing.template import TEMPLATE, load_template
 from sitreg_lumir.registration.linear import LinearResult, judge_linear
+from sitreg_lumir.registration.model import Model
 from sitreg_lumir.registration.pair import ModelPair
 from sitreg_lumir.registration.quality import (
     brain_points,
@@ -62,6 +70,10 @@ def summarise(
             "aligned": similarities(*images, None, spacing),
             "registered": similarities(*images, disp, spacing),
         },
+        "template_match": {
+            "fixed": template_match(registration.model, pair.fixed, pair.fixed_brain),
+            "moving": template_match(registration.model, pair.moving, pair.moving_brain),
+        },
         "ndv_percent": folded_percent(registration.forward, fixed_brain),
         "ndv_inverse_percent": folded_percent(registration.backward, moving_brain),
         "inverse_error_mm": inverse_error(registration.forward, registration.backward, of_fixed),
@@ -104,6 +116,39 @@ def summarise(
     return result
 
 
+def template_match(model: Model, image: Tensor, brain: Tensor) -> dict[str, float]:
+    """Measures how well a scan's coarse structures agree with the template's: whether it lies where it should.
+
+    Args:
+        model: whose grid the scan is on.
+        image: ``(1, 1, X, Y, Z)``, intensity in [0, 1].
+        brain: ``(1, 1, X, Y, Z)``, bool.
+
+    Returns:
+        the values of :class:`~sitreg_lumir.preprocessing.structure.StructureMatch`.
+    """
+    of_template = _template_on_grid(model.shape, tuple(map(tuple, model.affine.tolist())))
+    match = structure_match(*of_template, image[0, 0].numpy(), brain[0, 0].numpy(), model.spacing)
+    return {"correlation": match.correlation, "by_chance": match.by_chance}
+
+
+@lru_cache(maxsize=2)
+def _template_on_grid(
+    shape: tuple[int, int, int], affine: tuple[tuple[float, ...], ...]
+) -> tuple[NDArray[np.float32], Mask]:
+    """The template's image, 0..255, and brain on a model's grid, ``(X, Y, Z)`` both."""
+    template = load_template()
+    return conform(template.image, template.affine, template.mask, np.eye(4), shape, np.array(affine))
+
+
+def describe_alignment(alignment: Alignment | None, prealign: Matrix) -> dict[str, Any] | None:
+    """What aligning a scan did to its brain, for the verdict; None where ``prealign`` is not that alignment's."""
+    if alignment is None or prealign is not alignment.prealign:
+        return None
+    scales = np.linalg.svd(prealign[:3, :3], compute_uv=False)
+    return {"turn": alignment.turn, "part": alignment.part, "scales": [float(scale) for scale in scales]}
+
+
 def _describe(scan: PlacedScan, prealign: Any) -> dict[str, Any]:
     alignment = scan.alignment
     return {
@@ -118,5 +163,6 @@ def _describe(scan: PlacedScan, prealign: Any) -> dict[str, Any]:
         "mutual_information": None
         if alignment is None
         else {"before": alignment.mi_before, "after": alignment.mi_after},
+        "alignment": describe_alignment(alignment, scan.prealign),
         "would_move_mm": None if alignment is None else alignment.moved_mm,
     }

@@ -376,6 +376,12 @@ def test_the_api_is_the_packages() -> None:
 
 
 SUMMARY: dict[str, Any] = {
+    "fixed": {"alignment": None},
+    "moving": {"alignment": {"turn": "", "part": False, "scales": [1.1, 1.05, 1.0]}},
+    "template_match": {
+        "fixed": {"correlation": 0.45, "by_chance": 0.15},
+        "moving": {"correlation": 0.12, "by_chance": 0.05},
+    },
     "similarity": {
         "aligned": {"mind": 0.4, "mind_by_chance": 0.45, "lncc": 0.2, "brain_overlap": 0.9},
         "registered": {"mind": 0.1, "mind_by_chance": 0.45, "lncc": 0.5, "brain_overlap": 0.98},
@@ -396,13 +402,19 @@ SUMMARY: dict[str, Any] = {
         ("similarity/registered/mind_by_chance", 0.113, "check", "hardly match"),
         ("similarity/registered/mind", None, "failed", "do not overlap"),
         ("similarity/registered/brain_overlap", 0.5, "failed", "overlap by 0.50"),
+        ("template_match/moving/correlation", 0.05, "failed", "moving brain hardly agrees with the template"),
+        ("template_match/fixed/correlation", 0.25, "check", "fixed brain hardly agrees with the template"),
+        ("template_match/fixed/by_chance", None, "failed", "fixed brain misses the template's"),
+        ("moving/alignment/turn", "180 degrees about the left-right axis", "check", "left and right are exchanged"),
+        ("moving/alignment/scales", [1.76, 1.1, 1.0], "check", "stretches the moving brain by 1.00 to 1.76"),
+        ("moving/alignment/scales", [1.7, 1.65, 1.6], "check", "check its voxel size"),
         ("ndv_percent", 2.0, "check", "2.000 % of the brain folds"),
         ("inverse_error_mm/p99", 3.0, "check", "inverse to 3.00 mm"),
         ("coverage_moving/in_model_grid", 0.8, "check", "80% of the moving brain"),
         ("coverage_fixed/seen_by_other", 0.2, "failed", "20% of the fixed brain"),
     ],
 )
-def test_the_verdict_and_its_reasons(place: str, value: float | None, verdict: str, reason: str) -> None:
+def test_the_verdict_and_its_reasons(place: str, value: Any, verdict: str, reason: str) -> None:
     summary = json.loads(json.dumps(SUMMARY))
     *parents, key = place.split("/")
     inner = summary
@@ -415,6 +427,24 @@ def test_the_verdict_and_its_reasons(place: str, value: float | None, verdict: s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("coarse_fields")
+def test_a_failed_registration_ends_with_its_own_exit_code(
+    t1: Path, t2: Path, members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values, affine = load(t2)
+    for file in (t1, t2):
+        shutil.copy(file, tmp_path / file.name)
+    nib.Nifti1Image(np.ascontiguousarray(values[:, :, ::-1]), affine).to_filename(tmp_path / "upside_down.nii.gz")
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"name,fixed,moving\nwrong,{t1.name},upside_down.nii.gz\nright,{t1.name},{t2.name}\n")
+    command = ["register", "--pairs", str(table), "-o", str(tmp_path / "out"), "--members", str(members)]
+    assert main([*command, "--align", "none", "--no-report"]) == 3
+    assert "2 pairs: 0 ok, 0 check, 2 failed, 0 error" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "wrong" / "summary.json").read_text())
+    assert summary["verdict"] == "failed" and "moving brain hardly agrees" in "; ".join(summary["reasons"])
+    assert (tmp_path / "out" / "wrong" / "warped_moving.nii.gz").is_file()  # nothing is lost
+
+
 @pytest.mark.usefixtures("coarse_fields")
 def test_pairs_go_on_after_a_bad_one(
     t1: Path, t2: Path, members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -435,7 +465,7 @@ def test_pairs_go_on_after_a_bad_one(
     assert float(rows["a_b"]["mind_registered"]) > 0 and not (tmp_path / "out" / "bad").exists()
     made = (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns
     table.write_text("name,fixed,moving\n,a.nii.gz,b.nii.gz\n")
-    assert main([*command, "--align", "none"]) == 0
+    assert main([*command, "--align", "none"]) == 3
     assert (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns == made  # skipped
     capsys.readouterr()
     values, affine = load(tmp_path / "b.nii.gz")
@@ -451,7 +481,7 @@ def test_pairs_go_on_after_a_bad_one(
         message = capsys.readouterr().err
         assert "a_b: was registered otherwise" in message and expected in message and message.count("\n") == 1
         assert (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns == made
-        assert main([*command, "--align", "none", "--no-report", "--overwrite"]) == 0
+        assert main([*command, "--align", "none", "--no-report", "--overwrite"]) == 3
         again = (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns
         assert again > made
         made = again
