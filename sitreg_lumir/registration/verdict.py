@@ -7,7 +7,7 @@ import numpy as np
 # Beyond these a registration is to be looked at (check), or did not work (failed). benchmarks/verdict.py: good pairs of
 # training images match at 0.65 to 0.73 and overlap by 0.97 and more, degraded ones of whole brains match at 0.843 on.
 CHECK_MATCH, FAILED_MATCH = 0.80, 0.89  # MIND difference, share of what chance gives
-CHECK_STRUCTURE, FAILED_STRUCTURE = 1.8, 1.4  # correlation of coarse structures, multiple of what chance gives
+CHECK_STRUCTURE, FAILED_STRUCTURE = 2.0, 1.6  # correlation of coarse structures, multiple of what chance gives
 CHECK_STRETCH = 1.35  # largest scale of an alignment against its smallest
 CHECK_SCALES = (0.7, 1.6)
 CHECK_OVERLAP, FAILED_OVERLAP = 0.93, 0.80
