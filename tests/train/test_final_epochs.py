@@ -12,6 +12,7 @@ from typing import Any
 import data_samples
 import pytest
 import torch
+import warm_processes
 from triplet_runs import QUIET, arguments
 
 from sitreg_lumir.cli import main
@@ -170,8 +171,8 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(root: Path, tmp_path: P
     steps = {"start": 1, "epochs": 2}
     assert main(arguments(root, runs, "whole", **steps)) == 0
     environment = {**QUIET, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", KILLED.format(kill_at=kill_at), *arguments(root, runs, "killed", **steps)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    killed_run = arguments(root, runs, "killed", **steps)
+    done = warm_processes.run(killed_run, environment=environment, code=KILLED.format(kill_at=kill_at))
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert checkpoint(runs, "killed")["global_step"] == kill_at
     assert main(arguments(root, runs, "killed", "--resume", **steps)) == 0
@@ -205,15 +206,15 @@ def test_a_signal_saves_and_stops_and_resuming_goes_on(root: Path, tmp_path: Pat
     runs = tmp_path / "runs"
     long = {"start": 500, "epochs": 500}
     loading = ["--data.num_workers", "2"]
-    command = [sys.executable, "-m", "sitreg_lumir.cli", *arguments(root, runs, "long", *loading, **long)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=QUIET, start_new_session=True)
+    running = warm_processes.start(arguments(root, runs, "long", *loading, **long), environment=QUIET)
     file = runs / "long" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 100
-    while not file.is_file() and time.monotonic() < deadline:
+    while not file.is_file() and time.monotonic() < deadline and not running.ended():
         time.sleep(0.2)
     os.killpg(running.pid, number)  # schedulers signal the processes that load volumes, too
-    _, error = running.communicate(timeout=60)
-    assert running.returncode == 128 + number, error[-2000:]
+    ended = running.wait(timeout=60)
+    error = ended.stderr
+    assert ended.returncode == 128 + number, error[-2000:]
     assert f"stopped by {number.name}" in error and "--resume" in error and "Traceback" not in error
     step = checkpoint(runs, "long")["global_step"]
     assert f"after step {step}" in error

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import warm_processes
 import yaml
 from cli_calls import SMALL, TINY, predict_arguments, refused, shell
 from torch import nn
@@ -66,11 +67,11 @@ def test_from_a_shell_a_variant_keeps_its_defaults_and_is_predicted_with_its_tra
     assert architecture["features"] == [4, 4] and architecture["in_channels"] == 2
     transform = card_of("shell")["input_transform"]
     assert transform["class_path"] == "my_variant.Gradient" and transform["init_args"] == {"scale": 2.5, "axes": [2]}
-    done = shell(predict_arguments(Path("data"), last("shell"), Path("refused")), workplace)
+    done = warm_processes.run(predict_arguments(Path("data"), last("shell"), Path("refused")), workplace)
     assert done.returncode == 2 and "--allow-imports my_variant" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not Path("refused").exists()
     arguments = predict_arguments(Path("data"), last("shell"), Path("shell_fields"), "--allow-imports", "my_variant")
-    done = shell(arguments, workplace)
+    done = warm_processes.run(arguments, workplace)
     assert done.returncode == 0, done.stderr
     member = load_member(last("shell"), ["my_variant"])
     import my_variant  # type: ignore[import-not-found]
