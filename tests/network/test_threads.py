@@ -125,14 +125,14 @@ def test_register_writes_the_same_files_on_any_number_of_threads(shared: Path, t
     for threads in (1, 4):
         out = tmp_path / str(threads)
         command = [sys.executable, "-m", "sitreg_lumir.cli", "register", "-o", str(out), "--refine", "3", "--no-report"]
+        command += ["--save", "warped,transforms,map,fields,jacobian"]
         command += ["--fixed", str(images / "LUMIRMRI_0100_0000.nii.gz")]
         command += ["--moving", str(images / "LUMIRMRI_0101_0001.nii.gz"), "--align", "each"]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
-        sums[threads] = {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("*.nii.gz"))
-        }
+        results = sorted(path for path in out.iterdir() if path.suffix in (".gz", ".h5", ".safetensors"))
+        sums[threads] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in results}
         sums[threads]["summary"] = json.dumps(
             {key: json.loads((out / "summary.json").read_text())[key] for key in ("verdict", "similarity")}
         )
-    assert len(sums[1]) > 5
+    assert {"warped_moving.nii.gz", "map.safetensors"} < set(sums[1]) and len(sums[1]) > 8
     assert sums[1] == sums[4]
