@@ -55,7 +55,13 @@ def test_a_mirrored_header_is_turned_upright_and_never_mirrored_back(sample: Sam
     assert apart(alignment.prealign @ upside_down, mirrored, sample) < 4
 
 
-@pytest.mark.parametrize(("axis", "side"), [(0, 0), pytest.param(0, 1, marks=pytest.mark.slow)])
+UPPER_HALF = pytest.mark.xfail(strict=True, reason="an upper half far from its place is not recognised yet")
+
+
+@pytest.mark.parametrize(
+    ("axis", "side"),
+    [(0, 0), pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(2, 1, marks=[pytest.mark.slow, UPPER_HALF])],
+)
 def test_half_a_brain_keeps_its_size_wherever_its_header_puts_it(axis: int, side: int, sample: Sample) -> None:
     away = turn((5, 8, -6), (35, -40, 30))
     alignment = align(part_of(sample, axis, side), away @ sample.affine)
