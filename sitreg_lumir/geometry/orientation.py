@@ -21,6 +21,8 @@ HEADERS = ("sform", "qform")
 _AGREE_MM = 0.1  # sform and qform count as one if no corner differs more
 _KEPT_SHEAR = 1e-5  # cosine between axes; rounding of stored numbers, a few micrometres at a corner
 _CORRECTED_SHEAR = 1e-3
+_SIZES_MM = (1e-5, 1e3)  # voxel sizes that any volume has
+_FARTHEST_MM = 1e6  # of the first voxel from the world's origin
 _SPACINGS_MM = (0.01, 30.0)  # voxel sizes that a unit other than mm may mean
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # codes of xyzt_units -> mm; unknown (0) means mm everywhere
 _UNIT_NAMES = {1: "metre", 3: "micrometre"}
@@ -67,26 +69,55 @@ def choose_affine(
                 f"{path}: the header does not say where the axes point to (no sform, no qform); "
                 "if you know it, add --assume-orientation RAS (or other letters)"
             )
-        return _assumed(_positive(path, stored["pixdim"][1:4] * _UNITS[unit]), shape, assume), f"assumed {assume}"
+        assumed = _assumed(_positive(path, stored["pixdim"][1:4] * _UNITS[unit]), shape, assume)
+        return check_placement(path, assumed), f"assumed {assume}"
     if header is None and len(coded) == 2 and (stored["pixdim"][1:4] < 0).any():
         coded = ["sform"]  # negative voxel sizes leave a qform without meaning, and an sform needs none
     affines = {name: to_mm @ _stored_affine(path, stored, name) for name in ([header] if header else coded)}
     if len(affines) == 2:
         corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))], dtype=float).T
         apart = np.linalg.norm(((affines["sform"] - affines["qform"]) @ corners)[:3], axis=0).max()
-        if apart > _AGREE_MM:
+        if not apart <= _AGREE_MM:
             both = "; ".join(f"{name} {_text(matrix)}" for name, matrix in affines.items())
             raise InputError(
                 f"{path}: sform and qform differ by {apart:.4g} mm at a corner ({both}); add --header "
                 "sform or --header qform"
             )
     source, affine = next(iter(affines.items()))
-    return _orthogonal(path, affine, shape), source
+    _positive(path, spacing_of(affine))
+    return _orthogonal(path, check_placement(path, affine), shape), source
 
 
 def spacing_of(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Voxel size along each array axis, mm, of a ``(4, 4)`` voxel-to-world matrix."""
     return np.asarray(np.linalg.norm(affine[:3, :3], axis=0), dtype=np.float64)
+
+
+def check_placement(path: Path, affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A voxel-to-world matrix, if it is one of volumes: all numbers finite and of a size that scans have.
+
+    Args:
+        path: named in errors.
+        affine: ``(4, 4)``, RAS, mm.
+
+    Raises:
+        InputError: it is not.
+    """
+    sizes = spacing_of(affine) if np.isfinite(affine).all() else np.zeros(3)
+    with np.errstate(all="ignore"):
+        volume = abs(float(np.linalg.det(affine[:3, :3] / sizes))) if sizes.all() else 0.0
+    if not (sizes.min() >= _SIZES_MM[0] and sizes.max() <= _SIZES_MM[1] and volume > 1e-6):
+        raise InputError(
+            f"{path}: the header places its voxels by {_text(affine)}, which is no grid of voxels of {_SIZES_MM[0]:g} "
+            f"to {_SIZES_MM[1]:g} mm; fix the header or export it again"
+        )
+    if np.abs(affine[:3, 3]).max() > _FARTHEST_MM:
+        place = " ".join(f"{value:.5g}" for value in affine[:3, 3])
+        raise InputError(
+            f"{path}: the header places its first voxel at {place} mm, {_FARTHEST_MM / 1000:g} m away or more; fix the "
+            "header or export it again"
+        )
+    return affine
 
 
 def _check_unit(path: Path, stored: nibabel.Nifti1Header, coded: list[str], unit: int) -> None:

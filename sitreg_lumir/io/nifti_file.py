@@ -1,10 +1,8 @@
 """A volume as it is stored, NIfTI or presented as NIfTI: the one place where headers and voxels come from disk."""
 
-import gzip
 import math
 import zlib
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,9 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.bounded import Unpacked, check_regular, check_voxels
 from sitreg_lumir.io.other_formats import (
+    FREESURFER_HEADER,
     FREESURFER_SUFFIXES,
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -28,8 +28,9 @@ from sitreg_lumir.io.other_formats import (
     refuse_dicom,
 )
 
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
-_GZIP = b"\x1f\x8b"
+_UNREADABLE = (
+    OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError, WrapStructError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class NiftiFile:
     Attributes:
         path: of the file.
         header: of it.
-        content: the whole uncompressed file, or just its start if only the header was asked for.
+        content: the uncompressed file up to the end of its voxels, or just its start if only the header was asked for.
         compressed: whether it is compressed by gzip, whatever its name says.
         remedy: what errors tell users to do with a damaged file.
         apart: whether ``content`` holds the voxels without the header.
@@ -47,7 +48,7 @@ class NiftiFile:
 
     path: Path
     header: nibabel.Nifti1Header
-    content: bytes
+    content: bytes | bytearray
     compressed: bool
     remedy: str
     apart: bool = False
@@ -93,20 +94,7 @@ class NiftiFile:
 
     def _stored(self, shape: tuple[int, ...]) -> NDArray[Any]:
         """The numbers as they are on disk."""
-        try:
-            dtype, offset = self.header.get_data_dtype(), self.header.get_data_offset()
-            self.header.get_slope_inter()
-        except KeyError:
-            code = self.header["datatype"]
-            raise InputError(f"{self.path}: unknown type of voxels (code {code}); export it as float32") from None
-        except HeaderDataError as error:
-            raise InputError(_unreadable(self.path, error, self.remedy)) from None
-        if dtype.fields:
-            raise InputError(f"{self.path}: the voxels are RGB colours; store one gray value each")
-        if dtype.kind == "c":
-            raise InputError(f"{self.path}: the voxels are complex numbers; store their magnitude")
-        if dtype.kind not in "iuf":
-            raise InputError(f"{self.path}: voxels of type {dtype} cannot be used; store plain numbers")
+        dtype, offset = _layout(self.path, self.header, self.remedy)
         least, expected = 0 if self.apart else int(self.header.sizeof_hdr), math.prod(shape) * dtype.itemsize
         if offset == 0 and not self.apart:  # not said: behind the header and its four bytes on extensions, if there
             offset = least + 4 if len(self.content) >= least + 4 + expected else least
@@ -133,26 +121,33 @@ def open_nifti(
     """
     path = Path(path)
     try:
+        size = check_regular(path)
+        if has_suffix(path.name, *ITK_SUFFIXES):
+            return NiftiFile(path, *read_itk(path, header_only), False, remedy, apart=True)
+        if has_suffix(path.name, *PAIR_SUFFIXES):
+            header, voxels = read_pair(path)
+            pair = NiftiFile(path, header, b"", False, remedy, apart=True)
+            count = check_voxels(path, pair.shape)
+            return pair if header_only else replace(pair, content=_voxels_apart(voxels, pair, count))
         with path.open("rb") as raw:
-            if has_suffix(path.name, *ITK_SUFFIXES, *PAIR_SUFFIXES):
-                pair = has_suffix(path.name, *PAIR_SUFFIXES)
-                header, content = read_pair(path) if pair else read_itk(path, header_only)
-                return NiftiFile(path, header, content, False, remedy, apart=True)
-            compressed = raw.read(2) == _GZIP
-            raw.seek(0)
+            unpacked = Unpacked(raw, path, size)
             freesurfer = has_suffix(path.name, *FREESURFER_SUFFIXES)
-            if header_only and not freesurfer:
-                with gzip.open(raw) if compressed else nullcontext(raw) as stream:
-                    content = stream.read(nibabel.Nifti2Header.sizeof_hdr)
-            else:
-                content = raw.read()
-                if compressed:
-                    content = gzip.decompress(content)  # to the end, which verifies the checksum
-        if not content:
-            raise InputError(f"{path}: the file is empty; {remedy}")
-        if freesurfer:
-            return NiftiFile(path, *read_freesurfer(content), compressed, remedy, apart=True)
-        return NiftiFile(path, _header(content, strict), content, compressed, remedy)
+            start = unpacked.start(FREESURFER_HEADER if freesurfer else nibabel.Nifti2Header.sizeof_hdr)
+            if not start:
+                raise InputError(f"{path}: the file is empty; {remedy}")
+            if freesurfer:
+                return NiftiFile(path, *read_freesurfer(path, unpacked, start), unpacked.compressed, remedy, apart=True)
+            header = _header(start, strict)
+            file = NiftiFile(path, header, start, unpacked.compressed, remedy)
+            count = check_voxels(path, file.shape)
+            if header_only:
+                return file
+            dtype, offset = _layout(path, header, remedy)
+            least = int(header.sizeof_hdr)
+            unstated = 0 if offset else 4  # bytes on extensions, which may lie before voxels of an unstated offset
+            offset = max(offset, least)
+            content = unpacked.up_to(offset + count * dtype.itemsize, unstated, begin=offset)
+            return replace(file, content=content)
     except FileNotFoundError as error:
         missing = Path(error.filename or path)
         beside = f", which belongs to {path.name}" if missing.name != path.name else ""
@@ -163,6 +158,35 @@ def open_nifti(
         if not has_suffix(path.name, *NIFTI_SUFFIXES):
             refuse_dicom(path)
         raise InputError(_unreadable(path, error, remedy)) from None
+
+
+def _voxels_apart(path: Path, file: NiftiFile, count: int) -> bytearray:
+    """The content of the file that holds the voxels of a pair."""
+    dtype, offset = _layout(file.path, file.header, file.remedy)
+    with path.open("rb") as raw:
+        return Unpacked(raw, path, check_regular(path)).up_to(
+            max(offset, 0) + count * dtype.itemsize, begin=max(offset, 0)
+        )
+
+
+def _layout(path: Path, header: nibabel.Nifti1Header, remedy: str) -> tuple[np.dtype[Any], int]:
+    """The type of the voxels as stored, and where they begin, bytes; a type that cannot be used is refused."""
+    try:
+        dtype: np.dtype[Any] = header.get_data_dtype()
+        offset = int(header.get_data_offset())
+        header.get_slope_inter()
+    except KeyError:
+        code = header["datatype"]
+        raise InputError(f"{path}: unknown type of voxels (code {code}); export it as float32") from None
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise InputError(_unreadable(path, error, remedy)) from None
+    if dtype.fields:
+        raise InputError(f"{path}: the voxels are RGB colours; store one gray value each")
+    if dtype.kind == "c":
+        raise InputError(f"{path}: the voxels are complex numbers; store their magnitude")
+    if dtype.kind not in "iuf":
+        raise InputError(f"{path}: voxels of type {dtype} cannot be used; store plain numbers")
+    return dtype, offset
 
 
 def _header(content: bytes, strict: bool) -> nibabel.Nifti1Header:

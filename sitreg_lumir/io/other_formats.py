@@ -3,10 +3,10 @@
 What a format does not say stays unsaid: a volume without axes in the world becomes one without sform and qform.
 """
 
-import gzip
 import os
 import re
 import shlex
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +21,8 @@ from nibabel.freesurfer.mghformat import MGHImage
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.bounded import Unpacked, check_regular, check_voxels, record_checksum_of
+from sitreg_lumir.io.text_headers import TextHeader, check_text_header, read_text_header
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 PAIR_SUFFIXES = (".img", ".hdr", ".img.gz", ".hdr.gz")
@@ -30,7 +32,10 @@ IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *PAIR_SUFFIXES, *FREESURFER_SUFFIXES, *ITK_SU
 """Endings of files that are read as volumes."""
 
 VECTOR_INTENT = 1007
-_GZIP = b"\x1f\x8b"
+FREESURFER_HEADER = 284
+"""Bytes before the voxels of an MGH file."""
+_FREESURFER_FOOTER = 20
+_FREESURFER_BYTES = {0: 1, 1: 4, 3: 4, 4: 2, 10: 2}  # of a voxel, by the codes of types
 _LOOKED_AT = 200  # files of a folder that may be DICOM
 _SPACES = {"left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las"}
 _UNIT_CODES = {"m": 1, "mm": 2, "um": 3, "µm": 3, "micron": 3}  # NIfTI's
@@ -72,11 +77,14 @@ def _is_dicom(file: Path) -> bool:
     return start[128:] == b"DICM" or (has_suffix(file.name, ".dcm", ".ima") and start[:2] in (b"\x08\0", b"\x02\0"))
 
 
-def read_pair(path: Path) -> tuple[nibabel.Nifti1Header, bytes]:
-    """Header and voxels of a volume in two files, ``.hdr`` and ``.img``; NIfTI, or Analyze, which has no orientation.
+def read_pair(path: Path) -> tuple[nibabel.Nifti1Header, Path]:
+    """The header of a volume in two files, ``.hdr`` and ``.img``; NIfTI, or Analyze, which has no orientation.
 
     Args:
         path: one of the two.
+
+    Returns:
+        the header; the file that holds the voxels.
 
     Raises:
         OSError, ValueError: a file is missing or unreadable.
@@ -86,28 +94,45 @@ def read_pair(path: Path) -> tuple[nibabel.Nifti1Header, bytes]:
         named = re.sub(r"(?i)\.(img|hdr)(\.gz)?$", "", path.name)
         options = [path.with_name(f"{named}.{ending}") for ending in (wanted, wanted.upper(), f"{wanted}.gz")]
         files[wanted] = next((option for option in options if option.is_file()), options[0])
-    header, voxels = (_unpacked(files[wanted].read_bytes()) for wanted in ("hdr", "img"))
+    with files["hdr"].open("rb") as raw:
+        unpacked = Unpacked(raw, files["hdr"], check_regular(files["hdr"]))
+        header = unpacked.start(nibabel.Nifti2Header.sizeof_hdr)
+        unpacked.up_to(0)
     kinds: tuple[Any, ...] = (nibabel.Nifti1Header, nibabel.Nifti2Header)
     for kind in kinds:
         if header[344:348].startswith(b"ni1") or header[4:8].startswith(b"ni2"):
             size = int.from_bytes(header[:4], "little"), int.from_bytes(header[:4], "big")
             if kind.sizeof_hdr in size:
-                return kind(header[: kind.sizeof_hdr], check=False), voxels
+                return kind(header[: kind.sizeof_hdr], check=False), files["img"]
     analyze = nibabel.AnalyzeHeader(header[:348], check=False)
     if int(analyze["sizeof_hdr"]) != 348:
         raise ValueError("no NIfTI header")
     made = nibabel.Nifti1Header(endianness=analyze.endianness)
     for field in ("dim", "pixdim", "datatype", "bitpix", "vox_offset"):
         made[field] = analyze[field]
-    return made, voxels
+    return made, files["img"]
 
 
-def read_freesurfer(content: bytes) -> tuple[nibabel.Nifti1Header, bytes]:
-    """Header and voxels of an MGH file."""
-    try:
-        image = MGHImage.from_bytes(content)
-    except KeyError as error:
-        raise ValueError(f"no MGH header: {error}") from None
+def read_freesurfer(path: Path, unpacked: Unpacked, start: bytes) -> tuple[nibabel.Nifti1Header, bytes]:
+    """Header and voxels of an MGH file.
+
+    Args:
+        path: named in errors.
+        unpacked: its content.
+        start: the first :data:`FREESURFER_HEADER` bytes, which ``unpacked`` has given.
+
+    Raises:
+        InputError: it claims more voxels than are read.
+        OSError, ValueError: the file is unreadable or truncated.
+    """
+    if len(start) < FREESURFER_HEADER:
+        raise ValueError(f"{FREESURFER_HEADER} bytes of header expected, {len(start)} found")
+    version, *shape, kind = struct.unpack(">6i", start[:24])
+    if version != 1 or kind not in _FREESURFER_BYTES:
+        raise ValueError(f"no MGH header: version {version}, type {kind}")
+    voxels = check_voxels(path, shape) * _FREESURFER_BYTES[kind]
+    content = bytes(unpacked.up_to(FREESURFER_HEADER + voxels, _FREESURFER_FOOTER, begin=FREESURFER_HEADER))
+    image = MGHImage.from_bytes(content)
     known = content[28:30] == b"\0\1"  # nibabel's own header puts in a default
     values = np.asarray(image.dataobj)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -121,10 +146,11 @@ def read_itk(path: Path, header_only: bool) -> tuple[nibabel.Nifti1Header, bytes
         InputError: its unit of length is unknown.
         OSError, ValueError: the file is unreadable or truncated.
     """
-    fields = _text_fields(path)
-    known, unit = _orientation_and_unit(path, fields)
+    text = read_text_header(path)
+    known, unit = _orientation_and_unit(path, text)
+    check_text_header(path, text, header_only=header_only)
     if not header_only:
-        _check_length(path, fields)
+        record_checksum_of(path)
     with readable_name(path) as name:
         reader = itk.ImageFileReader()
         reader.SetFileName(name)
@@ -180,23 +206,9 @@ def _header(
     return header
 
 
-def _text_fields(path: Path) -> dict[str, str]:
-    """The fields of a text header, names in small letters; and ``end``, the bytes until its last line's end."""
-    fields: dict[str, str] = {}
-    separator = ":" if has_suffix(path.name, ".nrrd", ".nhdr") else "="
-    with path.open("rb") as stream:
-        for line in islice(stream, 500):
-            text = line.decode("latin-1").strip()
-            name, _, value = text.partition(separator)
-            fields[name.strip().lower()] = value.strip()
-            if not text or name.strip().lower() == "elementdatafile":
-                break
-        fields["end"] = str(stream.tell())
-    return fields
-
-
-def _orientation_and_unit(path: Path, fields: dict[str, str]) -> tuple[bool, int]:
+def _orientation_and_unit(path: Path, text: TextHeader) -> tuple[bool, int]:
     """Whether a header says where the axes point to, and NIfTI's code of its unit of length."""
+    fields = text.fields
     if has_suffix(path.name, ".mha", ".mhd"):
         units, known = [fields.get("distanceunits", "mm")], any(name in fields for name in _META_ORIENTATION)
     else:
@@ -207,25 +219,3 @@ def _orientation_and_unit(path: Path, fields: dict[str, str]) -> tuple[bool, int
     if codes or code is None:
         raise InputError(f"{path}: unit of length {' '.join(units)!r}; store it in mm")
     return known, code
-
-
-def _check_length(path: Path, fields: dict[str, str]) -> None:
-    """Refuses a MetaImage whose voxels are cut off: MetaIO itself prints lines of its own."""
-    if fields.get("elementdatafile", "").upper() != "LOCAL":
-        return
-    present = path.stat().st_size - int(fields["end"])
-    if fields.get("compresseddata", "False").lower() == "true":
-        expected = int(fields.get("compresseddatasize") or 0)
-    else:
-        bytes_each = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 8, "FLOAT": 4, "DOUBLE": 8}
-        kind = fields.get("elementtype", "").removeprefix("MET_").removeprefix("U")
-        kind = "LONG" if kind == "LONG_LONG" else kind
-        channels = int(fields.get("elementnumberofchannels") or 1)
-        expected = int(np.prod([int(n) for n in fields.get("dimsize", "0").split()]))
-        expected *= bytes_each.get(kind, 0) * channels
-    if present < expected:
-        raise ValueError(f"{expected} bytes of voxels expected, {present} found")
-
-
-def _unpacked(content: bytes) -> bytes:
-    return gzip.decompress(content) if content.startswith(_GZIP) else content

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.geometry.orientation import HEADERS, check_options, choose_affine, spacing_of
+from sitreg_lumir.geometry.orientation import HEADERS, check_options, check_placement, choose_affine, spacing_of
 from sitreg_lumir.io.nifti_file import NiftiFile, open_nifti
 
 LABEL_INTENT = 1002
@@ -313,7 +313,9 @@ def _without_single_frame(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _stated_affine(file: NiftiFile) -> NDArray[np.float64]:
     """The ``(4, 4)`` voxel-to-world matrix of a header, RAS, mm: its sform, else its qform, else its voxel size."""
-    return np.asarray(file.header.get_best_affine(), dtype=np.float64)
+    with np.errstate(all="ignore"):
+        affine = np.asarray(file.header.get_best_affine(), dtype=np.float64)
+    return check_placement(file.path, affine)
 
 
 def _finite(file: NiftiFile, values: NDArray[Any]) -> NDArray[Any]:

@@ -1,5 +1,7 @@
 """What a registration was made from: the SHA-256 of every file, the members, and the options that change results."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,13 @@ _WITHOUT_EFFECT = ("report", "overwrite")  # options that change no result
 _FILE_OPTIONS = ("_mask", "_lesion", "_to_template", "initial_transform")  # ends of the names of options that are files
 
 
-def made_from(fixed: str | Path, moving: str | Path, options: RegisterOptions, model: Model) -> dict[str, Any]:
+def made_from(
+    fixed: str | Path,
+    moving: str | Path,
+    options: RegisterOptions,
+    model: Model,
+    read: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The entry ``made_from`` of a summary; equal entries mean equal results.
 
     Args:
@@ -22,6 +30,8 @@ def made_from(fixed: str | Path, moving: str | Path, options: RegisterOptions, m
         moving: that of the moving scan.
         options: with the pair's files.
         model: that registers them.
+        read: SHA-256 of the bytes that were read, by absolute paths, see
+            :func:`~sitreg_lumir.io.bounded.recorded_checksums`; of other files it is that of the file as it is now.
 
     Raises:
         InputError: a file cannot be read.
@@ -29,8 +39,13 @@ def made_from(fixed: str | Path, moving: str | Path, options: RegisterOptions, m
     values = {name: value for name, value in asdict(options).items() if name not in _WITHOUT_EFFECT}
     files = {name: values.pop(name) for name in [*values] if name.endswith(_FILE_OPTIONS)}
     files = {"fixed": fixed, "moving": moving} | {name: file for name, file in files.items() if file is not None}
+
+    def entry(file: Path) -> dict[str, str]:
+        checksum = (read or {}).get(os.path.abspath(file))
+        return file_entry(file) if checksum is None else {"name": file.name, "sha256": checksum}
+
     return {
-        "files": {name: str(file) if str(file) in BUILT_IN else file_entry(Path(file)) for name, file in files.items()},
+        "files": {name: str(file) if str(file) in BUILT_IN else entry(Path(file)) for name, file in files.items()},
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
         "members": [dict(entry) for entry in model.checksums],
         "precision": model.precision,

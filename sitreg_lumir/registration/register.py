@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from torch import Tensor
 from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import Matrix
+from sitreg_lumir.io.bounded import recorded_checksums
 from sitreg_lumir.io.itk import load_affine
 from sitreg_lumir.network.sitreg import Update
 from sitreg_lumir.preprocessing.strip import HeadStrip
@@ -151,7 +153,7 @@ def register_scans(
     if options.uncertainty:
         check_members(model)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "read and align"):
+    with _timed(seconds, "read and align"), recorded_checksums() as read:
         scans, prealigns = _read(fixed, moving, options)
     linear = None
     if options.transform != "deformable":
@@ -177,7 +179,7 @@ def register_scans(
         spread = spread_of_members(model, pair) if options.uncertainty else None
         registration = Registration(*scans, model, forward, spread)
         registration.summary.update(summarise(registration, pair, align=options.align, refined=refined, linear=linear))
-    registration.summary["made_from"] = made_from(fixed, moving, options, model)
+    registration.summary["made_from"] = made_from(fixed, moving, options, model, read)
     registration.summary["seconds"] = json_values(seconds)
     if out is not None:
         registration.save(
@@ -193,7 +195,8 @@ def _read(fixed: str | Path, moving: str | Path, options: RegisterOptions) -> tu
         place_scan, align=options.align, header=options.header, assume_orientation=options.assume_orientation
     )
     with ThreadPoolExecutor(min(2, torch.get_num_threads())) as threads:  # ITK and scipy compute on a single one
-        placed = {scan.role: scan_placed for scan, scan_placed in zip(files, threads.map(place, files), strict=True)}
+        results = [threads.submit(copy_context().run, place, scan) for scan in files]  # which records checksums
+        placed = {scan.role: result.result() for scan, result in zip(files, results, strict=True)}
     for role, scan in placed.items():
         _log.info("%s %s: %s", role, scan.name, scan.how)
     scans = placed["fixed"], placed["moving"]

@@ -1,5 +1,6 @@
 """One scan of a pair: its files, and the scan with its brain and its place in the model's world."""
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import Matrix
-from sitreg_lumir.io.checksum import file_entry
+from sitreg_lumir.io.bounded import recorded_checksums
 from sitreg_lumir.io.itk import load_affine
 from sitreg_lumir.io.read import Scan, read_image
 from sitreg_lumir.io.write import plain_header
@@ -70,7 +71,7 @@ class PlacedScan(Scan):
         prealign: ``(4, 4)``, the scan's world -> the model's world, RAS, mm, as used.
         alignment: the alignment that was computed, used or not; None if there is none.
         how: a few words on where ``prealign`` comes from.
-        checksum: SHA-256 of the file; None for the template.
+        checksum: SHA-256 of the file as it was read; None for the template.
         stripped_by: what made the brain's mask of a whole head; None where a mask or the scan itself showed it.
     """
 
@@ -103,7 +104,10 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
     if str(files.image) == MNI152:
         return _placed_template()
     built_in = EXAMPLES.get(str(files.image))
-    scan = read_image(EXAMPLES_FOLDER / built_in if built_in else Path(files.image), header, assume_orientation)
+    path = EXAMPLES_FOLDER / built_in if built_in else Path(files.image)
+    with recorded_checksums() as read:
+        scan = read_image(path, header, assume_orientation)
+    checksum = read[os.path.abspath(path)]
     template = load_template()
     refusal: Refusal
     stripped_by = None
@@ -129,7 +133,6 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
             prealign, how = alignment.prealign, f"aligned to MNI152, moved by {moved}{alignment.remark}"
         else:
             how = f"in the MNI152 frame already (aligning would move it by {moved}): left as it is"
-    checksum = file_entry(scan.path)["sha256"]
     return PlacedScan(
         **vars(scan),
         brain=brain,
