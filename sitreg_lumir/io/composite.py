@@ -18,9 +18,10 @@ from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import DisplacementField, Matrix, Transform, checked_matrix, transform_by
 from sitreg_lumir.io.atomic import writing
-from sitreg_lumir.io.itk import LPS, itk, matrix_of, read_itk_transform
+from sitreg_lumir.io.itk import LPS, matrix_of_parts
+from sitreg_lumir.io.itk_parts import HDF5_SUFFIXES, TransformPart, field_of, read_parts
 
-SUFFIXES = (".h5", ".hdf5")
+SUFFIXES = HDF5_SUFFIXES
 """Ends of the names of ITK's HDF5 files."""
 
 Border = NDArray[np.int64]
@@ -150,26 +151,18 @@ def load_composite(path: Path) -> list[Transform]:
     Raises:
         InputError: the file is missing or no ITK transform, or holds another kind of transform.
     """
-    read = read_itk_transform(path)
-    composite = itk.CompositeTransform(read)
-    composite.FlattenTransform()
-    parts = [composite.GetNthTransform(index) for index in range(composite.GetNumberOfTransforms())]
-    return [_of_itk(part.Downcast(), path) for part in reversed(parts)]
+    return [_transform(part, path) for part in reversed(read_parts(path))]
 
 
-def _of_itk(transform: Any, path: Path) -> Transform:
-    if transform.IsLinear():
-        return matrix_of(transform, path)
-    if not isinstance(transform, itk.DisplacementFieldTransform):
-        raise InputError(
-            f"{path}: holds a {transform.GetName()}; affines and displacement fields can be used, sample it as a field"
-        )
-    field = transform.GetDisplacementField()
-    lps = np.eye(4)
-    lps[:3, :3] = np.reshape(field.GetDirection(), (3, 3)) * np.array(field.GetSpacing())
-    lps[:3, 3] = field.GetOrigin()
-    disp = itk.GetArrayViewFromImage(field).transpose(3, 2, 1, 0).astype(np.float32)
+def _transform(part: TransformPart, path: Path) -> Transform:
+    if not part.is_field or part.dimensions != 3:
+        if not part.is_linear:
+            raise InputError(
+                f"{path}: holds a {part.name}; affines and displacement fields can be used, sample it as a field"
+            )
+        return matrix_of_parts([part], path)
+    disp, affine = field_of(part)
     if not np.isfinite(disp).all():
         raise InputError(f"{path}: the displacement field holds NaN or infinite numbers; make it again")
     disp[:2] *= -1
-    return DisplacementField(np.ascontiguousarray(disp), LPS @ lps)
+    return DisplacementField(np.ascontiguousarray(disp), LPS @ affine)

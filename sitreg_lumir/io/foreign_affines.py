@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.geometry.transforms import Matrix
+from sitreg_lumir.io.bounded import check_regular, read_bytes
 
 Grid: TypeAlias = tuple[tuple[int, int, int], Matrix]
 """``(X, Y, Z)`` and the ``(4, 4)`` voxel-to-world matrix, RAS, mm."""
@@ -37,9 +38,14 @@ def read_foreign_affine(path: Path, grids: tuple[Grid, Grid] | None) -> NDArray[
         InputError: it is a FLIRT matrix and the grids are unknown, or an LTA that does not say them or is of another
             kind; or it cannot be inverted.
     """
-    if path.stat().st_size > _LONGEST:
-        return None
-    text = path.read_bytes().decode("latin-1")
+    try:
+        if check_regular(path) > _LONGEST:
+            return None
+        text = read_bytes(path, _LONGEST, "an affine").decode("latin-1")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable file") from None
     if re.search(r"^type\s*=", text, re.M) and "src volume info" in text:
         matrix = _lta(path, text)
     else:
@@ -58,7 +64,9 @@ def read_foreign_affine(path: Path, grids: tuple[Grid, Grid] | None) -> NDArray[
             )
         fixed, moving = (_fsl_to_world(*grid) for grid in grids)
         matrix = fixed @ flirt @ np.linalg.inv(moving)
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
+    with np.errstate(all="ignore"):
+        usable = np.isfinite(matrix).all() and np.abs(matrix).max() < 1e9 and abs(np.linalg.det(matrix)) > 1e-9
+    if not usable:
         raise InputError(f"{path}: the affine cannot be inverted; align the images again")
     return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 

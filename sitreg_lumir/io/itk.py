@@ -5,6 +5,7 @@ transform tells each point of the fixed world where it lies in the moving world.
 """
 
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.geometry.transforms import DisplacementField, Matrix, Transform, checked_disp, checked_matrix
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.foreign_affines import Grid, read_foreign_affine
-from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES, has_suffix, readable_name
+from sitreg_lumir.io.itk_parts import TransformPart, as_text, read_parts
+from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES, has_suffix
 from sitreg_lumir.io.read import read_vectors
 from sitreg_lumir.io.write import FIELD_LEVEL, plain_header, write_array
 
@@ -141,48 +143,44 @@ def load_affine(path: Path, grids: tuple[Grid, Grid] | None = None) -> NDArray[n
     Raises:
         InputError: the file is missing or no ITK transform, or it is not affine, not 3-D or cannot be inverted.
     """
-    foreign = read_foreign_affine(path, grids) if path.is_file() else None
-    return matrix_of(read_itk_transform(path), path) if foreign is None else foreign
+    foreign = read_foreign_affine(path, grids)
+    return matrix_of_parts(read_parts(path), path) if foreign is None else foreign
 
 
-def read_itk_transform(path: Path) -> Any:
-    """A transform file as ITK's object.
+def matrix_of_parts(parts: Sequence[TransformPart], path: Path) -> NDArray[np.float64]:
+    """The ``(4, 4)`` matrix, RAS, mm, of transforms of a file, the last one applied first.
 
     Raises:
-        InputError: the file is missing or no ITK transform, or not 3-D.
+        InputError: a part is not linear, not 3-D or cannot be inverted; ``path`` is named.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        with readable_name(path) as name:
+    other = next((part for part in parts if not (part.is_linear and part.dimensions == 3)), None)
+    if other is not None:
+        remedy = "give one of the volumes" if other.dimensions != 3 else "give fields as NIfTI files"
+        raise InputError(f"{path}: a 3-D affine is needed, this is a {other.kind}; {remedy}")
+    with tempfile.TemporaryDirectory() as folder:  # ITK knows what the parameters of its kinds mean
+        name = str(Path(folder) / "parts.tfm")
+        Path(name).write_text(as_text(parts))
+        try:
             transform = itk.ReadTransform(name)
-    except RuntimeError as error:
-        _, _, reason = str(error).partition("ITK ERROR: ")
-        reason = " ".join(reason.partition("\n")[0].split())[:160] or "unknown format"
-        raise InputError(f"{path}: not a readable ITK transform ({reason}); give a .tfm, .txt or .mat of ITK") from None
-    if transform.GetDimension() != 3:
-        raise InputError(
-            f"{path}: a 3-D affine is needed, this is a {transform.GetDimension()}-D {transform.GetName()}; give one "
-            "of the volumes"
-        )
-    return transform
-
-
-def matrix_of(transform: Any, path: Path) -> NDArray[np.float64]:
-    """The ``(4, 4)`` matrix, RAS, mm, of an ITK transform that is linear.
-
-    Raises:
-        InputError: it is not linear, or cannot be inverted; ``path`` is named.
-    """
-    if not transform.IsLinear():
-        kind = f"{transform.GetDimension()}-D {transform.GetName()}"
-        raise InputError(f"{path}: a 3-D affine is needed, this is a {kind}; give fields as NIfTI files")
+        except (RuntimeError, KeyError, TypeError) as error:
+            _, _, reason = str(error).partition("ITK ERROR: ")
+            reason = " ".join(reason.partition("\n")[0].split())[:160] or "unknown format"
+            raise InputError(
+                f"{path}: not a readable ITK transform ({reason}); give a .tfm, .txt or .mat of ITK"
+            ) from None
     lps = np.eye(4)
     lps[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
     lps[:3, :3] = np.transpose([transform.TransformPoint(axis) for axis in np.eye(3).tolist()]) - lps[:3, 3:]
-    if not np.isfinite(lps).all() or abs(np.linalg.det(lps)) < 1e-9:
+    return checked_affine(np.asarray(LPS @ lps @ LPS, dtype=np.float64), path)
+
+
+def checked_affine(matrix: Matrix, path: Path) -> NDArray[np.float64]:
+    """An affine of a file, if it can be inverted and leads to where scans can be; else InputError, which names it."""
+    with np.errstate(all="ignore"):
+        usable = np.isfinite(matrix).all() and np.abs(matrix).max() < 1e9 and abs(np.linalg.det(matrix)) > 1e-9
+    if not usable:
         raise InputError(f"{path}: the affine cannot be inverted; align the images again")
-    return np.asarray(LPS @ lps @ LPS, dtype=np.float64)
+    return matrix
 
 
 def load_transform(path: Path, header: str | None = None, grids: tuple[Grid, Grid] | None = None) -> Transform:
