@@ -1,7 +1,9 @@
 """The verbs for anyone with brain scans: register two of them, preprocess a raw one."""
 
 import argparse
+import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from sitreg_lumir.errors import InputError
 
 FAILED = 3
 """Exit code of `register` where the verdict is ``failed``."""
+_LISTED = 20  # names that are printed
 MORE = """\
 Any NIfTI file: any orientation, voxel size, field of view, number type, contrast; also .mgz, .nrrd and .mha (DICOM is
 converted by dcm2niix). Scans must be skull-stripped, or come with a mask of the brain, or --strip finds it. Both
@@ -36,7 +39,9 @@ a few mm; `each` always does, `none` trusts the headers. --initial-transform tak
 the pair (fixed to moving); --fixed-to-template and --moving-to-template take what `sitreg-lumir preprocess` found.
 
 PAIRS is a CSV with the columns fixed,moving and if wanted name,fixed_mask,moving_mask,...; results go to OUT/<name>, a
-table of all to OUT/pairs.csv; what is there already is skipped.
+table of all to OUT/pairs.csv; what is there already is skipped. --workers N shares the pairs out to N processes.
+On several machines, --shard 1/N ... --shard N/N register a part each, into the same OUT, and --collect makes the table
+of what is there. A scan that several pairs share is aligned once. Results depend on none of this.
 
 Exit code: 0 for the verdicts ok and check, 3 where the verdict is failed (all files are written all the same), 2 for
 input that cannot be used. With --pairs all pairs are done first; 2 if one of them cannot be used, else 3 if one failed.
@@ -44,7 +49,8 @@ input that cannot be used. With --pairs all pairs are done first; 2 if one of th
 example: sitreg-lumir register --fixed EXAMPLE-T1 --moving EXAMPLE-T2 -o registration
          sitreg-lumir register --fixed MNI152 --moving brain.nii.gz -o registration
          sitreg-lumir register --fixed t1.nii.gz --moving t2.nii.gz --moving-mask t2_brain.nii.gz -o registration
-         sitreg-lumir register --pairs pairs.csv -o registrations
+         sitreg-lumir register --pairs pairs.csv -o registrations --workers 4
+         sitreg-lumir register --pairs pairs.csv -o registrations --shard 2/8
 """
 
 
@@ -56,6 +62,17 @@ def add_register(verbs: Verbs) -> None:
     parser.add_argument("--moving", metavar="M", help=image)
     parser.add_argument("--pairs", type=Path, metavar="CSV", help="a table of pairs instead")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="with --pairs: processes that share the pairs (default: 1)"
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="with --pairs: register only part I of N; parts may run at once, in one OUT"
+    )
+    parser.add_argument(
+        "--collect",
+        action="store_true",
+        help="with --pairs: register nothing, make OUT/pairs.csv of what is there and name what is missing",
+    )
     parser.add_argument("--fixed-mask", type=Path, metavar="FILE", help="brain mask of the fixed scan, any grid")
     parser.add_argument("--moving-mask", type=Path, metavar="FILE", help="of the moving scan")
     parser.add_argument(
@@ -138,13 +155,21 @@ def _register(options: argparse.Namespace, rest: list[str]) -> int:
             raise InputError(f"--{superfluous.replace('_', '-')}: with --pairs, files stand in the table; add a column")
     elif files["fixed"] is None or files["moving"] is None:
         raise InputError("name --fixed and --moving, or a table with --pairs")
+    elif options.workers != 1 or options.shard or options.collect:
+        option = "collect" if options.collect else "shard" if options.shard else "workers"
+        raise InputError(f"--{option} is for a table of pairs; add --pairs, or leave it out")
+    if options.collect:
+        return _collect(options)
     from sitreg_lumir.cli.progress import show_progress
-    from sitreg_lumir.registration.batch import TABLE, read_pairs, register_pairs
+    from sitreg_lumir.registration.batch import Shard, register_pairs
     from sitreg_lumir.registration.model import load_model
     from sitreg_lumir.registration.options import RegisterOptions
+    from sitreg_lumir.registration.pair_rows import TABLE
+    from sitreg_lumir.registration.pairs_table import read_pairs
     from sitreg_lumir.registration.register import register_scans
 
     show_progress()
+    shard = None if options.shard is None else Shard.parse(options.shard)
     chosen = RegisterOptions(
         align=options.align,
         refine=options.refine,
@@ -175,14 +200,40 @@ def _register(options: argparse.Namespace, rest: list[str]) -> int:
         report = options.output / "report.html"
         print(f"written: {options.output}" + (f"; look at {report}" if report.is_file() else ""))
         return FAILED if registration.verdict == "failed" else 0
-    rows = register_pairs(pairs, options.output, model, chosen)
+    rows = register_pairs(pairs, options.output, model, chosen, workers=options.workers, shard=shard)
+    if shard is None:
+        print(f"written: {options.output / TABLE}")
+    else:
+        table, out = shlex.quote(str(options.pairs)), shlex.quote(str(options.output))
+        print(f"next: sitreg-lumir register --pairs {table} -o {out} --collect")
+    return _sum_up(rows)
+
+
+def _collect(options: argparse.Namespace) -> int:
+    """Makes the table of what is there; the exit code."""
+    from sitreg_lumir.registration.pair_rows import TABLE, collect
+    from sitreg_lumir.registration.pairs_table import read_pairs
+
+    rows = collect(read_pairs(options.pairs, check_files=False), options.output)
     print(f"written: {options.output / TABLE}")
+    return _sum_up(rows)
+
+
+def _sum_up(rows: Sequence[dict[str, Any]]) -> int:
+    """Prints how many pairs have which verdict, and which could not be registered or are missing; the exit code."""
     verdicts = Counter(row["verdict"] for row in rows)
-    print(f"{len(rows)} pairs: {', '.join(f'{verdicts[name]} {name}' for name in ('ok', 'check', 'failed', 'error'))}")
-    failed = [row for row in rows if row["verdict"] == "error"]
-    if failed:
+    others = [name for name in ("missing", "outdated", "running") if verdicts[name]]
+    names = ("ok", "check", "failed", "error", *others)
+    print(f"{len(rows)} pairs: {', '.join(f'{verdicts[name]} {name}' for name in names)}")
+    for kind in others:
+        listed = [row["name"] for row in rows if row["verdict"] == kind]
+        print(
+            f"{kind}: {', '.join(listed[:_LISTED])}" + (f" and {more} more" if (more := len(listed[_LISTED:])) else "")
+        )
+    wanting = [row for row in rows if row["verdict"] in ("error", "missing", "outdated")]
+    if wanting:
         raise InputError(
-            f"{failed[0]['name']}: {failed[0]['reasons']} ({len(failed)} of {len(rows)} pairs failed; the "
+            f"{wanting[0]['name']}: {wanting[0]['reasons']} ({len(wanting)} of {len(rows)} pairs failed; the "
             "others are done)"
         )
     return FAILED if verdicts["failed"] else 0

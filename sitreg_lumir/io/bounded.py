@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -111,6 +111,13 @@ def record_checksum(path: Path, content: bytes) -> None:
     record = _checksums.get()
     if record is not None:
         record[os.path.abspath(path)] = hashlib.sha256(content).hexdigest()
+
+
+def record_checksums(read: Mapping[str, str]) -> None:
+    """Notes what :func:`recorded_checksums` recorded when files were read whose content is used again."""
+    record = _checksums.get()
+    if record is not None:
+        record.update(read)
 
 
 def record_checksum_of(path: Path) -> None:

@@ -34,6 +34,7 @@ class Model:
         device: that the members run on.
         precision: of the convolutions, ``float32`` or ``bfloat16``.
         flip: whether the members also run on mirrored images, and all are averaged.
+        allow_imports: as it was given to :func:`load_model`.
 
     Examples:
         >>> model = sitreg_lumir.load_model(device="cpu")
@@ -47,6 +48,7 @@ class Model:
     device: torch.device
     precision: str = "float32"
     flip: bool = False
+    allow_imports: bool | str | Sequence[str] = ()
 
     @property
     def card(self) -> ModelCard:
@@ -141,7 +143,7 @@ def load_model(
     turn_tf32_off()
     target = _device(device)
     members = tuple(member.to(target) for member in load_members(files, allow_imports))
-    model = Model(members, tuple(files), tuple(map(file_entry, files)), target, precision, flip)
+    model = Model(members, tuple(files), tuple(map(file_entry, files)), target, precision, flip, allow_imports)
     _ = model.ensemble  # refuses what cannot be mirrored
     return model
 

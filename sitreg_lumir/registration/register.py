@@ -28,9 +28,10 @@ from sitreg_lumir.registration.optimise import Optimised, optimise
 from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import check_folder
 from sitreg_lumir.registration.pair import ModelPair, meet_half_way, pair_on_grid
+from sitreg_lumir.registration.placed_scans import PlacedScans
 from sitreg_lumir.registration.quality import json_values
 from sitreg_lumir.registration.result import Registration
-from sitreg_lumir.registration.scan import Align, PlacedScan, place_scan
+from sitreg_lumir.registration.scan import Align, PlacedScan
 from sitreg_lumir.registration.summary import summarise
 from sitreg_lumir.registration.uncertainty import check_members, spread_of_members
 
@@ -140,8 +141,9 @@ def register_scans(
     out: str | Path | None,
     model: Model | str | Path | None,
     options: RegisterOptions,
+    placed: PlacedScans | None = None,
 ) -> Registration:
-    """Does what :func:`register` does, with its options in one object.
+    """Does what :func:`register` does, with its options in one object; ``placed`` places scans that pairs share.
 
     Raises:
         InputError: a file cannot be used, the scans do not fit the model, or the folder cannot be written.
@@ -154,7 +156,7 @@ def register_scans(
         check_members(model)
     seconds: dict[str, float] = {}
     with _timed(seconds, "read and align"), recorded_checksums() as read:
-        scans, prealigns = _read(fixed, moving, options)
+        scans, prealigns = _read(fixed, moving, options, placed or PlacedScans())
     linear = None
     if options.transform != "deformable":
         with _timed(seconds, options.transform):
@@ -188,11 +190,13 @@ def register_scans(
     return registration
 
 
-def _read(fixed: str | Path, moving: str | Path, options: RegisterOptions) -> tuple[Scans, Prealigns]:
+def _read(
+    fixed: str | Path, moving: str | Path, options: RegisterOptions, placed_scans: PlacedScans
+) -> tuple[Scans, Prealigns]:
     """Both scans, each placed independently, and the alignments to use: each scan's world -> the model's world."""
     files = options.scan_files("fixed", fixed), options.scan_files("moving", moving)
     place = partial(
-        place_scan, align=options.align, header=options.header, assume_orientation=options.assume_orientation
+        placed_scans.place, align=options.align, header=options.header, assume_orientation=options.assume_orientation
     )
     with ThreadPoolExecutor(min(2, torch.get_num_threads())) as threads:  # ITK and scipy compute on a single one
         results = [threads.submit(copy_context().run, place, scan) for scan in files]  # which records checksums

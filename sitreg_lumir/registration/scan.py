@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from sitreg_lumir.preprocessing.place import align_brain, read_brain_mask, read_
 from sitreg_lumir.preprocessing.skull_check import Refusal, check_brain, refuse_head, refuse_mask
 from sitreg_lumir.preprocessing.strip import HeadStrip, strip_head
 from sitreg_lumir.preprocessing.template import TEMPLATE, load_template
+
+if TYPE_CHECKING:
+    from sitreg_lumir.registration.placed_scans import KeptOnDisk
 
 MNI152 = "MNI152"
 """Names the template, wherever a scan's file is asked for."""
@@ -89,7 +92,13 @@ class PlacedScan(Scan):
         return self.path.name
 
 
-def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orientation: str | None) -> PlacedScan:
+def place_scan(
+    files: ScanFiles,
+    align: Align,
+    header: str | None,
+    assume_orientation: str | None,
+    kept: "KeptOnDisk | None" = None,
+) -> PlacedScan:
     """Reads one scan, finds its brain, and aligns it to the template if asked to.
 
     Args:
@@ -97,6 +106,7 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
         align: ``auto`` (only if it is needed), ``each`` or ``none``.
         header: ``sform`` or ``qform``: the one to use, whatever the other says.
         assume_orientation: letters such as ``RAS``, for headers that do not say where the axes point to.
+        kept: what was computed of this scan before; None computes all.
 
     Raises:
         InputError: a file cannot be used, the scan shows a whole head, or it cannot be aligned.
@@ -112,7 +122,8 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
     refusal: Refusal
     stripped_by = None
     if files.mask is None and files.strip is not None:
-        brain, stripped_by = strip_head(scan, files.strip, template, mask=f"{files.role}_mask")
+        strip = partial(strip_head, scan, files.strip, template, mask=f"{files.role}_mask")
+        brain, stripped_by = strip() if kept is None else kept.brain(strip)
         refusal = refuse_head
     elif files.mask is None:
         brain, refusal = support_mask(scan.data, scan.affine, str(scan.path)), refuse_head
@@ -127,7 +138,8 @@ def place_scan(files: ScanFiles, align: Align, header: str | None, assume_orient
     elif align == "none":
         how = "as the header places it"
     else:
-        alignment = align_brain(scan, brain, template, refusal)
+        compute = partial(align_brain, scan, brain, template, refusal)
+        alignment = compute() if kept is None else kept.alignment(compute)
         moved = f"{alignment.moved_mm:.1f} mm"
         if align == "each" or alignment.needed:
             prealign, how = alignment.prealign, f"aligned to MNI152, moved by {moved}{alignment.remark}"

@@ -19,62 +19,22 @@ from scipy.spatial.transform import Rotation
 import sitreg_lumir
 from sitreg_lumir.cli import command_line, main
 from sitreg_lumir.cli.parsing import with_flags
-from sitreg_lumir.demo.data import make_demo_data
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import map_points
 from sitreg_lumir.io import itk as transforms
 from sitreg_lumir.io.itk import load_affine, load_itk_field, save_affine_tfm
-from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.shipped import VARIABLE
-from sitreg_lumir.network.sitreg import SITReg, run_stages
-from sitreg_lumir.network.weights import ModelCard, save_member
-from sitreg_lumir.registration.batch import read_pairs
+from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import DEFAULT, FILES, OUTPUTS
 from sitreg_lumir.registration.pair import meet_half_way, pair_on_grid
+from sitreg_lumir.registration.pairs_table import read_pairs
 from sitreg_lumir.registration.quality import brain_points
 from sitreg_lumir.registration.register import register
 from sitreg_lumir.registration.verdict import judge
 
 Array = NDArray[Any]
 SHAPE = (40, 56, 48)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two brains at 4 mm, T1 and T2, on LUMIR's field of view."""
-    folder = tmp_path_factory.mktemp("scans") / "data"
-    make_demo_data(folder, training=2)
-    return folder / "imagesVal"
-
-
-@pytest.fixture(scope="module")
-def members(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small untrained members whose fields are a few mm large: geometry does not ask for skill."""
-    folder = tmp_path_factory.mktemp("members")
-    affine = np.asarray(nib.load(data / "LUMIRMRI_0100_0000.nii.gz").affine)  # type: ignore[attr-defined]
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        network = SITReg(in_channels=6, features=(4, 8, 8), head_features=(8, 8, 8))
-        with torch.no_grad():
-            for head in network.heads:
-                head.final.weight.normal_(std=0.3)  # type: ignore[union-attr, operator]
-        mind = Mind()
-        card = ModelCard(
-            network.architecture, {"sigma": mind.sigma, "radius": mind.radius}, list(SHAPE), affine.tolist()
-        )
-        save_member(folder / f"seed{seed}.safetensors", network, card)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def t1(data: Path) -> Path:
-    return data / "LUMIRMRI_0100_0000.nii.gz"
-
-
-@pytest.fixture(scope="module")
-def t2(data: Path) -> Path:
-    return data / "LUMIRMRI_0101_0001.nii.gz"
 
 
 @pytest.fixture(scope="module")

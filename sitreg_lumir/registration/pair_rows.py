@@ -1,0 +1,164 @@
+"""What is known of the pairs of a table: results, errors, what is missing; and the table ``pairs.csv``."""
+
+import csv
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sitreg_lumir.challenge.provenance import compare
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.checksum import file_entry
+from sitreg_lumir.registration.outputs import REPORT, SUMMARY
+from sitreg_lumir.registration.pairs_table import PairRow
+from sitreg_lumir.registration.scan import BUILT_IN
+
+TABLE = "pairs.csv"
+STATE = ".pairs"
+"""Folder within that of the results: the errors of pairs, locks, and what is kept of scans that pairs share."""
+JUDGED = ("ok", "check", "failed")
+"""Verdicts of pairs that are registered; the others are ``error``, ``missing``, ``outdated`` and ``running``."""
+
+
+def error_path(folder: Path, pair: PairRow) -> Path:
+    """Where the error of a pair is recorded that could not be registered."""
+    return folder / STATE / f"{pair.name}.error.json"
+
+
+def record_error(folder: Path, pair: PairRow, reason: str, details: str = "") -> None:
+    """Records why a pair could not be registered.
+
+    Args:
+        folder: of all results.
+        pair: that could not be registered.
+        reason: one line.
+        details: a traceback of an unexpected error.
+    """
+    with writing(error_path(folder, pair)) as temporary:
+        content = {"name": pair.name, "reason": reason} | ({"traceback": details} if details else {})
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def recorded_error(folder: Path, pair: PairRow) -> str:
+    """The recorded error of a pair; empty if there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(error_path(folder, pair).read_text(encoding="utf-8"))["reason"])
+    return ""
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a registration's folder.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = folder / SUMMARY
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{path}: not a readable summary; register the pair again with `overwrite=True`") from None
+    if not isinstance(summary, dict) or not isinstance(summary.get("made_from"), dict):
+        raise InputError(f"{path}: does not say what it was made from; register the pair again with `overwrite=True`")
+    return summary
+
+
+def row_of(pair: PairRow, folder: Path, verdict: str = "", reasons: str = "") -> dict[str, Any]:
+    """A pair's row of the table.
+
+    Args:
+        pair: the pair.
+        folder: of all results.
+        verdict: of a pair without results; empty for a pair whose folder is whole.
+        reasons: of that verdict.
+    """
+    row: dict[str, Any] = {"name": pair.name, "fixed": Path(pair.files["fixed"]).name}
+    row |= {"moving": Path(pair.files["moving"]).name, "verdict": verdict, "reasons": reasons}
+    summary = {} if verdict else read_summary(folder / pair.name)
+    if summary:
+        row |= {"verdict": summary["verdict"], "reasons": "; ".join(summary["reasons"])}
+    similarity = summary.get("similarity", {})
+    for stage in ("aligned", "registered"):
+        for key in ("mind", "lncc", "brain_overlap"):
+            row[f"{key}_{stage}"] = (similarity.get(stage) or {}).get(key)
+    row["ndv_percent"] = summary.get("ndv_percent")
+    for key in ("median", "p99"):
+        row[f"inverse_error_mm_{key}"] = summary.get("inverse_error_mm", {}).get(key)
+    row["uncertainty_mm_median"] = (summary.get("uncertainty_mm") or {}).get("median")
+    row["seconds"] = sum(summary.get("seconds", {}).values()) or None
+    row["report"] = f"{pair.name}/{REPORT}" if (folder / pair.name / REPORT).is_file() else None
+    return row
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the table, whole or not at all."""
+    with (
+        writing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def collect(pairs: Sequence[PairRow], folder: Path) -> list[dict[str, Any]]:
+    """Writes ``folder/pairs.csv`` of what is there, whichever processes made it.
+
+    Args:
+        pairs: of :func:`~sitreg_lumir.registration.pairs_table.read_pairs`; their files need not be there any more.
+        folder: of the results.
+
+    Returns:
+        the table's rows. The verdict of a pair is ``missing`` if it was not registered, ``error`` if it could not be,
+        and ``outdated`` if one of its files, or what the table names, changed since.
+
+    Raises:
+        InputError: the folder is not there; or pairs were registered with different options or members, which the
+            table, written all the same, must not mix unnoticed.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name the one that the pairs were registered into with `out`")
+    rows, settings = [], {}
+    for pair in pairs:
+        if not (folder / pair.name / SUMMARY).is_file():
+            error = recorded_error(folder, pair)
+            rows.append(row_of(pair, folder, "error" if error else "missing", error or "not registered yet"))
+            continue
+        try:
+            made_from = read_summary(folder / pair.name)["made_from"]
+        except InputError as problem:
+            rows.append(row_of(pair, folder, "error", str(problem)))
+            continue
+        changed = _changed(pair, made_from)
+        rows.append(row_of(pair, folder, "outdated" if changed else "", changed))
+        settings[pair.name] = {name: value for name, value in made_from.items() if name != "files"}
+    write_table(folder / TABLE, rows)
+    first = next(iter(settings), "")
+    for name, own in settings.items():
+        differences = compare(settings[first], own)
+        if differences:
+            listed = ", ".join(str(difference) for difference in differences[:5])
+            raise InputError(
+                f"{folder}: {first} and {name} were registered with different settings ({listed}, seen from the "
+                f"first); register them again with the same ones and `overwrite=True` ({TABLE} is written)"
+            )
+    return rows
+
+
+def _changed(pair: PairRow, made_from: dict[str, Any]) -> str:
+    """What changed of a pair's files since it was registered; empty if nothing did, or the files are gone."""
+    stored = made_from.get("files")
+    if not isinstance(stored, dict):
+        return "its summary does not say which files it was made from"
+    if set(stored) != set(pair.files):
+        return f"registered with {', '.join(sorted(stored))}; the table names {', '.join(sorted(pair.files))}"
+    for role, file in pair.files.items():
+        if file in BUILT_IN or not isinstance(stored[role], dict):
+            same = file == stored[role]
+        else:
+            same = not Path(file).is_file() or file_entry(Path(file))["sha256"] == stored[role].get("sha256")
+        if not same:
+            return f"{role} {Path(file).name} is another file than the one that was registered"
+    return ""
