@@ -53,6 +53,16 @@ def step_context(trainer: Trainer) -> Any:
     return trainer.precision_plugin.train_step_context()
 
 
+def failed_while_restoring(error: BaseException) -> bool:
+    """Whether an error arose while Lightning took its state from a checkpoint, of which it checks nothing itself."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").endswith("trainer.connectors.checkpoint_connector"):
+            return True
+        trace = trace.tb_next
+    return False
+
+
 def true_in_any_process(trainer: Trainer, value: bool) -> bool:
     """Whether a value is true in one process or more; all processes have to ask."""
     return trainer.strategy.reduce_boolean_decision(value, all=False)

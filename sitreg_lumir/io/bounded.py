@@ -142,12 +142,12 @@ def read_bytes(path: Path, most: int, kind: str) -> bytes:
     size = check_regular(path)
     if size <= most:
         with path.open("rb") as stream:
-            content = stream.read(most + 1)
-        if len(content) <= most:
+            content = stream.read(size + 1)
+        if len(content) <= size:
             record_checksum(path, content)
             return content
-        size = len(content)  # it grew meanwhile
-    raise InputError(f"{path}: has {max(size, most + 1)} bytes, {kind} has at most {most}; give another file")
+        raise InputError(f"{path}: grows while it is read; wait until it is whole")
+    raise InputError(f"{path}: has {size} bytes, {kind} has at most {most}; give another file")
 
 
 class HashingStream:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.network.card_schema import check_card, mind_problem
 from sitreg_lumir.network.input_transform import named
 from sitreg_lumir.network.mind import Mind
 
@@ -95,6 +96,9 @@ class ModelCard:
             or not isinstance(transform.get("init_args"), dict)
         ):
             raise InputError(f"{path}: its input_transform must have class_path and init_args")
+        check_card(values, path)
+        if transform is not None and transform["class_path"] == MIND_PATH and mind_problem(transform["init_args"]):
+            raise InputError(f"{path}: its model card {mind_problem(transform['init_args'])}; export the member again")
         known = {entry.name for entry in fields(cls)}
         try:
             return cls(**{"mind": None, **{key: value for key, value in values.items() if key in known}})

@@ -4,7 +4,6 @@ Its training code writes ``{"registration_network": state dict}`` into ``model_e
 into a file of its own, and its settings into ``training_config.json`` beside them.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.network.sitreg import SITReg
+from sitreg_lumir.io.bounded import read_bytes
+from sitreg_lumir.io.json_file import read_json
+from sitreg_lumir.network.archive import load_archive
+from sitreg_lumir.network.sitreg import SITReg, shapes_of
 from sitreg_lumir.network.weights import Member, ModelCard
 
 _EXTRACTOR, _HEADS, _AFFINE = "_feature_extractor", "_not_none_dense_extration_networks", "_affine_extraction_network"
 _BLOCKS = f"{_EXTRACTOR}.downsampling_blocks"
 _OFFICIAL = re.compile(rf"((?:.*\.)?)(?:{_EXTRACTOR}|{_HEADS}|{_AFFINE})\.")
 _LUMIR_GROUPS = 4
+_LARGEST = 1 << 36  # bytes
 
 _CONV = r"(convolutions\.\d+)\.(weight|bias)"
 _OFFICIAL_NAMES = (  # (our name, official name), both as regular expression and replacement
@@ -93,19 +96,22 @@ def network_from_official(state: Mapping[str, Tensor], groups: int = 4, bound_mu
     if groups < 1:
         raise ValueError(f"groups={groups}: must be 1 or more")
     try:
-        network = SITReg(**sizes, groups=groups, bound_multiplier=bound_multiplier)
+        shapes = shapes_of(**sizes, groups=groups, bound_multiplier=bound_multiplier)
     except ValueError as error:
         raise ValueError(f"groups={groups} do not go with features {sizes['features']}: {error}") from None
-    network.to(next(iter(state.values())).dtype)
-    ours = {official_name(name): tensor for name, tensor in network.state_dict().items()}
+    ours = {official_name(name): shape for name, shape in shapes.items()}
     unknown, missing = sorted(set(state) - set(ours)), sorted(set(ours) - set(state))
     if unknown or missing:
         raise ValueError(f"not a state dict of the official SITReg:{_listed('missing', missing, unknown)}")
-    for name, tensor in ours.items():
-        if tensor.shape != state[name].shape:
-            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, but {tuple(tensor.shape)} was expected")
+    for name, shape in ours.items():
+        if shape != state[name].shape:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, but {tuple(shape)} was expected")
+        if not state[name].is_floating_point():
+            raise ValueError(f"{name} holds {state[name].dtype} values, not floating-point ones")
         if not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"{name} holds values that are not finite")
+    network = SITReg(**sizes, groups=groups, bound_multiplier=bound_multiplier)
+    network.to(next(iter(state.values())).dtype)
     network.load_state_dict({name: state[official_name(name)] for name in network.state_dict()})
     return network
 
@@ -182,12 +188,10 @@ def read_official(path: str | Path, groups: int | None = None) -> OfficialWeight
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        content = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # torch raises many kinds for damaged or foreign files
+        content = load(read_bytes(path, _LARGEST, "weights")) if path.suffix == ".safetensors" else load_archive(path)
+    except InputError:
+        raise
+    except Exception as error:  # safetensors and torch raise many kinds for damaged or foreign files
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: cannot be read as weights ({reason})") from None
     settings = _training_config(path)
@@ -289,7 +293,7 @@ def _training_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        model = json.loads(file.read_text(encoding="utf-8"))["application"]["config"]["model"]
+        model = read_json(file, "the settings of a training", "fix it")["application"]["config"]["model"]
         normalizer, activation = model["normalizer"], model.get("activation", {"type": "ReLUFactory"})
         kinds = normalizer["type"], activation["type"]
         settings = {
@@ -299,7 +303,9 @@ def _training_config(path: Path) -> dict[str, Any]:
             "features": [int(count) for count in model["n_features_per_resolution"]],
         }
         factors = [float(factor) for factor in model["transformation_downsampling_factor"]]
-    except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(
             f"{file}: cannot be understood as the settings of {path.name} ({type(error).__name__}: {error}); fix it, "
             "or move the weights to a folder of their own"

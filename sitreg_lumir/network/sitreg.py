@@ -16,6 +16,7 @@ from sitreg_lumir.deform.bspline import control_point_bound
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.state import SymmetricState
 from sitreg_lumir.deform.update import Maps
+from sitreg_lumir.network.architecture import architecture_problem
 from sitreg_lumir.network.encoder import Encoder
 from sitreg_lumir.network.head import ControlPointHead
 from sitreg_lumir.network.memory import Economical
@@ -101,8 +102,6 @@ class SITReg(nn.Module):
         super().__init__()
         if len(features) != len(head_features) or not features:
             raise ValueError(f"features and head_features need one entry per level, got {features} and {head_features}")
-        if not 0 < bound_multiplier < 1:
-            raise ValueError(f"bound_multiplier must lie between 0 and 1, got {bound_multiplier}")
         self.architecture = {
             "in_channels": in_channels,
             "features": list(features),
@@ -111,6 +110,9 @@ class SITReg(nn.Module):
             "groups": groups,
             "bound_multiplier": bound_multiplier,
         }
+        problem = architecture_problem(self.architecture)
+        if problem:
+            raise ValueError(problem)
         self.inversion_tolerance = inversion_tolerance
         self.encoder = Encoder(in_channels, features, convolutions, groups)
         self.heads = nn.ModuleList(
@@ -315,3 +317,16 @@ def _check(
         )
     if not set(levels) <= set(range(first.levels)):
         raise ValueError(f"levels must lie in 0..{first.levels - 1}, got {list(levels)}")
+
+
+def shapes_of(**architecture: Any) -> dict[str, torch.Size]:
+    """The shapes of a network's parameters and buffers by their names, without memory for them.
+
+    Args:
+        architecture: arguments of :class:`SITReg`.
+
+    Raises:
+        ValueError, TypeError: there is no such network.
+    """
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in SITReg(**architecture).state_dict().items()}

@@ -5,25 +5,29 @@ architecture and where it comes from. Loading refuses a file without one.
 """
 
 import json
-import zipfile
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.bounded import read_bytes
+from sitreg_lumir.io.json_file import read_json
+from sitreg_lumir.network.archive import DamagedArchiveError, load_archive
 from sitreg_lumir.network.card import CARD_KEY as CARD_KEY
 from sitreg_lumir.network.card import ModelCard as ModelCard
 from sitreg_lumir.network.input_transform import STATE_PREFIX, channels_of, make
 from sitreg_lumir.network.mind import Mind
-from sitreg_lumir.network.sitreg import SITReg
+from sitreg_lumir.network.sitreg import SITReg, shapes_of
+
+_LARGEST = 1 << 36  # bytes
 
 
 class Member(nn.Module):
@@ -88,7 +92,17 @@ class StoredMember:
         Raises:
             InputError: the weights do not fit the card.
         """
+        check_finite(self.network, self.path)
         try:
+            wanted = shapes_of(**self.card.architecture)
+            stored = {name: tensor.shape for name, tensor in self.network.items()}
+            differing = sorted(name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name))
+            if differing:
+                name = differing[0]
+                shapes = (None if shape is None else tuple(shape) for shape in (stored.get(name), wanted.get(name)))
+                raise ValueError("{} is {}, the card wants {}".format(name[:80], *shapes))
+            if not all(tensor.is_floating_point() for tensor in self.network.values()):
+                raise ValueError("they are no floating-point numbers")
             network = SITReg(**self.card.architecture)
             network.load_state_dict({name: tensor.float() for name, tensor in self.network.items()})
         except (RuntimeError, TypeError, ValueError) as error:
@@ -240,18 +254,24 @@ def _read_safetensors(path: Path) -> StoredMember:
     card_path = path.with_suffix(".json")
     if not card_path.is_file():
         raise InputError(f"{path}: its card {card_path.name} is missing beside it")
-    try:
-        values = json.loads(card_path.read_text())
-    except ValueError as error:
-        raise InputError(f"{card_path}: not valid JSON ({error})") from None
+    values = read_json(card_path, "a model card", f"copy {path.name} and its card again")
     card = ModelCard.from_dict(values, card_path)
     stored = values.get("sha256")
-    if stored is not None and stored != sha256(path.read_bytes()).hexdigest():
-        raise InputError(f"{path}: its SHA-256 is not the one in {card_path.name}; copy both files again")
+    if not isinstance(stored, str) or not re.fullmatch("[0-9a-f]{64}", stored):
+        raise InputError(
+            f"{card_path}: holds no SHA-256 of the weights, so that they cannot be checked; copy both files again, or "
+            "write the member again with `sitreg-lumir export`"
+        )
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
+        content = read_bytes(path, _LARGEST, "a member")
+        if stored != sha256(content).hexdigest():
+            raise InputError(f"{path}: its SHA-256 is not the one in {card_path.name}; copy both files again")
+        tensors = load(content)
+    except InputError:
+        raise
+    except Exception as error:  # safetensors and torch raise many kinds for damaged files
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: truncated or not a safetensors file ({reason})") from None
     transform = _with_prefix(tensors, STATE_PREFIX)
     network = {name: tensor for name, tensor in tensors.items() if not name.startswith(STATE_PREFIX)}
     return StoredMember(path, card, network, transform)
@@ -277,13 +297,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: truncated, or not a checkpoint; use an earlier one")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged or foreign files
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+        checkpoint = load_archive(path)
+    except DamagedArchiveError as error:
+        raise InputError(f"{path}: cannot be read as a checkpoint ({error}); use an earlier one") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable file") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path}: not a Lightning checkpoint (no state_dict)")
+    state = checkpoint["state_dict"]
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise InputError(f"{path}: not a Lightning checkpoint (its state_dict holds more than tensors)")
+    check_finite(state, path)
     return checkpoint
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses weights that hold NaN or infinite values (InputError)."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: {name[:80]} holds NaN or infinite values; use an earlier checkpoint")

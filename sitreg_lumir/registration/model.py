@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.orientation import spacing_of
-from sitreg_lumir.io.checksum import file_entry
+from sitreg_lumir.io.bounded import recorded_checksums
 from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
@@ -142,8 +142,10 @@ def load_model(
         files = member_files([paths] if isinstance(paths, str | os.PathLike) else paths)
     turn_tf32_off()
     target = _device(device)
-    members = tuple(member.to(target) for member in load_members(files, allow_imports))
-    model = Model(members, tuple(files), tuple(map(file_entry, files)), target, precision, flip, allow_imports)
+    with recorded_checksums() as read:
+        members = tuple(member.to(target) for member in load_members(files, allow_imports))
+    checksums = tuple({"name": file.name, "sha256": read[os.path.abspath(file)]} for file in files)
+    model = Model(members, tuple(files), checksums, target, precision, flip, allow_imports)
     _ = model.ensemble  # refuses what cannot be mirrored
     return model
 

@@ -1,6 +1,7 @@
 """What ends a training in one line: full memory, a full disk, a checkpoint of another network."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from sitreg_lumir.data.sampler import epoch_length
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.network.architecture import is_whole, short
 from sitreg_lumir.train.registration import RegistrationModule
 
 
@@ -53,12 +55,59 @@ def check_weights(model: RegistrationModule, checkpoint: dict[str, Any], path: P
         )
 
 
+def check_resumable(model: RegistrationModule, checkpoint: dict[str, Any], path: Path) -> None:
+    """Refuses a checkpoint that training cannot go on from, before any volume is read.
+
+    Raises:
+        InputError: a part of it is missing or of another kind, or its optimiser's state is that of another network.
+    """
+    problem = _resume_problem(checkpoint) or _optimiser_problem(model, checkpoint)
+    if problem:
+        raise InputError(f"{path}: cannot be resumed from, {problem}; use a checkpoint that `fit` wrote")
+
+
+def _resume_problem(checkpoint: dict[str, Any]) -> str | None:
+    kinds = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
+    for name, kind in kinds.items():
+        if not isinstance(checkpoint.get(name), kind):
+            return f"it has no {name}"
+    for name in ("epoch", "global_step"):
+        if not is_whole(checkpoint.get(name), 0, 2**53):
+            return f"its {name} is {short(checkpoint.get(name))}"
+    version = checkpoint.get("pytorch-lightning_version")
+    if not isinstance(version, str) or not re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}[\w.+-]{0,20}", version):
+        return f"its version of Lightning is {short(version)}"
+    return None
+
+
+def _optimiser_problem(model: RegistrationModule, checkpoint: dict[str, Any]) -> str | None:
+    """Why the state of an optimiser is none of this network's; None if it is one."""
+    shapes = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
+    for state in checkpoint["optimizer_states"]:
+        entries = state.get("state") if isinstance(state, dict) else None
+        groups = state.get("param_groups") if isinstance(state, dict) else None
+        if not isinstance(entries, dict) or not isinstance(groups, list):
+            return "the state of its optimiser is incomplete"
+        for number, values in entries.items():
+            if not isinstance(values, dict) or not is_whole(number, 0, len(shapes) - 1):
+                return f"its optimiser knows a parameter {short(number)}, this network has {len(shapes)}"
+            for name, tensor in values.items():
+                if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0:
+                    continue
+                if tensor.shape != shapes[number] or not bool(torch.isfinite(tensor).all()):
+                    return f"{name} of its optimiser's parameter {number} is {tuple(tensor.shape)}, or not finite"
+    return None
+
+
 def unfinished_micro_batch(checkpoint: dict[str, Any]) -> int | None:
     """The micro batch of the epoch that a checkpoint stands in; None at the end of one, and in one of triplets."""
-    for loader in _loader_states(checkpoint.get("loops")):
-        settings, consumed = loader["settings"], loader["consumed"]
-        if settings["group_size"] == 2 and 0 < consumed < epoch_length(settings):
-            return int(settings["micro_batch"])
+    try:
+        for loader in _loader_states(checkpoint.get("loops")):
+            settings, consumed = loader["settings"], loader["consumed"]
+            if settings["group_size"] == 2 and 0 < consumed < epoch_length(settings):
+                return int(settings["micro_batch"])
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"the checkpoint's state of its data is damaged ({error}); use an earlier one") from None
     return None
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from sitreg_lumir.data.datamodule import LumirDataModule
-from sitreg_lumir.data.lightning_internals import RunMetrics
+from sitreg_lumir.data.lightning_internals import RunMetrics, failed_while_restoring
 from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.network.input_transform import find_in_working_folder, module_of
 from sitreg_lumir.network.weights import read_checkpoint
@@ -31,7 +31,7 @@ from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
 from sitreg_lumir.train.module import MindRegistration, RawRegistration, RegistrationModule
 from sitreg_lumir.train.panels import Panels
 from sitreg_lumir.train.processes import ending_together
-from sitreg_lumir.train.refusals import check_weights, refusing_in_one_line, unfinished_micro_batch
+from sitreg_lumir.train.refusals import check_resumable, check_weights, refusing_in_one_line, unfinished_micro_batch
 from sitreg_lumir.train.settings import give_back_freed_memory, keep_freed_memory, prepare_process
 from sitreg_lumir.train.signals import StopOnSignal
 from sitreg_lumir.train.start_weights import read_start_weights, start_from
@@ -191,6 +191,7 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
     if options.resume is not None:
         checkpoint = read_checkpoint(options.resume)
         check_weights(cli.model, checkpoint, options.resume)
+        check_resumable(cli.model, checkpoint, options.resume)
         cli.datamodule.resumed_micro_batch = unfinished_micro_batch(checkpoint)
         drop_rows_from(options.folder / "metrics.csv", int(checkpoint["global_step"]))
     done = False
@@ -199,7 +200,11 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
         with ending_together(cli.trainer), refusing_in_one_line(options.folder):
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
         done = True
-    except RuntimeError as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if options.resume is not None and not isinstance(error, InputError) and failed_while_restoring(error):
+            raise InputError(unrestorable(options.resume, error)) from None
+        if not isinstance(error, RuntimeError):
+            raise
         if cli.trainer.world_size == 1 or not _LOST_PEER.search(str(error)):
             raise
         raise RunStoppedError(
@@ -218,14 +223,25 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
         )
 
 
+def unrestorable(checkpoint: Path, error: Exception) -> str:
+    """What to say of a checkpoint that Lightning cannot take its state from."""
+    reason = " ".join(str(error).split())[:160]
+    return f"{checkpoint}: its state cannot be restored ({type(error).__name__}: {reason}); use an earlier checkpoint"
+
+
 def validate(args: Sequence[str], checkpoint: Path, stage: str = "validate") -> None:
     """Scores one checkpoint on the validation pairs and prints the numbers."""
     content = read_checkpoint(checkpoint)
     cli = build(args)
     check_weights(cli.model, content, checkpoint)
     run = cli.trainer.validate if stage == "validate" else cli.trainer.test
-    with ending_together(cli.trainer):
-        run(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
+    try:
+        with ending_together(cli.trainer):
+            run(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError) or not failed_while_restoring(error):
+            raise
+        raise InputError(unrestorable(checkpoint, error)) from None
 
 
 def check_folder(options: RunOptions) -> None:

@@ -1,6 +1,7 @@
 """Promises of the network: symmetry, inverse consistency, any shape, ensembles; and of its files."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -211,10 +212,13 @@ def test_damaged_or_foreign_members_are_refused_in_one_line(tmp_path: Path):
     path.write_bytes(weights[:100])
     refused("SHA-256")
     values = json.loads(text)
-    del values["sha256"]
-    path.with_suffix(".json").write_text(json.dumps(values))
+    truncated = {**values, "sha256": sha256(weights[:100]).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(truncated))
     refused("truncated")
     path.write_bytes(weights)
+    unchecked = {name: value for name, value in values.items() if name != "sha256"}
+    path.with_suffix(".json").write_text(json.dumps(unchecked))
+    refused("holds no SHA-256")
     path.with_suffix(".json").write_text(
         json.dumps({**values, "architecture": {**network.architecture, "groups": 2, "features": [4, 8]}})
     )
