@@ -157,6 +157,7 @@ def test_a_scan_that_is_replaced_meanwhile_keeps_the_checksum_of_what_was_read(
     from sitreg_lumir.registration.made_from import made_from
     from sitreg_lumir.registration.model import load_model
     from sitreg_lumir.registration.options import RegisterOptions
+    from sitreg_lumir.registration.placed_scans import PlacedScans
 
     path = tmp_path / "fixed.nii.gz"
     path.write_bytes((scan.EXAMPLES_FOLDER / scan.EXAMPLES["EXAMPLE-T1"]).read_bytes())
@@ -172,7 +173,7 @@ def test_a_scan_that_is_replaced_meanwhile_keeps_the_checksum_of_what_was_read(
     monkeypatch.setattr(scan, "read_image", replaced)
     options = RegisterOptions(align="none")
     with recorded_checksums() as read:
-        scans, _ = register._read(path, "EXAMPLE-T2", options)
+        scans, _ = register._read(path, "EXAMPLE-T2", options, PlacedScans())
     assert scans[0].checksum == expected
     entries = made_from(path, "EXAMPLE-T2", options, load_model(device="cpu"), read)["files"]
     assert entries == {"fixed": {"name": path.name, "sha256": expected}, "moving": "EXAMPLE-T2"}
