@@ -9,6 +9,11 @@ Symmetric, inverse consistent, diffeomorphic; trained on T1 pairs only, robust o
 Everything public is a name of this module and is imported when it is first used, since torch takes seconds.
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"] and any(name.split(".")[0] == "sitreg_lumir" for name in sys.orig_argv[1:3]):
+    del sys.path[: 0 if sys.flags.safe_path else 1]  # `python -m` puts the working folder there, whose files may be any
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -55,3 +55,14 @@ class RunStoppedError(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def printable(text: str) -> str:
+    """A line of text in which characters that steer a terminal, hide or turn around what follows are escaped.
+
+    Names of files and values in files may hold any.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for letter in text
+    )

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from sitreg_lumir.challenge.predictions import EXACT, map_path, of_map, options_of
 from sitreg_lumir.challenge.provenance import FoundField, Provenance, compare, find_field, provenance_path, shared_names
 from sitreg_lumir.data.lumir import LumirDataset, Pair
-from sitreg_lumir.errors import InputError
+from sitreg_lumir.errors import InputError, printable
 from sitreg_lumir.io.atomic import check_folder_is_writable, temporary_folder_beside, writing
 from sitreg_lumir.io.maps import read_map
 from sitreg_lumir.io.read import load_disp, read_volume
@@ -85,7 +85,7 @@ def submit(folder: Path, dataset: LumirDataset, out: Path, *, exact: bool = Fals
         checked = _check(folder, dataset, sampled)
         if checked.reasons:
             for reason in checked.reasons:
-                print(f"refused: {reason}", file=sys.stderr)
+                print(f"refused: {printable(reason)}", file=sys.stderr)
             number = f"{len(checked.reasons)} reasons" if len(checked.reasons) > 1 else "the reason"
             raise InputError(f"{folder}: not fit for submission, {number} above; fix or predict what is named there")
         _write_zip(out, {submission_name(pair): path for pair, path in checked.fields.items()})

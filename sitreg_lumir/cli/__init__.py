@@ -1,6 +1,7 @@
 """The one command, `sitreg-lumir`. Heavy imports happen only in the verb that needs them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,7 @@ from sitreg_lumir.cli.register import add_preprocess, add_register
 from sitreg_lumir.cli.streams import lenient_streams, lost_output
 from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
 from sitreg_lumir.cli.transforms import add_apply, add_resample_field
-from sitreg_lumir.errors import InputError, RunStoppedError, missing_extra
+from sitreg_lumir.errors import InputError, RunStoppedError, missing_extra, printable
 
 DESCRIPTION = """\
 SITReg on MIND features: symmetric, inverse consistent, diffeomorphic brain MRI registration.
@@ -94,7 +95,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return run(options, rest) or 0
     except InputError as error:
         message = with_flags(str(error), options) if options.verb in _NAME_ARGUMENTS else str(error)
-        print(f"sitreg-lumir: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"sitreg-lumir: error: {_one_line(message)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         remedy = missing_extra(error)
@@ -102,10 +103,24 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         print(f"sitreg-lumir: error: {options.verb}: {remedy}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        reason = _one_line(str(error)) or "more than there is was needed"
+        print(f"sitreg-lumir: error: {options.verb}: not enough memory ({reason})", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+        print(f"sitreg-lumir: error: {_one_line(name)}: {error.strerror}", file=sys.stderr)
+        return 2
     except RunStoppedError as stop:
         if str(stop):
-            print(f"sitreg-lumir: {stop}", file=sys.stderr)
+            print(f"sitreg-lumir: {printable(str(stop))}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("\nsitreg-lumir: stopped", file=sys.stderr)
         return 130
+
+
+def _one_line(message: str) -> str:
+    return printable(" ".join(message.split()))

@@ -39,15 +39,17 @@ def add_header_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_allow_imports(parser: argparse.ArgumentParser) -> None:
-    """Modules of the user's that members may need."""
+def add_allow_imports(
+    parser: argparse.ArgumentParser, what: str = "members may take the class of their input transform"
+) -> None:
+    """Modules of the user's that members or configs may need."""
     parser.add_argument(
         "--allow-imports",
         action="append",
         default=[],
         metavar="MODULE",
-        help="a module, such as my_variant (my_variant.py in the working folder), from which members may take the "
-        "class of their input transform; importing runs its code",
+        help=f"a module, such as my_variant (my_variant.py in the working folder), from which {what}; importing runs "
+        "its code; may be repeated",
     )
 
 

@@ -14,8 +14,9 @@ Every setting of the data, the model and Lightning's Trainer is an option, too:
   --data.batch_size 4          pairs in one step, over all devices
   --model.augmentation Augmentation    augmented views for the network
   --trainer.max_epochs 30      --trainer.devices 3      --trainer.precision 32-true
-  --model my_variant.MyRegistration    a class of yours in my_variant.py in the working folder; what it keeps of the
-                               defaults is its own affair. What its network sees is its input_transform, an nn.Module:
+  --model my_variant.MyRegistration --allow-imports my_variant    a class of yours in my_variant.py in the working
+                               folder, which is imported only if it is allowed; what it keeps of the defaults is its
+                               own affair. What its network sees is its input_transform, an nn.Module:
                                --model RegistrationModule --model.input_transform my_variant.Gradient
 `sitreg-lumir fit --options` lists all of them; `--print_config` shows the resolved config.
 
@@ -60,6 +61,7 @@ def add_fit(verbs: Verbs) -> None:
         default=None,
         help="these pictures to W&B, too (default: offline yes, online no)",
     )
+    add_allow_imports(parser, "configs and options may take classes and functions")
     parser.add_argument("--list", action="store_true", help="list the shipped configs and stop")
     parser.add_argument("--options", action="store_true", help="list every option and stop")
     parser.set_defaults(run=_fit)
@@ -75,7 +77,8 @@ def _fit(options: argparse.Namespace, rest: list[str]) -> None:
     if options.options or any(argument.startswith("--print_config") for argument in rest):
         from sitreg_lumir.train.run import build
 
-        build([*passed, "--help"] if options.options else passed, needs_data=False)
+        arguments = [*passed, "--help"] if options.options else passed
+        build(arguments, needs_data=False, allow_imports=options.allow_imports)
         return
     name = options.name or (Path(options.config[-1]).stem if options.config else "mind")
     from sitreg_lumir.train.run import RunOptions, fit
@@ -95,6 +98,7 @@ def _fit(options: argparse.Namespace, rest: list[str]) -> None:
             options.panels_every,
             options.wandb_images,
             options.init_from,
+            tuple(options.allow_imports),
         ),
     )
 
@@ -125,6 +129,7 @@ def _add_scoring(verbs: Verbs, name: str) -> None:
         metavar="CKPT",
         help="checkpoint to score",
     )
+    add_allow_imports(parser, "configs and options may take classes and functions")
     parser.set_defaults(run=_validate)
 
 
@@ -132,7 +137,7 @@ def _validate(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.train.run import validate
 
     passed = [argument for config in options.config for argument in ("--config", config)] + rest
-    validate(passed, options.checkpoint, options.verb)
+    validate(passed, options.checkpoint, options.verb, options.allow_imports)
 
 
 def add_export(verbs: Verbs) -> None:

@@ -29,6 +29,7 @@ from sitreg_lumir.io.read import read_affine
 from sitreg_lumir.network.mirrored import left_right_axis
 
 _PAIR, _TRIPLET = 2, 3
+_MOST = {"pairs_per_epoch": 10**8, "batch_size": 10**4, "num_workers": 256, "seed": 2**32 - 1}
 
 
 class LumirDataModule(LightningDataModule):
@@ -93,6 +94,10 @@ class LumirDataModule(LightningDataModule):
         super().__init__()
         if seed < 0 or num_workers < 0:
             raise InputError(f"data.seed and data.num_workers must not be negative, got {seed} and {num_workers}")
+        sizes = {"pairs_per_epoch": pairs_per_epoch, "batch_size": batch_size, "num_workers": num_workers, "seed": seed}
+        for name, value in sizes.items():
+            if value > _MOST[name]:
+                raise InputError(f"data.{name} must be {_MOST[name]} at most, got {value}")
         self.root = root
         self.images = images
         self.validation = validation or []

@@ -25,7 +25,7 @@ from sitreg_lumir.data.groups import (
     name_problem,
     pair_key,
 )
-from sitreg_lumir.errors import InputError
+from sitreg_lumir.errors import InputError, printable
 from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.io.read import read_stated_grid
 
@@ -337,7 +337,7 @@ def _check_files(images: list[Image], shape: tuple[int, ...], *, check_headers: 
                     misplaced.append(f"{path}: {problem.format(first[0].name)}")
     if not check_headers:
         for problem in misplaced:
-            print(f"warning: {problem}; its array is taken as it is", file=sys.stderr)
+            print(f"warning: {printable(problem)}; its array is taken as it is", file=sys.stderr)
         return problems
     return problems + [f"{problem}; store it as that is, with its header" for problem in misplaced]
 

@@ -152,7 +152,7 @@ def find_in_working_folder() -> None:
 
 def _import(path: str, allow_imports: bool | str | Sequence[str]) -> type[nn.Module]:
     module_name, _, name = path.rpartition(".")
-    if not _of_package(module_name) and not _allowed(module_name, allow_imports):
+    if not _of_package(module_name) and not allows(module_name, allow_imports):
         raise InputError(
             f"its card names the input transform {path}, code from outside this package; if you trust it, allow it: "
             f"--allow-imports {module_name}, allow_imports=[{module_name!r}] or {ALLOW_VARIABLE}={module_name}"
@@ -176,7 +176,8 @@ def _of_package(module: str) -> bool:
     return module.split(".")[0] == _PACKAGE and not module.endswith("__main__")
 
 
-def _allowed(module: str, allow_imports: bool | str | Sequence[str]) -> bool:
+def allows(module: str, allow_imports: bool | str | Sequence[str]) -> bool:
+    """Whether a module of the user's may be imported: it is named, or it lies in a package that is."""
     if isinstance(allow_imports, bool):
         if allow_imports:
             return True

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sitreg_lumir.data.location import usual_data
-from sitreg_lumir.errors import InputError
+from sitreg_lumir.train.config_file import read_config
 from sitreg_lumir.train.configs import resolve_config
 
 _SEEDS = ("seed_everything", "data.seed")
@@ -57,7 +55,7 @@ def with_config_paths(args: Sequence[str]) -> list[str]:
     for index in range(1, len(resolved)):
         if resolved[index - 1] in ("--config", "-c"):
             file = resolve_config(resolved[index])
-            _read(file)
+            read_config(file)
             resolved[index] = str(file)
     return resolved
 
@@ -68,21 +66,13 @@ def _settings(args: Sequence[str]) -> dict[str, Any]:
     for index, argument in enumerate(args):
         name, equals, value = argument.removeprefix("--").partition("=")
         if index and args[index - 1] in ("--config", "-c"):
-            content = _read(Path(argument))
+            content = read_config(Path(argument))
             settings |= {"seed_everything": content["seed_everything"]} if "seed_everything" in content else {}
             data = content.get("data")
             if isinstance(data, dict):
                 settings |= {f"data.{key}": data[key] for key in ("root", "seed") if key in data}
         elif argument.startswith("--data=") and Path(value).is_file():
-            settings |= {f"data.{key}": entry for key, entry in _read(Path(value)).items()}
+            settings |= {f"data.{key}": entry for key, entry in read_config(Path(value)).items()}
         elif name in (*_SEEDS, "data.root") and argument.startswith("--"):
             settings[name] = value if equals else args[index + 1] if index + 1 < len(args) else None
     return settings
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
-    return content if isinstance(content, dict) else {}

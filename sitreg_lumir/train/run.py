@@ -6,7 +6,6 @@
 import os
 import re
 import warnings
-from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,13 +20,14 @@ from lightning.pytorch.loggers import Logger
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.lightning_internals import RunMetrics, failed_while_restoring
 from sitreg_lumir.errors import InputError, RunStoppedError
-from sitreg_lumir.network.input_transform import find_in_working_folder, module_of
+from sitreg_lumir.network.input_transform import ALLOW_VARIABLE, find_in_working_folder, module_of
 from sitreg_lumir.network.weights import read_checkpoint
 from sitreg_lumir.train.arguments import complete
 from sitreg_lumir.train.averaging import WeightAverage
 from sitreg_lumir.train.callbacks import AtomicCheckpointIO, checkpoint_callbacks, drop_rows_from
 from sitreg_lumir.train.configs import nearest
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
+from sitreg_lumir.train.imports import importing_only
 from sitreg_lumir.train.module import MindRegistration, RawRegistration, RegistrationModule
 from sitreg_lumir.train.panels import Panels
 from sitreg_lumir.train.processes import ending_together
@@ -76,6 +76,7 @@ class RunOptions:
         panels_every: epochs between two pictures of the same pairs.
         wandb_images: whether W&B gets these pictures, too; None means offline yes, online no.
         init_from: the trained member that a new run starts from, or None.
+        allow_imports: modules of the user's from which configs may take classes.
     """
 
     folder: Path
@@ -86,6 +87,7 @@ class RunOptions:
     panels_every: int = 5
     wandb_images: bool | None = None
     init_from: str | None = None
+    allow_imports: tuple[str, ...] = ()
 
     @property
     def images_to_wandb(self) -> bool:
@@ -157,28 +159,42 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def build(args: Sequence[str], options: RunOptions | None = None, *, needs_data: bool = True) -> RunCLI:
+def build(
+    args: Sequence[str],
+    options: RunOptions | None = None,
+    *,
+    needs_data: bool = True,
+    allow_imports: Sequence[str] = (),
+) -> RunCLI:
     """Module, data and trainer from configs and command line; mistakes become one line.
 
+    Args:
+        args: of LightningCLI.
+        options: those of `fit`.
+        needs_data: whether the data set must be known.
+        allow_imports: modules beyond :data:`~sitreg_lumir.train.imports.PACKAGES` that may be imported.
+
     Raises:
-        InputError: unknown or invalid keys; the nearest known key is suggested.
+        InputError: unknown or invalid keys; the nearest known key is suggested. Or code is named that is not allowed.
     """
     prepare_process()
-    find_in_working_folder()
+    if allow_imports or os.environ.get(ALLOW_VARIABLE):
+        find_in_working_folder()
     resolved = complete(args, needs_data=needs_data)
     try:
-        return RunCLI(resolved, options)
-    except (ArgumentError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(_explain(str(error), resolved)) from None
+        with importing_only(allow_imports):
+            return RunCLI(resolved, options)
+    except (InputError, MemoryError, OSError):
+        raise
+    except Exception as error:  # settings reach constructors of many kinds, which raise as many
+        raise InputError(_explain(str(error) or type(error).__name__, resolved)) from None
 
 
 def fit(args: Sequence[str], options: RunOptions) -> None:
     """Trains, from scratch or from ``options.resume``, and says what to do next."""
     check_folder(options)
     start = None if options.init_from is None else read_start_weights(options.init_from)
-    cli = build(args, options)
+    cli = build(args, options, allow_imports=options.allow_imports)
     cli.model.check_variant()  # before hours of training, and before anything is cached or written
     if start is not None:
         start_from(cli.model, start)
@@ -229,10 +245,10 @@ def unrestorable(checkpoint: Path, error: Exception) -> str:
     return f"{checkpoint}: its state cannot be restored ({type(error).__name__}: {reason}); use an earlier checkpoint"
 
 
-def validate(args: Sequence[str], checkpoint: Path, stage: str = "validate") -> None:
+def validate(args: Sequence[str], checkpoint: Path, stage: str = "validate", allow_imports: Sequence[str] = ()) -> None:
     """Scores one checkpoint on the validation pairs and prints the numbers."""
     content = read_checkpoint(checkpoint)
-    cli = build(args)
+    cli = build(args, allow_imports=allow_imports)
     check_weights(cli.model, content, checkpoint)
     run = cli.trainer.validate if stage == "validate" else cli.trainer.test
     try:
@@ -285,7 +301,7 @@ def _explain(message: str, args: Sequence[str]) -> str:
     if misnamed := _NO_CLASS.search(text):
         return (
             f"{misnamed[1]}: no such class ({misnamed[2]}); a class of yours is looked for in the working folder "
-            "and on PYTHONPATH, as module.Class"
+            "and on PYTHONPATH, as module.Class, with --allow-imports module"
         )
     unknown = next(filter(None, (re.search(pattern, text) for pattern in _UNKNOWN_KEY)), None)
     if unknown is None:

@@ -43,7 +43,8 @@ def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fit_arguments(name: str, *more: str) -> list[str]:
-    return ["fit", "--name", name, "--data.root", "data", "--data.cache", "cache", *TINY, *more]
+    own = ["--allow-imports", "my_variant"]
+    return ["fit", "--name", name, "--data.root", "data", "--data.cache", "cache", *own, *TINY, *more]
 
 
 def last(name: str) -> Path:
@@ -153,7 +154,20 @@ def test_a_transform_named_in_a_config_goes_all_the_way(
     card = card_of(name)
     assert card["input_transform"]["class_path"] == path and card["input_transform"]["init_args"] == kept
     assert ("mind" in card) == (path == "sitreg_lumir.network.mind.Mind"), "versions that only know mind must refuse"
-    assert main(["validate", "--config", f"runs/{name}/config.yaml", "--ckpt_path", str(last(name))]) == 0
+    assert (
+        main(
+            [
+                "validate",
+                "--config",
+                f"runs/{name}/config.yaml",
+                "--ckpt_path",
+                str(last(name)),
+                "--allow-imports",
+                "my_variant",
+            ]
+        )
+        == 0
+    )
     allow = [] if path.startswith("sitreg_lumir") else ["--allow-imports", "my_variant"]
     exported = Path(f"{name}.safetensors")
     assert main(["export", str(last(name)), "-o", str(exported), *allow]) == 0
@@ -182,7 +196,7 @@ def test_a_transform_named_in_a_config_goes_all_the_way(
         (["--model", "my_variant.OtherPart"], ("OtherPart", "another network")),
         (["--model", "my_variant.OtherChannels"], ("Gradient", "2 channel", "in_channels=6")),
         (["--model", "my_variant.Gone"], ("my_variant.Gone", "no such class")),
-        (["--model", "gone_variant.Gone"], ("gone_variant.Gone", "no such class")),
+        (["--model", "gone_variant.Gone"], ("gone_variant.Gone", "--allow-imports gone_variant")),
         (["Untold", "0.25"], ("Untold", "attribute")),
         (["Doubled", "0.25"], ("Doubled", "other values")),
         (["Random", "0.25"], ("Random", "random")),
