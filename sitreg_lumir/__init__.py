@@ -11,8 +11,9 @@ Everything public is a name of this module and is imported when it is first used
 
 import sys
 
-if sys.argv[:1] == ["-m"] and any(name.split(".")[0] == "sitreg_lumir" for name in sys.orig_argv[1:3]):
-    del sys.path[: 0 if sys.flags.safe_path else 1]  # `python -m` puts the working folder there, whose files may be any
+# `python -m` puts the working folder first, whose files may be any; with -m, argv is ["-m", ...] until the module runs.
+_RUN_AS_MODULE = sys.argv[:1] == ["-m"] and "sitreg_lumir" in {name.partition(".")[0] for name in sys.orig_argv[2:]}
+del sys.path[: int(_RUN_AS_MODULE and not sys.flags.safe_path)]
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
