@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sitreg_lumir import __version__
+from sitreg_lumir.cli.dataset import add_dataset
 from sitreg_lumir.cli.diagnose import add_doctor
 from sitreg_lumir.cli.lumir import add_container, add_demo, add_evaluate, add_predict, add_submit
 from sitreg_lumir.cli.parsing import with_flags
@@ -23,6 +24,8 @@ verbs, each with an example:
              sitreg-lumir register --fixed MNI152 --moving brain.nii.gz -o registration
   preprocess make a LUMIR-like volume of a raw head scan: bias field, skull stripping, alignment to MNI152
              sitreg-lumir preprocess head.nii.gz -o brain.nii.gz
+  dataset    make a data set of your own T1 scans, for training
+             sitreg-lumir dataset scans -o mine
   apply      move images, label maps and points by transforms, composed and sampled once
              sitreg-lumir apply -t registration --to fixed --labels moving_labels.nii.gz -o labels_on_fixed.nii.gz
   resample-field
@@ -53,7 +56,7 @@ verbs, each with an example:
 """
 
 # verbs whose errors may have arguments of functions in backticks; in those of others, backticks are for keys of files
-_NAME_ARGUMENTS = ("register", "preprocess", "predict", "demo")
+_NAME_ARGUMENTS = ("register", "preprocess", "dataset", "predict", "demo")
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -67,8 +70,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sitreg-lumir {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="sitreg-lumir")
     for add in (
-        add_register, add_preprocess, add_apply, add_resample_field, add_fit, add_validate, add_test, add_predict,
-        add_evaluate, add_submit, add_container, add_export, add_demo, add_doctor,
+        add_register, add_preprocess, add_dataset, add_apply, add_resample_field, add_fit, add_validate, add_test,
+        add_predict, add_evaluate, add_submit, add_container, add_export, add_demo, add_doctor,
     ):  # fmt: skip
         add(verbs)
     return parser

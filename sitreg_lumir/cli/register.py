@@ -267,6 +267,9 @@ def add_preprocess(verbs: Verbs) -> None:
     parser.add_argument("--mask", type=Path, metavar="MASK", help="NIfTI, above 0 in the brain")
     parser.add_argument("--strip", choices=("deepbet", "template", "none"), help="see below (default: deepbet)")
     parser.add_argument("--no-bias-correction", action="store_true", help="leave the bias field as it is")
+    parser.add_argument(
+        "--spacing", type=float, default=1.0, metavar="MM", help="voxel size of OUT: 1, 2 or 4 (default: 1)"
+    )
     add_header_options(parser)
     parser.set_defaults(run=_preprocess)
 
@@ -283,4 +286,5 @@ def _preprocess(options: argparse.Namespace, rest: list[str]) -> None:
         bias_correction=not options.no_bias_correction,
         header=options.header,
         assume_orientation=options.assume_orientation,
+        spacing=options.spacing,
     )

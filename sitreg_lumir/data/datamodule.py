@@ -21,7 +21,7 @@ from sitreg_lumir.data.sampler import (
     GroupBatches,
     GroupDataset,
     count_teams,
-    draw_groups,
+    draw_images,
     split_batch,
 )
 from sitreg_lumir.errors import InputError
@@ -212,7 +212,7 @@ class LumirDataModule(LightningDataModule):
             count, batch_size, micro_batch = self.triplets_per_epoch, world_size, 1
         else:
             micro_batch, _ = split_batch(batch_size, world_size, self.micro_batch)
-        groups = draw_groups(self.seed, epoch, len(images), size, count)
+        groups = draw_images(self.seed, epoch, [image.who for image in images], size, count)
         batches = GroupBatches(count, batch_size, micro_batch, rank, world_size)
         begin_epoch(trainer, len(batches))
         return EpochLoader(
@@ -265,9 +265,10 @@ class LumirDataModule(LightningDataModule):
             split_batch(self.batch_size, world_size, self.micro_batch)
         if self.pairs_until is None:
             return
-        teams, subjects = count_teams(world_size), len(self.dataset.training)
+        teams, subjects = count_teams(world_size), len({image.who for image in self.dataset.training})
         if subjects < _TRIPLET:
-            raise InputError(f"{self.dataset.path}: triplets need 3 training images, `training` lists {subjects}")
+            images = "images" if subjects == len(self.dataset.training) else "images of different subjects"
+            raise InputError(f"{self.dataset.path}: triplets need 3 training {images}, `training` lists {subjects}")
         if self.triplets_per_epoch < teams:
             raise InputError(
                 f"triplets_per_epoch {self.triplets_per_epoch} is not enough for {world_size} processes, "

@@ -71,8 +71,8 @@ class Group(NamedTuple):
 
 def contrast(code: str, modalities: object) -> str:
     """``0000`` -> ``T1``, by a dataset JSON's ``modality`` map ("T1w Brain MRI"), else LUMIR's usual codes."""
-    if not code:
-        return ""
+    if not code.isdigit():
+        return code
     named = modalities.get(str(int(code))) if isinstance(modalities, dict) else None
     words = str(named or _USUAL_MODALITIES.get(int(code), code)).split()
     return re.sub(r"^(T\d)w$", r"\1", words[0])

@@ -25,8 +25,10 @@ from sitreg_lumir.data.groups import (
     name_problem,
     pair_key,
 )
+from sitreg_lumir.data.names import parts_of
 from sitreg_lumir.errors import InputError, printable
 from sitreg_lumir.geometry.orientation import spacing_of
+from sitreg_lumir.io.other_formats import NIFTI_SUFFIXES, has_suffix
 from sitreg_lumir.io.read import read_stated_grid
 
 _PREFERRED = ("LUMIR_dataset.json", "LUMIR25_dataset.json")
@@ -35,19 +37,31 @@ _SAME_SPACING = 0.01  # relative: of one data set
 
 
 class Image(NamedTuple):
-    """One image file ``LUMIRMRI_<subject>_<modality>.nii.gz``.
+    """One image file, ``LUMIRMRI_<subject>_<modality>.nii.gz`` or of any other name.
 
     A named tuple, since Lightning refuses frozen dataclasses in a batch.
+
+    Attributes:
+        path: of the file.
+        subject: names the image in fields' names; of files that are not named as LUMIR's, by :func:`~.names.parts_of`.
+        modality: LUMIR's code, such as ``0000``, or another contrast's name.
+        person: who is shown, where the JSON or BIDS entities say it; empty where ``subject`` does.
     """
 
     path: Path
     subject: str
     modality: str
+    person: str = ""
 
     @property
     def name(self) -> str:
         """For example ``0100_0000``."""
         return f"{self.subject}_{self.modality}"
+
+    @property
+    def who(self) -> str:
+        """Who is shown; training pairs are of different people."""
+        return self.person or self.subject
 
     @property
     def labels(self) -> Path | None:
@@ -174,7 +188,10 @@ def read_dataset(
     shape = _read_shape(file, content)
     problems: list[str] = []
     root = Path(images).expanduser().absolute() if images else file.parent
-    listed = tuple(_image(root, _entry(item, "image"), problems) for item in _list(file, content, "training"))
+    listed = tuple(
+        _image(root, _entry(item, "image"), problems, item.get("subject") if isinstance(item, dict) else None)
+        for item in _list(file, content, "training")
+    )
     entries = _list(file, content, "validation")
     pairs = tuple(_pair(root, item, content.get("modality"), problems) for item in entries)
     if groups is None or groups:
@@ -184,8 +201,11 @@ def read_dataset(
             raise InputError(f"{file}: has no `{key}` list; add it or give another dataset JSON")
     if training:
         problems += _repeated("training subject", (image.subject for image in listed))
-        if len(listed) < 2:
-            raise InputError(f"{file}: training needs at least 2 images of different subjects, `training` lists 1")
+        people = len({image.who for image in listed})
+        if people < 2 and not problems:
+            raise InputError(
+                f"{file}: training needs at least 2 images of different subjects, `training` lists {people}"
+            )
     problems += _repeated("validation pair", (pair.long_name for pair in pairs))
     if check_files and not problems:
         checked = [image for pair in pairs for image in (pair.fixed, pair.moving)]
@@ -251,8 +271,15 @@ def _entry(item: object, key: str) -> object:
     return item.get(key) if isinstance(item, dict) else item
 
 
-def _image(root: Path, entry: object, problems: list[str]) -> Image:
-    """The image an entry names; what is wrong with it is appended to ``problems``."""
+def _image(root: Path, entry: object, problems: list[str], person: object = None) -> Image:
+    """The image an entry names; what is wrong with it is appended to ``problems``.
+
+    Args:
+        root: that paths start from.
+        entry: the path.
+        problems: gets what is wrong.
+        person: the entry's ``subject``, if it has one.
+    """
     written = Path(os.path.normpath(str(entry)))  # links may lead elsewhere, the written path may not
     path = root / written
     match = FILE_NAME.fullmatch(path.name)
@@ -260,9 +287,15 @@ def _image(root: Path, entry: object, problems: list[str]) -> Image:
         problems.append(f"the entry {entry!r} is not a path")
     elif written.parts[:1] == ("..",) or not path.is_relative_to(root):
         problems.append(f"{entry} leaves the folder {root}")
-    elif match is None:
-        problems.append(f"{entry} is not named like LUMIRMRI_<subject>_<modality>.nii.gz")
-    return Image(path, match["subject"] if match else "", match["modality"] if match else "")
+    elif not has_suffix(path.name, *NIFTI_SUFFIXES):
+        problems.append(f"{entry} is no .nii.gz or .nii file")
+    if person is not None and (not isinstance(person, str) or not person):
+        problems.append(f"the `subject` {person!r} of {entry} is no name")
+    stated = person if isinstance(person, str) else ""
+    if match:
+        return Image(path, match["subject"], match["modality"], stated)
+    names = parts_of(written)
+    return Image(path, names.subject, names.modality, stated or names.person)
 
 
 def _pair(root: Path, item: object, modalities: object, problems: list[str]) -> Pair:

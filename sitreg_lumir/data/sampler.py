@@ -15,7 +15,7 @@ from sitreg_lumir.data.lumir import Image
 from sitreg_lumir.errors import InputError
 
 # the first word of every seed sequence, so that the kinds of draws are independent
-_GROUPS, _VIEWS, _MIRRORED = 1, 2, 3
+_GROUPS, _VIEWS, _MIRRORED, _SCANS = 1, 2, 3, 5
 
 
 def draw_groups(seed: int, epoch: int, subjects: int, size: int, count: int) -> NDArray[np.int64]:
@@ -42,6 +42,33 @@ def draw_groups(seed: int, epoch: int, subjects: int, size: int, count: int) -> 
             column = column + (column >= taken)
         columns.append(column)
     return np.stack(columns, axis=1)
+
+
+def draw_images(seed: int, epoch: int, people: Sequence[str], size: int, count: int) -> NDArray[np.int64]:
+    """The ordered groups of one epoch as places of images: ``(count, size)``, different people in each row.
+
+    Where each image shows another person, these are the groups of :func:`draw_groups`. Else those are of people, and
+    for each member of a group one of the person's images is drawn.
+
+    Args:
+        seed: of the run.
+        epoch: from 0.
+        people: who each image shows.
+        size: images in a group.
+        count: of groups.
+
+    Raises:
+        ValueError: fewer people than a group has members, or a negative seed.
+    """
+    different = [*dict.fromkeys(people)]
+    groups = draw_groups(seed, epoch, len(different), size, count)
+    if len(different) == len(people):
+        return groups
+    images = [[place for place, shown in enumerate(people) if shown == person] for person in different]
+    generator = np.random.default_rng(np.random.SeedSequence((_SCANS, seed, epoch, size)))
+    draws = generator.random(groups.shape).ravel()
+    drawn = [images[who][int(draw * len(images[who]))] for who, draw in zip(groups.ravel(), draws, strict=True)]
+    return np.array(drawn, dtype=np.int64).reshape(groups.shape)
 
 
 def view_seed(seed: int, epoch: int, index: int, position: int) -> int:

@@ -1,5 +1,6 @@
 """`demo`: two scans registered by the shipped members, then the whole method on small data, in minutes on a CPU."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def demo(folder: Path, steps: int | None = None) -> None:
         print(f"Dice {group}: {was:.3f} before, {is_:.3f} after")
     print(f"a few steps only, to show how: the shipped members were trained longer; picture: {picture}")
     print(f"look at: {folder / 'registration' / 'report.html'}")
-    print(f"next:    sitreg-lumir fit --config minilumir/mind_small --data {dataset}")
+    print(f"next:    sitreg-lumir fit --config minilumir/mind_small --data {shlex.quote(str(dataset))}")
 
 
 def _register_examples(folder: Path) -> None:

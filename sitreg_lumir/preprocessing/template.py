@@ -18,6 +18,8 @@ from sitreg_lumir.preprocessing.intensity import inverse
 TEMPLATE = "MNI152, ICBM 2009a nonlinear symmetric, T1, skull-stripped, 1 mm, as bundled with nilearn"
 TEMPLATE_FILE = Path(__file__).resolve().parents[1] / "template" / "mni152_t1.nii.gz"
 LUMIR_SHAPE = (160, 224, 192)
+SPACINGS = (1.0, 2.0, 4.0)
+"""Voxel sizes, mm, that divide LUMIR's field of view as the networks need it."""
 # of LUMIR's field of view, mm, RAS, in the template's world
 LUMIR_CENTRE = np.array([0.0, -17.0, 5.0])
 _BRAIN = 0.2  # of the template's largest value: darker is no brain, as nilearn's mask has it
@@ -60,6 +62,20 @@ def lumir_affine() -> NDArray[np.float64]:
     affine = np.eye(4)
     affine[:3, 3] = LUMIR_CENTRE - (np.array(LUMIR_SHAPE) - 1) / 2
     return affine
+
+
+def lumir_grid(spacing: float = 1.0) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """LUMIR's field of view in voxels of another size: ``(X, Y, Z)`` and the ``(4, 4)`` voxel-to-world matrix, RAS, mm.
+
+    Args:
+        spacing: voxel size, mm; one of :data:`SPACINGS`.
+    """
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing must be one of {SPACINGS}, got {spacing}")
+    x, y, z = (int(size // spacing) for size in LUMIR_SHAPE)
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = LUMIR_CENTRE - (np.array((x, y, z)) - 1) / 2 * spacing
+    return (x, y, z), affine
 
 
 @computed_once

@@ -1,12 +1,14 @@
 """Arguments for LightningCLI from what users write: short forms, and what they may leave out."""
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sitreg_lumir.data.location import usual_data
 from sitreg_lumir.train.config_file import read_config
-from sitreg_lumir.train.configs import resolve_config
+from sitreg_lumir.train.configs import configs_folder, resolve_config
 
 _SEEDS = ("seed_everything", "data.seed")
 
@@ -30,6 +32,9 @@ def with_data_root(args: Sequence[str]) -> list[str]:
 def complete(args: Sequence[str], *, needs_data: bool = True) -> list[str]:
     """Resolves configs and adds what can be left out: the data set, and one of the two seeds.
 
+    Further lists of validation pairs that a shipped config names are taken where they lie beside the data set's JSON,
+    and left out with a note elsewhere.
+
     Args:
         args: of LightningCLI, with names of shipped configs after ``--config``.
         needs_data: whether the data set must be known.
@@ -41,12 +46,42 @@ def complete(args: Sequence[str], *, needs_data: bool = True) -> list[str]:
     settings = _settings(resolved)
     added = []
     if needs_data and not settings.get("data.root"):
-        added.append(f"--data.root={usual_data()}")
+        settings["data.root"] = str(usual_data())
+        added.append(f"--data.root={settings['data.root']}")
     known = [name for name in _SEEDS if name in settings]
     if len(known) == 1 and str(settings[known[0]]).isdigit():  # true and false ask Lightning for other things
         (missing,) = set(_SEEDS) - set(known)
         added.append(f"--{missing}={settings[known[0]]}")
+    if needs_data:
+        resolved += _without_missing_lists(resolved, Path(str(settings["data.root"])).expanduser())
     return [*added, *resolved]
+
+
+def _without_missing_lists(args: Sequence[str], root: Path) -> list[str]:
+    """The argument that leaves out lists of pairs that only a shipped config names and that are not there."""
+    lists: object = None
+    for index, argument in enumerate(args):
+        name, _, value = argument.partition("=")
+        content: dict[str, Any] = {}
+        if index and args[index - 1] in ("--config", "-c"):
+            data = read_config(Path(argument)).get("data")
+            content = data if isinstance(data, dict) else {}
+        elif name == "--data" and Path(value).is_file():
+            content = read_config(Path(value))
+        if "validation" in content:
+            shipped = name != "--data" and Path(argument).resolve().is_relative_to(configs_folder().resolve())
+            lists = content["validation"] if shipped else None
+        elif name.rstrip("+") == "--data.validation":
+            lists = None
+    folder = root if root.is_dir() else root.parent
+    if not isinstance(lists, list) or not folder.is_dir():
+        return []
+    there = [name for name in lists if (folder / str(name)).is_file()]
+    missing = [str(name) for name in lists if name not in there]
+    if not missing:
+        return []
+    print(f"note: {', '.join(missing)} of the config is not in {folder}: validated without", file=sys.stderr)
+    return [f"--data.validation={json.dumps(there)}"]
 
 
 def with_config_paths(args: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@
 
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -232,11 +233,19 @@ def fit(args: Sequence[str], options: RunOptions) -> None:
             print(f"\nto upload numbers, settings{pictures} to W&B:\n{line}")
     if cli.trainer.is_global_zero:
         print(f"\nwritten: {options.folder}/ (config.yaml, metrics.csv, checkpoints/, panels/)")
-        print(
-            f"next:    sitreg-lumir predict --members {options.folder}/checkpoints/last.ckpt "
-            f"--data {cli.datamodule.root} -o predictions/{options.folder.name}"
-            + (f" --allow-imports {module}" if (module := module_of(cli.model.check_variant())) else "")
-        )
+        print(f"next:    {_next_command(cli, options.folder)}")
+
+
+def _next_command(cli: RunCLI, folder: Path) -> str:
+    """What a trained member is used for first: the validation pairs, or without any the example scans."""
+    words = ["--members", f"{folder}/checkpoints/last.ckpt"]
+    if cli.datamodule.pairs:
+        words = ["predict", *words, "--data", str(cli.datamodule.root), "-o", f"predictions/{folder.name}"]
+        words += ["--data.images", str(cli.datamodule.images)] if cli.datamodule.images else []
+    else:
+        words = ["register", "--fixed", "EXAMPLE-T1", "--moving", "EXAMPLE-T2", *words, "-o", f"examples/{folder.name}"]
+    module = module_of(cli.model.check_variant())
+    return shlex.join(["sitreg-lumir", *words, *(["--allow-imports", module] if module else [])])
 
 
 def unrestorable(checkpoint: Path, error: Exception) -> str:

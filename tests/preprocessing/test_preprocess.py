@@ -155,7 +155,7 @@ def test_another_contrast_without_skull_needs_no_mask(tmp_path: Path, capsys: py
     assert np.corrcoef(values[both], image[both])[0, 1] < -0.7
     printed = capsys.readouterr().out
     assert "its foreground" in printed and "bias field kept" in printed
-    assert f"register --fixed {out}" in printed and "warning" not in printed
+    assert f"register --fixed MNI152 --moving {out} -o" in printed and "warning" not in printed
 
 
 def test_the_templates_mask_comes_with_a_warning(
