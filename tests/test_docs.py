@@ -97,7 +97,8 @@ def test_a_data_set_of_ones_own_is_listed_and_trained_on(workplace: Path) -> Non
     dataset = sitreg_lumir.read_dataset("MINE", training=True, validation=True)
     assert len(dataset.training) == 5
     assert [pair.name for pair in dataset.validation] == ["0101_0100", "0102_0101", "0100_0102"]
-    (arguments,) = [arguments for arguments in commands(page) if arguments[0] == "fit"]
+    arguments = [arguments for arguments in commands(page) if arguments[0] == "fit"][-1]
+    assert arguments[-1] == "MINE"
     run_at_once(arguments)
 
 

@@ -211,7 +211,7 @@ def _make(scan: RawScan, files: VolumeFiles, settings: _Settings) -> tuple[Prepa
     else:
         save_volume(labels, moved.astype(_label_type(moved)), prepared.affine)
     content: dict[str, Any] = {
-        "made_from": _made_from(scan, options, read),
+        "made_from": _made_from(scan, options, read, prepared.stripped_by),
         "subject": scan.subject,
         "remarks": remarks,
     }
@@ -226,7 +226,9 @@ def _label_type(labels: Any) -> type:
     return np.uint16 if labels.min() >= 0 and labels.max() < 2**16 else np.int32
 
 
-def _made_from(scan: RawScan, options: DatasetOptions, read: dict[str, str] | None = None) -> dict[str, Any]:
+def _made_from(
+    scan: RawScan, options: DatasetOptions, read: dict[str, str] | None = None, stripped_by: str | None = None
+) -> dict[str, Any]:
     """What a volume is made from; equal entries mean equal volumes."""
     files = {"image": scan.image, "mask": scan.mask, "labels": scan.labels}
 
@@ -236,7 +238,7 @@ def _made_from(scan: RawScan, options: DatasetOptions, read: dict[str, str] | No
 
     return {
         "files": {name: entry(file) for name, file in files.items() if file is not None},
-        "options": asdict(options),
+        "options": asdict(options) | {"strip": stripped_by},
         "version": __version__,
     }
 
@@ -256,10 +258,13 @@ def _differs(scan: RawScan, out: Path, options: DatasetOptions) -> str:
     if stored is None:
         return ""
     try:
-        wanted = _made_from(scan, options)
+        wanted = _made_from(scan, options, stripped_by=options.strip)
     except InputError:
         return ""  # the scan is gone: the volume is of when it was there
-    return ", ".join(str(difference) for difference in compare(stored, wanted)[:5])
+    differences = compare(stored, wanted)
+    if (stored.get("options") or {}).get("strip") is None:  # a brain alone, or a mask: stripping changes nothing
+        differences = [difference for difference in differences if difference.entry != "options.strip"]
+    return ", ".join(str(difference) for difference in differences[:5])
 
 
 def _refuse_others(scans: Sequence[RawScan], out: Path, options: DatasetOptions) -> None:

@@ -157,10 +157,12 @@ def test_heads_are_refused_until_they_are_stripped(
     save(tmp_path / "in/masked_mask.nii.gz", sample.mask.astype(np.uint8), sample.affine)
     command = ["dataset", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *SMALL]
     refused(capsys, command, "head.nii.gz: looks like a whole head", "add --strip deepbet", "1 of 3 scans failed")
-    assert main([*command, "--strip", "template", "--overwrite"]) == 0
+    assert main([*command, "--strip", "template"]) == 0
+    assert "1 prepared, 2 as before" in capsys.readouterr().out  # brains stay as they are
+    refused(capsys, [*command, "--strip"], "head_0000.nii.gz: was prepared otherwise: options.strip")
     table = rows(tmp_path / "out")
-    assert "the template's brain" in table["head"]["remarks"] and "its foreground" in table["brain"]["remarks"]
-    assert "masked_mask.nii.gz" in table["masked"]["remarks"]
+    assert "the template's brain" in table["head"]["remarks"]
+    assert [table[name]["made"] for name in ("brain", "masked")] == ["before", "before"]
     assert len(listing(tmp_path / "out")["training"]) == 3 and listing(tmp_path / "out")["validation"] == []
 
 
@@ -213,11 +215,8 @@ def test_masks_labels_and_tables(tmp_path: Path) -> None:
     table.write_text("image;subject;labels\nin/a.nii.gz;anna;maps/a.nii.gz\nin/b.nii.gz;anna;\n")
     first, second = find_scans(table).scans
     assert first.subject == second.subject == "anna" and first.name != second.name and second.labels is None
-    for text, words in (
-        ("picture\na\n", "unknown column"),
-        ("image\n", "names no scan"),
-        ("image,mask\n,x\n", "empty"),
-    ):
+    wrong = {"picture\na\n": "unknown column", "image\n": "names no scan", "image,mask\n,x\n": "empty"}
+    for text, words in wrong.items():
         table.write_text(text)
         with pytest.raises(InputError, match=words):
             find_scans(table)
