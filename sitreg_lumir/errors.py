@@ -44,6 +44,18 @@ class CollectiveError(InputError):
     """All processes of a run raise this together, each with the same line; the first one's is printed."""
 
 
+class StoppedBySignalError(BaseException):
+    """A signal asks the running verb to end; like ``KeyboardInterrupt``, it passes where errors are caught.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class RunStoppedError(Exception):
     """A signal ended a run after everything was saved, or another process of it ended.
 

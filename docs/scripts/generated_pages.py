@@ -38,7 +38,7 @@ def command_line_page() -> str:
         "`test` and `predict` also take every setting of the data, the model and Lightning's Trainer "
         "([training settings](settings.md)).\n\n"
         "Exit codes: 0 it worked; 2 a mistake in what was asked for or in a file, reported in one line; 128 + number "
-        "of the signal for a run that a signal stopped and saved; 130 interrupted from the keyboard; `doctor` ends "
+        "of the signal that ended it (143 by SIGTERM, 130 from the keyboard); `doctor` ends "
         "with 1 where two scans cannot be registered.",
         _block(command_line().format_help()),
     ]

@@ -1,11 +1,11 @@
 """What the container of the challenge's test phase runs: a list of pairs, a folder of images, fields out."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from sitreg_lumir.challenge.predict import predict
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import temporary_folder
 
 
 def run_container(
@@ -32,7 +32,7 @@ def run_container(
         raise InputError(f"{dataset}: no such file; mount the dataset JSON there, or name it with --data")
     if not images.is_dir():
         raise InputError(f"{images}: no such folder; mount the image folders there, or name them with --images")
-    with tempfile.TemporaryDirectory(prefix="sitreg-lumir-") as cache:
+    with temporary_folder() as cache:
         data = {"root": dataset.absolute(), "images": images.absolute(), "cache": cache, "num_workers": 0}
         arguments = [f"--data.{name}={value}" for name, value in data.items()]
         predict(

@@ -23,7 +23,7 @@ from sitreg_lumir.data.groups import NO_GROUP, other_labelling
 from sitreg_lumir.data.lumir import LumirDataset, Pair, groups_of_pairs, raise_problems
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.atomic import writing_together
 from sitreg_lumir.io.read import load_disp, read_labels, read_stated_grid, read_volume
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.metrics import METRICS, score_pair, values_outside
@@ -108,8 +108,9 @@ def evaluate(
         print(f"note: {note}")
     target = out or (None if identity else folder)
     if target is not None:
-        _write_csv(target / "evaluation.csv", cases)
-        _write_text(target / "evaluation.json", json.dumps(_plain(summary), indent=1) + "\n")
+        with writing_together(target / "evaluation.csv", target / "evaluation.json") as (rows, means):
+            _write_csv(rows, cases)
+            means.write_text(json.dumps(_plain(summary), indent=1) + "\n", encoding="utf-8")
         print(f"written: {target / 'evaluation.csv'}, {target / 'evaluation.json'}")
     return Evaluation(cases, summary)
 
@@ -269,17 +270,12 @@ def _write_csv(path: Path, cases: Sequence[dict[str, Any]]) -> None:
     per_label = {key for case in cases for key in case if "/" in key}
     columns = [name for name in (*METRICS, "lncc") if any(name in case for case in cases)]
     columns += sorted(per_label, key=lambda key: (key.split("/")[0], int(key.split("/")[1])))
-    with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         under = ["group", "contrasts"] if "contrasts" in cases[0] else ["group"]
         writer = csv.DictWriter(stream, ["pair", *under, "field", *columns], lineterminator="\n")
         writer.writeheader()
         for case in cases:
             writer.writerow({key: "" if value != value else value for key, value in case.items()})
-
-
-def _write_text(path: Path, text: str) -> None:
-    with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

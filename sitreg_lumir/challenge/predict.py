@@ -27,11 +27,12 @@ from sitreg_lumir.challenge.predictions import (
     write_prediction,
 )
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.lightning_internals import leave_signals_alone
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.atomic import check_folder_is_writable
+from sitreg_lumir.io.atomic import alone, check_folder_is_writable
 from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
@@ -212,6 +213,7 @@ def predict(
         inference_mode=True,
         precision="bf16-mixed" if precision == "bfloat16" else "32-true",
     )
+    leave_signals_alone(trainer)
     data.check("predict")  # all that may be refused is refused before volumes are read, which takes long
     check_geometry(members[0].card, data)
     check_orientation(members[0].card, data)
@@ -230,18 +232,19 @@ def predict(
     todo = {plan.pair.long_name: plan for plan in plans if not plan.skip}
     print(f"{folder}: {len(plans) - len(todo)} fields are there already, {len(todo)} to predict")
     if todo:
-        check_folder_is_writable(folder)
-        keep_freed_memory_of_small_grids(math.prod(data.shape))
-        data.to_predict = tuple(plan.pair for plan in todo.values())
-        trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
-        try:
-            predictor = Predictor(members, **asked, flip=flip, exact=exact, maps=save_maps)
-            trainer.predict(predictor, datamodule=data, return_predictions=False)
-        except ProcessRaisedException as error:  # what one of several processes raises arrives as its whole traceback
-            message = str(error).strip().splitlines()[-1]
-            if f"{InputError.__name__}: " not in message:
-                raise
-            raise InputError(message.partition(f"{InputError.__name__}: ")[2]) from None
+        with alone(folder):
+            check_folder_is_writable(folder)
+            keep_freed_memory_of_small_grids(math.prod(data.shape))
+            data.to_predict = tuple(plan.pair for plan in todo.values())
+            trainer.callbacks.append(FieldWriter(todo))  # type: ignore[attr-defined]
+            try:
+                predictor = Predictor(members, **asked, flip=flip, exact=exact, maps=save_maps)
+                trainer.predict(predictor, datamodule=data, return_predictions=False)
+            except ProcessRaisedException as error:  # of one of several processes: its whole traceback
+                message = str(error).strip().splitlines()[-1]
+                if f"{InputError.__name__}: " not in message:
+                    raise
+                raise InputError(message.partition(f"{InputError.__name__}: ")[2]) from None
     print(f"next: sitreg-lumir evaluate {shlex.quote(str(folder))} --data {shlex.quote(str(data.dataset.path))}")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sitreg_lumir import __version__
 from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.atomic import writing_together
 from sitreg_lumir.io.checksum import file_entry, sha256_file
 from sitreg_lumir.io.write import FIELD_LEVEL, write_disp
 from sitreg_lumir.network.precision import tf32_is_on
@@ -114,12 +114,11 @@ def save_field(
     Raises:
         InputError: a file cannot be written.
     """
-    with writing(path) as field:
+    with writing_together(provenance_path(path), path) as (sidecar, field):
         write_disp(field, disp, affine, compresslevel=compresslevel)
         described = {"name": path.name, "sha256": sha256_file(field)}
         content = {**provenance, "tf32": tf32_is_on(), "field": described}
-        with writing(provenance_path(path)) as sidecar:
-            sidecar.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        sidecar.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def compare(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:

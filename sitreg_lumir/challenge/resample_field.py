@@ -30,7 +30,7 @@ from sitreg_lumir.geometry.transforms import (
     positions,
     transform_by,
 )
-from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.atomic import writing, writing_together
 from sitreg_lumir.io.checksum import file_entry, sha256_file
 from sitreg_lumir.io.itk import VECTOR_INTENTS
 from sitreg_lumir.io.maps import SUFFIX, read_map
@@ -124,7 +124,11 @@ def _write(
     """Both results in one pass over the grid; neither takes its name before both are whole."""
     vector = (1, 3) if itk else (3,)
     field_header = plain_header((*shape, *vector), affine, np.float32, intent=VECTOR_INTENTS if itk else 0)
-    with writing(out) as field_file, ExitStack() as image_files:
+    with ExitStack() as field_files, ExitStack() as image_files:
+        if provenance is None:
+            sidecar, field_file = None, field_files.enter_context(writing(out))
+        else:
+            sidecar, field_file = field_files.enter_context(writing_together(provenance_path(out), out))
         with ExitStack() as streams:
             put_field = streams.enter_context(writing_planes(field_file, field_header, out))
             put_image, to_moving = None, np.eye(4)
@@ -140,7 +144,7 @@ def _write(
                 if itk:
                     disp = transform_by(_linear(_LPS[:, None] * affine[:3, :3]), disp)
                 put_field(first, disp)
-        _write_provenance(out, field_file, provenance)
+        _write_provenance(out, field_file, provenance, sidecar)
 
 
 def _positions_by_planes(
@@ -242,16 +246,14 @@ def _provenance(
     return {**{entry: value for entry, value in stored.items() if entry != "field"}, "carried": resampled}
 
 
-def _write_provenance(out: Path, written: Path, provenance: Provenance | None) -> None:
-    """In step with the field: to be called when it is whole, just before it takes its name."""
-    path = provenance_path(out)
-    if provenance is None:
+def _write_provenance(out: Path, written: Path, provenance: Provenance | None, sidecar: Path | None) -> None:
+    """In step with the field: to be called when it is whole, just before both take their names."""
+    if provenance is None or sidecar is None:
         try:
             if read_provenance(out) is not None:
-                path.unlink()  # it tells of the file that is replaced now
+                provenance_path(out).unlink()  # it tells of the file that is replaced now
         except InputError:
             return  # another program's
         return
     content = {**provenance, "field": {"name": out.name, "sha256": sha256_file(written)}}
-    with writing(path) as sidecar:
-        sidecar.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    sidecar.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,9 @@ from sitreg_lumir.cli.register import add_preprocess, add_register
 from sitreg_lumir.cli.streams import lenient_streams, lost_output
 from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
 from sitreg_lumir.cli.transforms import add_apply, add_resample_field
-from sitreg_lumir.errors import InputError, RunStoppedError, missing_extra, printable
+from sitreg_lumir.errors import InputError, RunStoppedError, StoppedBySignalError, missing_extra, printable
+from sitreg_lumir.io.atomic import refusal_of
+from sitreg_lumir.stop import leave, obeying_signals, received_signal
 
 DESCRIPTION = """\
 SITReg on MIND features: symmetric, inverse consistent, diffeomorphic brain MRI registration.
@@ -80,14 +83,41 @@ def command_line() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; 0 when it worked, 2 for a user's mistake (reported in one line), 3 for a failed registration.
 
-    Where standard output is closed or full, the verb goes on: 1 at the end if it was full.
+    Where standard output is closed or full, the verb goes on: 1 at the end if it was full. A signal that asks for an
+    end is obeyed within seconds, with 128 + its number: half-written files are removed, processes that the verb has
+    started ended.
     """
     with lenient_streams():
-        code = _run(argv)
+        code = _obey(argv)
         lost = lost_output()
         if lost:
             print(f"sitreg-lumir: standard output was lost ({lost}); all results are written", file=sys.stderr)
         return 1 if lost and code == 0 else code
+
+
+def _obey(argv: Sequence[str] | None) -> int:
+    """Runs one verb until it has ended or a signal ends it; its exit code."""
+    try:
+        with obeying_signals():
+            try:
+                code = _run(argv)
+            except BaseException:
+                if received_signal() is None:
+                    raise
+            number = received_signal()
+            if number is None:
+                return code
+            _say_stopped(number)
+            if argv is None:  # else the caller's program goes on
+                leave(128 + number)
+            return 128 + number
+    except StoppedBySignalError as stop:  # when the verb had just ended
+        _say_stopped(stop.number)
+        return 128 + stop.number
+
+
+def _say_stopped(number: int) -> None:
+    print(f"sitreg-lumir: stopped by {signal.Signals(number).name}", file=sys.stderr)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -111,6 +141,10 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"sitreg-lumir: error: {options.verb}: not enough memory ({reason})", file=sys.stderr)
         return 2
     except OSError as error:
+        refusal = refusal_of(error)
+        if refusal is not None:
+            print(f"sitreg-lumir: error: {options.verb}: {_one_line(refusal)}", file=sys.stderr)
+            return 2
         if error.filename is None:
             raise
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)

@@ -13,6 +13,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from sitreg_lumir.io.atomic import writing
+
 
 def datamodule_of(trainer: Trainer) -> Any:
     """The data module that a trainer runs on; Lightning sets it as an attribute that the class does not declare."""
@@ -63,6 +65,16 @@ def failed_while_restoring(error: BaseException) -> bool:
     return False
 
 
+def leave_signals_alone(trainer: Trainer) -> Trainer:
+    """A trainer that does not handle signals: Lightning's own handlers only take note of SIGTERM, and work goes on."""
+    trainer._signal_connector.register_signal_handlers = _no_handlers  # type: ignore[method-assign]
+    return trainer
+
+
+def _no_handlers() -> None:
+    """Nothing is registered."""
+
+
 def true_in_any_process(trainer: Trainer, value: bool) -> bool:
     """Whether a value is true in one process or more; all processes have to ask."""
     return trainer.strategy.reduce_boolean_decision(value, all=False)
@@ -83,16 +95,27 @@ class _AppendingWriter(ExperimentWriter):
             with file.open(newline="") as rows:
                 self.metrics_keys = next(csv.reader(rows), [])
 
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        file = Path(self.metrics_file_path)
+        with file.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        with writing(file) as partial, partial.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, fieldnames)
+            writer.writeheader()
+            writer.writerows(rows)
+
 
 class RunMetrics(CSVLogger):
     """``metrics.csv`` in the run folder; resuming appends, where Lightning's logger would delete the rows so far.
+
+    Each row is on its way to the disk when it is logged, so that a killed run loses none.
 
     Args:
         folder: the run folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, name="", version="", flush_logs_every_n_steps=20)
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
 
     @property
     def experiment(self) -> _ExperimentWriter:

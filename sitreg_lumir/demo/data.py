@@ -30,7 +30,7 @@ from sitreg_lumir.demo.brain import (
     velocity,
 )
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.atomic import temporary_folder_beside
+from sitreg_lumir.io.atomic import alone, writing_folder
 from sitreg_lumir.preprocessing.template import LUMIR_CENTRE
 
 RECORD = "demo.json"  # holds the parameters: a folder made with equal ones is used again
@@ -91,16 +91,10 @@ def make_demo_data(
     if _is_made(folder, made_with):
         return folder / "LUMIR_dataset.json"
 
-    with temporary_folder_beside(folder) as temporary:
-        try:
-            _write(temporary, made_with)
-            temporary.chmod(0o755)
-            if folder.exists():
-                folder.rmdir()
-            temporary.rename(folder)
-        except OSError:
-            if not _is_made(folder, made_with):  # another process may have been faster
-                raise
+    with alone(folder, wait=True):
+        if not _is_made(folder, made_with):  # another process may have been faster
+            with writing_folder(folder) as temporary:
+                _write(temporary, made_with)
     return folder / "LUMIR_dataset.json"
 
 

@@ -30,14 +30,17 @@ other, too; a thread must not take a lock twice. Processes forked within the blo
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.stop import before_leaving
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # how a file system says that it has none
-_held: set[int] = set()  # descriptors of this process's locks
+_TRIES, _PAUSE = 3, 0.02  # seconds between two tries for a lock that is not waited for
+_held: dict[int, Path] = {}  # this process's locks: descriptors and files
 
 
 @contextmanager
@@ -52,7 +55,7 @@ def locked(path: Path, *, wait: bool = False, busy: str = "") -> Iterator[None]:
     Raises:
         InputError: another process holds the lock, or its file cannot be made.
     """
-    descriptor = _acquire(path, wait)
+    descriptor = acquire(path, wait=wait)
     if descriptor is None:
         raise InputError(
             busy or f"{path.parent}: another process is writing there; wait until it has ended, or name another folder"
@@ -60,7 +63,7 @@ def locked(path: Path, *, wait: bool = False, busy: str = "") -> Iterator[None]:
     try:
         yield
     finally:
-        _release(path, descriptor)
+        release(path, descriptor)
 
 
 @contextmanager
@@ -73,16 +76,29 @@ def lock_if_free(path: Path) -> Iterator[bool]:
     Raises:
         InputError: the lock's file cannot be made.
     """
-    descriptor = _acquire(path, wait=False)
+    descriptor = acquire(path)
     try:
         yield descriptor is not None
     finally:
         if descriptor is not None:
-            _release(path, descriptor)
+            release(path, descriptor)
 
 
-def _acquire(path: Path, wait: bool) -> int | None:
-    """The descriptor that holds the lock; None if another process holds it and is not waited for."""
+def acquire(path: Path, *, wait: bool = False, proof: bool = False) -> int | None:
+    """Takes a lock for :func:`release` to end, where a block of :func:`locked` does not fit.
+
+    Args:
+        path: of the lock's file, which is made.
+        wait: for another process that holds it.
+        proof: take it only if the file system shows that no other process holds it, which those without locks cannot.
+
+    Returns:
+        the descriptor that holds the lock; None if another process holds it and is not waited for.
+
+    Raises:
+        InputError: the lock's file cannot be made.
+    """
+    tries = _TRIES
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -91,16 +107,23 @@ def _acquire(path: Path, wait: bool) -> int | None:
             raise InputError(
                 f"{path}: the lock cannot be made ({reason}); choose a folder with space and access"
             ) from None
-        _held.add(descriptor)
+        _held[descriptor] = path.absolute()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             _close(descriptor)
-            return None
+            tries -= 1
+            if not tries:
+                return None
+            time.sleep(_PAUSE)  # another process may just be looking whether a lock is free
+            continue
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 _close(descriptor)
                 raise InputError(f"{path}: cannot be locked ({error.strerror}); choose another folder") from None
+            if proof:
+                _close(descriptor)
+                return None
         except BaseException:
             _close(descriptor)
             raise
@@ -109,14 +132,20 @@ def _acquire(path: Path, wait: bool) -> int | None:
         _close(descriptor)  # its holder removed the file meanwhile, so that the next process locks another
 
 
-def _release(path: Path, descriptor: int) -> None:
-    """Removes the lock's file while it is still locked, so that nobody locks a file that goes."""
+def release(path: Path, descriptor: int) -> None:
+    """Ends a lock; its file is removed while it is still locked, so that nobody locks a file that goes."""
     if descriptor not in _held:  # of the process that this one was forked from
         return
     if _is_at(path, descriptor):
         with suppress(OSError):
             path.unlink()
     _close(descriptor)
+
+
+def let_go(descriptor: int) -> None:
+    """Ends a lock whose file stays, as if this process had been killed."""
+    if descriptor in _held:
+        _close(descriptor)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -129,7 +158,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _close(descriptor: int) -> None:
-    _held.discard(descriptor)
+    _held.pop(descriptor, None)
     with suppress(OSError):
         os.close(descriptor)
 
@@ -140,4 +169,11 @@ def _leave_to_parent() -> None:
         _close(descriptor)
 
 
+def _release_all() -> None:
+    """Before a signal ends this process."""
+    for descriptor, path in tuple(_held.items()):
+        release(path, descriptor)
+
+
+before_leaving(_release_all)
 os.register_at_fork(after_in_child=_leave_to_parent)

@@ -18,7 +18,7 @@ from sitreg_lumir.deform.splines import SplineUpdates, from_integers, quantum, t
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import Matrix, checked_matrix
-from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.atomic import writing_together
 from sitreg_lumir.io.checksum import sha256_file
 
 MAP = "map.safetensors"
@@ -51,7 +51,7 @@ class SavedMap:
 def save_map(
     path: Path, forward: SplineMap, grids: dict[str, Grid], made_from: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a map's two files; a crash leaves a description without its map, never a map with a wrong one.
+    """Writes a map's two files, both or neither.
 
     Args:
         path: a folder, which gets ``map.safetensors`` and ``map.json``; or a file of that kind, such as
@@ -84,11 +84,10 @@ def save_map(
         **{name: getattr(forward, name).tolist() for name in _MATRICES},
         **({} if made_from is None else {"made_from": dict(made_from)}),
     }
-    with writing(file) as temporary:
+    with writing_together(description_path(file), file) as (sidecar, temporary):
         temporary.write_bytes(save({name: np.ascontiguousarray(values) for name, values in tensors.items()}))
         described = {"sha256": sha256_file(temporary), **description}
-        with writing(description_path(file)) as sidecar:
-            sidecar.write_text(json.dumps(described, indent=1) + "\n")
+        sidecar.write_text(json.dumps(described, indent=1) + "\n")
 
 
 def description_path(file: Path) -> Path:

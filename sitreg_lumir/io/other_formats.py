@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -21,6 +20,7 @@ from nibabel.freesurfer.mghformat import MGHImage
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import temporary_folder
 from sitreg_lumir.io.bounded import Unpacked, check_regular, check_voxels, record_checksum_of
 from sitreg_lumir.io.text_headers import TextHeader, check_text_header, read_text_header
 
@@ -186,8 +186,8 @@ def readable_name(path: Path) -> Iterator[str]:
         str(path).encode("utf-8")
         yield str(path)
     except UnicodeEncodeError:
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / f"file{path.suffix}"
+        with temporary_folder() as folder:
+            link = folder / f"file{path.suffix}"
             os.symlink(path.absolute(), link)
             yield str(link)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.atomic import writing_together
 from sitreg_lumir.io.bounded import read_bytes
 from sitreg_lumir.io.json_file import read_json
 from sitreg_lumir.network.archive import DamagedArchiveError, load_archive
@@ -223,7 +223,7 @@ def save_member(
     dtype: torch.dtype = torch.float32,
     input_transform: nn.Module | None = None,
 ) -> None:
-    """Writes ``path`` (``.safetensors``) and its card (``.json``), each atomically.
+    """Writes ``path`` (``.safetensors``) and its card (``.json``), both or neither.
 
     The card holds the weights' SHA-256, so that a pair of files that do not belong together is refused.
 
@@ -243,7 +243,7 @@ def save_member(
     tensors = {name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in network.state_dict().items()}
     for name, tensor in ({} if input_transform is None else input_transform.state_dict()).items():
         tensors[STATE_PREFIX + name] = tensor.detach().clone().contiguous().cpu()
-    with writing(path.with_suffix(".json")) as card_file, writing(path) as file:  # the weights take their name first
+    with writing_together(path, path.with_suffix(".json")) as (file, card_file):
         save_file(tensors, file)
         text = json.dumps({"format": 1, **card.to_dict(), "sha256": sha256(file.read_bytes()).hexdigest()}, indent=1)
         card_file.write_text(text + "\n")

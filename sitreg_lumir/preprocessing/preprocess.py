@@ -16,10 +16,10 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.itk import save_affine_tfm
 from sitreg_lumir.io.nifti_stream import writing_planes
 from sitreg_lumir.io.read import Scan, read_image
+from sitreg_lumir.io.temporary import clean_leftovers
 from sitreg_lumir.io.write import plain_header
 from sitreg_lumir.preprocessing.align import Alignment
 from sitreg_lumir.preprocessing.intensity import Mask, Matrix, conform, support_mask
@@ -190,12 +190,8 @@ class Prepared:
         """Writes all files, or none."""
         header = plain_header(self.volume.shape, self.affine, np.uint8)
         raw_header = plain_header(self.scan.shape, self.scan.affine, np.uint8)
-        with (
-            writing(files.transform) as transform,
-            writing(files.raw_mask) as raw_mask,
-            writing(files.mask) as mask,
-            writing(files.volume) as whole,
-        ):
+        together = (files.volume, files.mask, files.raw_mask, files.transform)
+        with writing_together(*together) as (whole, mask, raw_mask, transform):
             for path, name, values, of_file in (
                 (whole, files.volume, self.volume, header),
                 (mask, files.mask, self.brain_on_grid.astype(np.uint8), header),
@@ -274,6 +270,7 @@ def _check_outputs(files: "VolumeFiles", inputs: list[Path]) -> None:
         raise InputError(f"{taken}: is an input, too; give the result a name of its own")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     try:
+        clean_leftovers(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.maps import DESCRIPTION, MAP
+from sitreg_lumir.io.temporary import clean_leftovers
 from sitreg_lumir.registration.apply import COMPOSITES_TO, IMAGES_TO
 
 SUMMARY = "summary.json"
@@ -76,6 +77,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         InputError: it is a file, cannot be written, holds a registration that would be lost, or files and none. Files
             beside a registration, and those that systems leave (``.DS_Store``), stay as they are.
     """
+    for place in (folder.absolute().parent, folder):
+        clean_leftovers(place)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder for the results with `out`")
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

@@ -16,6 +16,7 @@ from torch import Tensor
 from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import Matrix
+from sitreg_lumir.io.atomic import alone
 from sitreg_lumir.io.bounded import recorded_checksums
 from sitreg_lumir.io.itk import load_affine
 from sitreg_lumir.network.sitreg import Update
@@ -148,8 +149,22 @@ def register_scans(
     Raises:
         InputError: a file cannot be used, the scans do not fit the model, or the folder cannot be written.
     """
-    if out is not None:
-        check_folder(Path(out), options.overwrite)  # before the work, not after it
+    if out is None:
+        return _register_scans(fixed, moving, None, model, options, placed)
+    check_folder(Path(out), options.overwrite)  # before the work, not after it
+    with alone(Path(out)):
+        return _register_scans(fixed, moving, out, model, options, placed)
+
+
+def _register_scans(
+    fixed: str | Path,
+    moving: str | Path,
+    out: str | Path | None,
+    model: Model | str | Path | None,
+    options: RegisterOptions,
+    placed: PlacedScans | None,
+) -> Registration:
+    """Does what :func:`register_scans` does, in a folder that can be written to."""
     model = model if isinstance(model, Model) else load_model(model)
     check_model_world(load_template(), model.shape, model.affine, str(model.files[0]))
     if options.uncertainty:

@@ -1,10 +1,8 @@
 """Writes the folder of a registration: all of its chosen files, or none."""
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import CompositeTransform, composite_field
-from sitreg_lumir.io.atomic import reason_of, temporary_folder_beside
+from sitreg_lumir.io.atomic import writing_folder
 from sitreg_lumir.io.composite import reaching_grid, save_composite
 from sitreg_lumir.io.itk import field_grid, save_affine_tfm, save_itk_field
 from sitreg_lumir.io.maps import save_map
@@ -59,7 +56,7 @@ def save_registration(
         wanted.add("masks")
     if not report:
         wanted.discard("report")
-    with _whole(folder) as temporary:
+    with writing_folder(folder, own=FILES, last=SUMMARY) as temporary:
         parts: list[Callable[[Path, Registration, set[str]], None]] = [
             partial(_write_warped, to="fixed"),
             partial(_write_warped, to="moving"),
@@ -184,22 +181,3 @@ def report_numbers(summary: dict[str, Any]) -> dict[str, Any]:
                 name.replace("_", " "): item for name, item in values.items()
             }
     return {**main, **tables}
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder``, whose files move there at the end; on any error nothing is left of it."""
-    try:
-        with temporary_folder_beside(folder) as temporary:
-            yield temporary
-            folder.mkdir(exist_ok=True)
-            (folder / SUMMARY).unlink(missing_ok=True)  # its presence says that the other files are complete
-            for name in FILES:
-                if (temporary / name).exists():
-                    os.replace(temporary / name, folder / name)
-                else:
-                    (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({reason_of(error)}); choose a folder with space and access"
-        ) from None

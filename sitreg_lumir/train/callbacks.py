@@ -10,6 +10,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sitreg_lumir.io.atomic import reason_of, writing
 
+_PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path")  # of ModelCheckpoint's state
+
 
 def drop_rows_from(file: Path, step: int) -> None:
     """Removes the rows of ``metrics.csv`` that a resumed run will write again.
@@ -49,16 +51,41 @@ def _reason(error: BaseException) -> str:
     return reason_of(cause) if isinstance(cause, OSError) else " ".join(str(error).split())[:160]
 
 
-class StepCheckpoint(ModelCheckpoint):
-    """Lightning's ``ModelCheckpoint``, but it never writes between the micro batches of a step.
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's ``ModelCheckpoint``, but what it keeps in a checkpoint are names, and no paths of this machine.
 
-    A resumed run would otherwise save after its first micro batch, and that file lacks the gradients so far.
+    So they tell nothing about it, and a run folder that was moved resumes like any other.
     """
 
     @property
     def state_key(self) -> str:
         """Lightning's own name, so that checkpoints of plain ModelCheckpoints resume."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, each path by its last part."""
+        state = super().state_dict()
+        for key in _PATHS:
+            state[key] = Path(state[key]).name if state.get(key) else state.get(key)
+        state["best_k_models"] = {Path(path).name: score for path, score in state["best_k_models"].items()}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes names, and paths of earlier versions, as files of this run's folder."""
+        folder = Path(self.dirpath or "")
+        state = {**state_dict, "dirpath": self.dirpath}
+        for key in _PATHS[1:]:
+            state[key] = str(folder / Path(state[key]).name) if state.get(key) else state.get(key, "")
+        models = state.get("best_k_models") or {}
+        state["best_k_models"] = {str(folder / Path(path).name): score for path, score in models.items()}
+        super().load_state_dict(state)
+
+
+class StepCheckpoint(RunCheckpoint):
+    """A :class:`RunCheckpoint` that never writes between the micro batches of a step.
+
+    A resumed run would otherwise save after its first micro batch, and that file lacks the gradients so far.
+    """
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,8 +105,8 @@ def checkpoint_callbacks(folder: Path, every_n_steps: int, keep_every_n_epochs: 
     }
     return [
         StepCheckpoint(filename="last", every_n_train_steps=every_n_steps, **common),
-        ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
-        ModelCheckpoint(
+        RunCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
+        RunCheckpoint(
             filename="epoch-{epoch:03d}",
             every_n_epochs=keep_every_n_epochs,
             save_top_k=-1,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 
-from sitreg_lumir.errors import CollectiveError, InputError, RunStoppedError
+from sitreg_lumir.errors import CollectiveError, InputError, RunStoppedError, StoppedBySignalError
 
 _FAILURE, _LEFT = "sitreg_lumir/failure", "sitreg_lumir/left"  # keys of the store
 _EVERY = 0.5  # seconds between two looks
@@ -58,6 +58,9 @@ def ending_together(trainer: Trainer) -> Iterator[None]:
     watch.start()
     try:
         yield
+    except StoppedBySignalError as stop:
+        watch.report(Failure(trainer.global_rank, 128 + stop.number))
+        raise
     except Exception as error:
         _leave_the_end_to_us()
         rank = trainer.global_rank

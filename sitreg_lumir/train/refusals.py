@@ -1,6 +1,5 @@
 """What ends a training in one line: full memory, a full disk, a checkpoint of another network."""
 
-import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +10,14 @@ import torch
 
 from sitreg_lumir.data.sampler import epoch_length
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import refusal_of
 from sitreg_lumir.network.architecture import is_whole, short
 from sitreg_lumir.train.registration import RegistrationModule
 
 
 @contextmanager
 def refusing_in_one_line(folder: Path) -> Iterator[None]:
-    """A GPU's full memory and a full disk become one line that says what to set."""
+    """A GPU's full memory and a full or closed disk become one line that says what to set."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -28,10 +28,11 @@ def refusing_in_one_line(folder: Path) -> Iterator[None]:
             "from the end of one"
         ) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if refusal_of(error) is None:
             raise
         raise InputError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}); make room, then go on with --resume"
+            f"{error.filename or folder}: cannot be written ({error.strerror}); make room or choose another "
+            "--runs, then go on with --resume if there is a checkpoint"
         ) from None
 
 

@@ -19,8 +19,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from sitreg_lumir.data.datamodule import LumirDataModule
-from sitreg_lumir.data.lightning_internals import RunMetrics, failed_while_restoring
+from sitreg_lumir.data.lightning_internals import RunMetrics, failed_while_restoring, leave_signals_alone
 from sitreg_lumir.errors import InputError, RunStoppedError
+from sitreg_lumir.io.atomic import alone
 from sitreg_lumir.network.input_transform import ALLOW_VARIABLE, find_in_working_folder, module_of
 from sitreg_lumir.network.weights import read_checkpoint
 from sitreg_lumir.train.arguments import complete
@@ -35,6 +36,7 @@ from sitreg_lumir.train.processes import ending_together
 from sitreg_lumir.train.refusals import check_resumable, check_weights, refusing_in_one_line, unfinished_micro_batch
 from sitreg_lumir.train.settings import give_back_freed_memory, keep_freed_memory, prepare_process
 from sitreg_lumir.train.signals import StopOnSignal
+from sitreg_lumir.train.start_again import holds_run, is_first_process, remove_unfinished_start
 from sitreg_lumir.train.start_weights import read_start_weights, start_from
 from sitreg_lumir.train.throughput import Throughput
 from sitreg_lumir.train.tracking import DataRecord, finish, variant, wandb_logger
@@ -129,7 +131,8 @@ class RunCLI(LightningCLI):
         """The trainer of the configs, with what a run folder takes; scores alone write nothing."""
         config = {**self.config_init["trainer"], **kwargs}
         if self.options is None:
-            return self.trainer_class(**{**config, "logger": False, "enable_checkpointing": False})
+            scoring = self.trainer_class(**{**config, "logger": False, "enable_checkpointing": False})
+            return leave_signals_alone(scoring)
         if config.get("benchmark") is None:  # all steps have one shape; what is fastest for it may differ between runs
             config["benchmark"] = not config.get("deterministic")
         folder = self.options.folder
@@ -151,7 +154,7 @@ class RunCLI(LightningCLI):
         config["default_root_dir"] = str(folder)
         config["logger"] = loggers
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
-        return super().instantiate_trainer(**config)
+        return leave_signals_alone(super().instantiate_trainer(**config))
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -193,7 +196,18 @@ def build(
 
 def fit(args: Sequence[str], options: RunOptions) -> None:
     """Trains, from scratch or from ``options.resume``, and says what to do next."""
-    check_folder(options)
+    if not is_first_process():
+        _fit(args, options)
+        return
+    with alone(options.folder):
+        check_folder(options)
+        if options.resume is None:
+            remove_unfinished_start(options.folder)
+        _fit(args, options)
+
+
+def _fit(args: Sequence[str], options: RunOptions) -> None:
+    """Trains in a folder that no other run uses."""
     start = None if options.init_from is None else read_start_weights(options.init_from)
     cli = build(args, options, allow_imports=options.allow_imports)
     cli.model.check_variant()  # before hours of training, and before anything is cached or written
@@ -280,10 +294,7 @@ def check_folder(options: RunOptions) -> None:
             "--init-from starts a new run and --resume goes on with one: leave out one of them (a run that started "
             "from a member keeps its weights when it goes on)"
         )
-    if any(int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
-        return  # rank 0 looks, the others follow
-    held = [name for name in ("config.yaml", "metrics.csv", "checkpoints") if (options.folder / name).exists()]
-    if options.resume is None and held:
+    if options.resume is None and holds_run(options.folder, options.checkpoint_every):
         raise InputError(
             f"{options.folder}: holds a run already; go on with it (--resume), choose another --name, or remove it"
         )

@@ -1,7 +1,7 @@
 """Ending a run at a time limit: a signal saves the run and stops it."""
 
 import signal
-import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -11,12 +11,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from sitreg_lumir.data.lightning_internals import true_in_any_process
 from sitreg_lumir.data.loaders import STOP_SIGNALS
 from sitreg_lumir.errors import RunStoppedError
+from sitreg_lumir.stop import handling_elsewhere
 
 
 class StopOnSignal(Callback):
     """On SIGTERM, SIGUSR1 or SIGUSR2 writes last.ckpt after the running optimiser step, then ends the run.
 
-    That is what cluster schedulers send before a time limit. Under several processes one that hears it is enough.
+    That is what cluster schedulers send before a time limit. However long a step takes, it is waited for; SIGINT ends
+    the run at once, and so does any of them before the first step. Under several processes one that hears it is enough.
     An exception ends the run, not Lightning's ``should_stop``: that would close the epoch, and resuming could not
     go on in its middle.
 
@@ -27,12 +29,11 @@ class StopOnSignal(Callback):
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
         self.received: int | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._handling = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens to the signals that ask for an end."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        self._handling.enter_context(handling_elsewhere(STOP_SIGNALS, self._receive))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -53,6 +54,8 @@ class StopOnSignal(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signals back to whom they belonged."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        self._handling.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Gives them back where an error ends the run, after which ``teardown`` is not called."""
+        self._handling.close()

@@ -17,6 +17,7 @@ from nibabel.affines import voxel_sizes
 
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.lightning_internals import datamodule_of, without_anonymous
+from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.train.doctor import package_versions
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
@@ -168,6 +169,6 @@ def finish(folder: Path, *, failed: bool) -> str | None:
 def _run_id(file: Path) -> str:
     """The W&B id of a run folder: drawn once, then the same each time the run goes on."""
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(4))
+        with writing(file) as temporary:
+            temporary.write_text(secrets.token_hex(4))
     return file.read_text()

@@ -193,7 +193,7 @@ def test_an_interrupted_field_is_made_again(tmp_path: Path, inner: list[Pair], m
         patch.setattr("os.replace", die)
         with pytest.raises(KeyboardInterrupt):
             write(path, inner[0])
-    assert [file.name for file in folder.iterdir()] == ["disp_0100_0101.json"]
+    assert [file.name for file in folder.glob("[!.]*")] == ["disp_0100_0101.json"]
     assert run(folder, inner[:1]) == [path.name]
     assert run(folder, inner[:1]) == []
     assert "field" in json.loads(provenance_path(path).read_text())

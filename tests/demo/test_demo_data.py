@@ -148,7 +148,7 @@ def test_nothing_is_left_when_it_fails(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("disk full")
 
     monkeypatch.setattr("sitreg_lumir.demo.data._write_lists", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full"):
         make_demo_data(tmp_path / "demo", **SMALL)
     assert not list(tmp_path.iterdir())
 
