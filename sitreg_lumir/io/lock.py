@@ -105,7 +105,7 @@ def acquire(path: Path, *, wait: bool = False, proof: bool = False) -> int | Non
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(
-                f"{path}: the lock cannot be made ({reason}); choose a folder with space and access"
+                f"{path.parent}: cannot be written ({reason}); choose a folder with space and access"
             ) from None
         _held[descriptor] = path.absolute()
         try:

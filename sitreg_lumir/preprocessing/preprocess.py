@@ -16,6 +16,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import writing_together
 from sitreg_lumir.io.itk import save_affine_tfm
 from sitreg_lumir.io.nifti_stream import writing_planes
 from sitreg_lumir.io.read import Scan, read_image
