@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers, editors and the documentation
+    from sitreg_lumir.average.build import build_template
     from sitreg_lumir.challenge.evaluate import evaluate
     from sitreg_lumir.challenge.evaluation_report import report_evaluation
     from sitreg_lumir.challenge.predict import predict
@@ -66,6 +67,8 @@ _HOMES = {
     "load_map": "io.maps",
     "map_points": "geometry.transforms",
     "SplineMap": "geometry.spline_map",
+    # many scans
+    "build_template": "average.build",
     # LUMIR
     "LumirDataModule": "data.datamodule",
     "read_dataset": "data.lumir",
@@ -126,6 +129,7 @@ __all__ = [
     "__version__",
     "add_term",
     "apply",
+    "build_template",
     "clean_view",
     "dsc",
     "evaluate",

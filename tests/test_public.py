@@ -28,7 +28,7 @@ PROMISED = {
     "RawRegistration", "NdvPenalty", "GroupConsistency",
 }  # fmt: skip
 REGISTERS = {"register", "Registration", "apply", "load_map"}
-SLOW = {*REGISTERS, "preprocess", "make_demo_data", "predict"}
+SLOW = {*REGISTERS, "build_template", "preprocess", "make_demo_data", "predict"}
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 
 each_name = pytest.mark.parametrize("name", NAMES)

@@ -13,6 +13,7 @@ from sitreg_lumir.cli.lumir import add_container, add_demo, add_evaluate, add_pr
 from sitreg_lumir.cli.parsing import with_flags
 from sitreg_lumir.cli.register import add_preprocess, add_register
 from sitreg_lumir.cli.streams import lenient_streams, lost_output
+from sitreg_lumir.cli.template import add_template
 from sitreg_lumir.cli.training import add_export, add_fit, add_test, add_validate
 from sitreg_lumir.cli.transforms import add_apply, add_resample_field
 from sitreg_lumir.errors import InputError, RunStoppedError, StoppedBySignalError, missing_extra, printable
@@ -34,6 +35,8 @@ verbs, each with an example:
   resample-field
              a field on another grid of the same world, most of all a finer one (formerly: carry)
              sitreg-lumir resample-field disp_0100_0101.nii.gz --to fixed_half_mm.nii.gz -o fine/disp_0100_0101.nii.gz
+  template   make an unbiased average brain of many scans
+             sitreg-lumir template --images brains/*.nii.gz -o average
   fit        train a network
              sitreg-lumir fit --config ens_seed3 --data LUMIR
   validate   score a checkpoint on the validation pairs
@@ -59,7 +62,7 @@ verbs, each with an example:
 """
 
 # verbs whose errors may have arguments of functions in backticks; in those of others, backticks are for keys of files
-_NAME_ARGUMENTS = ("register", "preprocess", "dataset", "predict", "demo")
+_NAME_ARGUMENTS = ("register", "preprocess", "dataset", "template", "predict", "demo")
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -73,8 +76,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sitreg-lumir {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="sitreg-lumir")
     for add in (
-        add_register, add_preprocess, add_dataset, add_apply, add_resample_field, add_fit, add_validate, add_test,
-        add_predict, add_evaluate, add_submit, add_container, add_export, add_demo, add_doctor,
+        add_register, add_preprocess, add_dataset, add_apply, add_resample_field, add_template, add_fit, add_validate,
+        add_test, add_predict, add_evaluate, add_submit, add_container, add_export, add_demo, add_doctor,
     ):  # fmt: skip
         add(verbs)
     return parser

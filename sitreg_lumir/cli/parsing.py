@@ -8,7 +8,13 @@ from typing import TypeAlias
 from sitreg_lumir.errors import InputError
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-_FLAGS = {"out": "-o", "padding_mm": "--padding", "bias_correction": "--no-bias-correction"}  # of other names
+_FLAGS = {  # of other names
+    "out": "-o",
+    "padding_mm": "--padding",
+    "tolerance_mm": "--tolerance",
+    "spacing_mm": "--spacing",
+    "bias_correction": "--no-bias-correction",
+}
 
 
 def verb(verbs: Verbs, name: str, summary: str, more: str, *, former: str | None = None) -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
-"""One picture of a registered pair: images and deformed grid in the middle of three planes, drawn by Pillow alone."""
+"""Pictures of a registered pair and of mean images: slices in the middle of three planes, drawn by Pillow alone."""
 
 import io
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,8 @@ from sitreg_lumir.report.pictures import Volumes, grid_lines, intensity_window, 
 from sitreg_lumir.report.plots import PLANES
 
 _PANEL = 300  # pixels of the longest side
+_PANEL_OF_MEANS = 360
+_BESIDE_MM = 12.0
 _HEAD, _GAP, _TITLE = 18, 8, 30  # pixels
 _GRID_COLOUR = np.array([31, 119, 180], np.float32)
 _DIMMED = 0.35  # of the image under the grid
@@ -44,6 +47,39 @@ def sheet_png(volumes: Volumes, title: str) -> bytes:
         under = resized(scaled(cut(volumes.fixed), images[0][2]), size)
         row.append((f"deformed grid, {name}", _with_grid(under, grid_lines(volumes, axis, middle, size))))
         rows.append(row)
+    return _encoded(rows, title)
+
+
+def means_png(
+    images: Sequence[tuple[str, Array]], brain: Array, voxel_size: tuple[float, float, float], title: str
+) -> bytes:
+    """Images of one grid side by side, in slices through the middle of a brain, as a PNG.
+
+    Args:
+        images: a heading and ``(X, Y, Z)`` each, axes in RAS order and direction; each in its own window.
+        brain: bool, ``(X, Y, Z)``.
+        voxel_size: mm along each axis.
+        title: above the picture; letters that its font lacks are replaced.
+    """
+    where = np.argwhere(brain)
+    low, high = where.min(axis=0), where.max(axis=0)
+    rows = []
+    for name, axis in PLANES:
+        index = int((low[axis] + high[axis]) // 2)
+        if axis == 0:  # beside the gap between the halves
+            index += round(_BESIDE_MM / voxel_size[0])
+        width, height = sizes(brain.shape, voxel_size, axis)[0]
+        factor = _PANEL_OF_MEANS / max(width, height)
+        size = round(width * factor), round(height * factor)
+        rows.append(
+            [
+                (
+                    f"{heading}, {name}",
+                    _grey(resized(scaled(slice_of(image, axis, index), intensity_window(image)), size)),
+                )
+                for heading, image in images
+            ]
+        )
     return _encoded(rows, title)
 
 

@@ -24,8 +24,8 @@ from sitreg_lumir.network.weights import load_member
 from sitreg_lumir.train.module import MindRegistration
 
 VERBS = (
-    "register", "preprocess", "apply", "resample-field", "fit", "validate", "test", "predict", "evaluate", "submit",
-    "container", "export", "demo", "doctor",
+    "register", "preprocess", "apply", "resample-field", "template", "fit", "validate", "test", "predict", "evaluate",
+    "submit", "container", "export", "demo", "doctor",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_what_two_scans_need_is_imported_without_it() -> None:
     modules = (
         "registration.register", "registration.batch", "registration.save", "registration.apply", "report.report",
-        "report.sheet", "preprocessing.preprocess", "challenge.evaluate", "challenge.submission",
+        "report.sheet", "average.build", "preprocessing.preprocess", "challenge.evaluate", "challenge.submission",
         "challenge.resample_field", "train.doctor", "demo.examples",
     )  # fmt: skip
     done = run(f"import importlib\nfor name in {modules!r}: importlib.import_module('sitreg_lumir.' + name)\n"

@@ -1,0 +1,1 @@
+"""An unbiased average brain of many scans: what the verb `template` does."""
