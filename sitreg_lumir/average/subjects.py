@@ -101,7 +101,7 @@ class Subjects:
             "shape": list(self.model.shape),
             "affine": self.model.affine.tolist(),
         }
-        placed = self.work.kept("place", key, lambda: self._place(files))
+        placed = self.work.kept("place", key, lambda: self._place(files, entries["image"]["sha256"]))
         return Subject(
             self.names[number],
             files,
@@ -115,33 +115,39 @@ class Subjects:
 
     def image(self, subject: Subject) -> PlacedImage:
         """A scan on the model's grid."""
-        placed = self.work.kept("place", subject.key, lambda: self._place(subject.files))
+        placed = self._placed(subject)
         return PlacedImage(placed["image"], placed["brain"].astype(np.bool_))
 
     def original(self, subject: Subject) -> tuple[Scan, Mask]:
         """A scan as it is, and its brain."""
         scan = read_subject(subject.files, self.options)
-        placed = self.work.kept("place", subject.key, lambda: self._place(subject.files))
-        bits = np.unpackbits(placed["own_brain"], count=int(np.prod(scan.shape)))
+        if _content(scan) != subject.content:
+            raise _changed(subject.files)
+        bits = np.unpackbits(self._placed(subject)["own_brain"], count=int(np.prod(scan.shape)))
         return scan, bits.reshape(scan.shape).astype(np.bool_)
 
-    def _place(self, files: ScanFiles) -> Arrays:
+    def _placed(self, subject: Subject) -> Arrays:
+        checksum = subject.entries["image"]["sha256"]
+        return self.work.kept("place", subject.key, lambda: self._place(subject.files, checksum))
+
+    def _place(self, files: ScanFiles, checksum: str) -> Arrays:
         options = self.options
         try:
             scan = place_scan(files, options.align, options.header, options.assume_orientation)
+            if scan.checksum is not None and str(files.image) not in BUILT_IN and scan.checksum != checksum:
+                raise _changed(files)
         except InputError as error:
             raise InputError(_without_roles(str(error))) from None
         image, brain = conform(
             scan.data, scan.affine, scan.brain, scan.prealign, self.model.shape, self.model.affine, str(scan.path)
         )
-        content = digest_of(scan.data.astype(np.float32), scan.affine)
         return {
             "image": image,
             "brain": brain.astype(np.uint8),
             "own_brain": np.packbits(scan.brain),
             "prealign": np.asarray(scan.prealign, np.float64),
             "how": np.frombuffer(scan.how.encode(), np.uint8),
-            "content": np.frombuffer(content.encode(), np.uint8),
+            "content": np.frombuffer(_content(scan).encode(), np.uint8),
             "contrast": np.array([contrast_of(image, brain, self.model.affine)]),
         }
 
@@ -252,6 +258,15 @@ def contrast_of(image: NDArray[np.float32], brain: Mask, affine: Matrix) -> floa
     smooth = [ndimage.gaussian_filter(values, _SMOOTH_MM / spacing)[deep] for values in (image, reference)]
     correlation = float(np.corrcoef(*smooth)[0, 1])
     return correlation if np.isfinite(correlation) else 0.0
+
+
+def _content(scan: Scan) -> str:
+    """SHA-256 of the voxels and of where they lie, however a file stores them."""
+    return digest_of(scan.data.astype(np.float32), scan.affine)
+
+
+def _changed(files: ScanFiles) -> InputError:
+    return InputError(f"{files.image}: changed while the template was made; start again once it stays as it is")
 
 
 def _without_roles(message: str) -> str:

@@ -1,6 +1,5 @@
 """`template`: a mean brain that no scan leads, the same whatever the order, and kept when it is stopped."""
 
-import itertools
 import json
 import shlex
 import shutil
@@ -18,12 +17,14 @@ import sitreg_lumir
 from sitreg_lumir.average import build as build_module
 from sitreg_lumir.average import outputs
 from sitreg_lumir.average.rounds import Rounds
+from sitreg_lumir.average.subjects import names_of
 from sitreg_lumir.cli import main
 from sitreg_lumir.demo.data import make_demo_data
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import SITReg
 from sitreg_lumir.network.weights import ModelCard, save_member
+from sitreg_lumir.registration.scan import ScanFiles
 
 Array = NDArray[Any]
 SHAPE = (40, 56, 48)
@@ -118,6 +119,7 @@ def test_every_map_brings_its_scan_onto_the_template(average: Path, images: list
     assert (moved[brain == 1] > 0).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_next_line_works(
     images: list[str], template: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], member: Path,
@@ -241,6 +243,34 @@ def test_a_finer_grid_is_sampled_from_the_exact_maps(
     assert np.corrcoef(means[both], coarse[both])[0, 1] > 0.98
 
 
+def test_a_scan_that_changes_meanwhile_is_refused(
+    images: list[str], template: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    copy = tmp_path / "copy.nii.gz"
+    shutil.copy(images[0], copy)
+    original = Rounds.affine_mean
+
+    def replaced(self: Rounds, grid: Any) -> Any:
+        shutil.copy(images[3], copy)
+        return original(self, grid)
+
+    monkeypatch.setattr(Rounds, "affine_mean", replaced)
+    assert template([str(copy), images[1]], tmp_path / "out") == 2
+    assert "copy.nii.gz: changed while the template was made" in capsys.readouterr().err
+
+
+def test_scans_of_one_name_get_different_ones(tmp_path: Path) -> None:
+    def names(*files: str) -> list[str]:
+        return names_of([ScanFiles(str(tmp_path / file), "image") for file in files])
+
+    assert names("a/t1.nii.gz", "b/t1.nii.gz") == ["a_t1", "b_t1"]
+    assert names("s1/ses/t1.nii.gz", "s2/ses/t1.nii.gz", "s3/ses/x.nii") == ["s1_ses_t1", "s2_ses_t1", "s3_ses_x"]
+    assert names("t1.nii", "t1.nii.gz") == ["t1_1", "t1_2"]
+    with pytest.raises(InputError, match="named twice"):
+        names("t1.nii", "t1.nii")
+
+
 def test_rounds_end_early_where_the_mean_stays(images: list[str], template: Callable[..., int], tmp_path: Path) -> None:
     arguments = ("--rounds", "3", "--tolerance", "50", "--save", "none")
     assert template(images[:2], tmp_path / "early", *arguments) == 0
@@ -304,25 +334,25 @@ def test_a_library_call_gives_the_summary(images: list[str], member: Path, tmp_p
 
 
 def test_the_template_s_size_is_the_mean_of_the_scans_sizes(images: list[str], member: Path, tmp_path: Path) -> None:
-    """A brain and the same brain shown 1.21 times as large make a template of 1.1 times the brain's size."""
+    """A brain and the same brain shown 0.81 times as large make a template of 0.9 times the brain's size."""
     values, affine = load(Path(images[0]))
-    larger = np.diag([1.21, 1.21, 1.21, 1.0])
-    nib.Nifti1Image(values + (values > 100), larger @ affine).to_filename(tmp_path / "large.nii.gz")
-    place, matrices = build_module.Subjects._place, itertools.cycle([np.eye(4)])
+    smaller = np.diag([0.81, 0.81, 0.81, 1.0])
+    nib.Nifti1Image(values + (values > 100), smaller @ affine).to_filename(tmp_path / "small.nii.gz")
+    place = build_module.Subjects._place
 
-    def placed(self: Any, files: Any) -> Any:
+    def placed(self: Any, files: Any, checksum: str) -> Any:
         """As an alignment would place it: the header's size undone."""
-        arrays = place(self, files)
-        is_large = "large" in str(files.image)
-        arrays["prealign"] = np.linalg.inv(larger) if is_large else next(matrices)
+        arrays = place(self, files, checksum)
+        is_small = "small" in str(files.image)
+        arrays["prealign"] = np.linalg.inv(smaller) if is_small else np.eye(4)
         return arrays
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build_module.Subjects, "_place", placed)
         made = sitreg_lumir.build_template(
-            [images[0], tmp_path / "large.nii.gz"], tmp_path / "out", model=member, rounds=1, align="none", save="none"
+            [images[0], tmp_path / "small.nii.gz"], tmp_path / "out", model=member, rounds=1, align="none", save="none"
         )
-    np.testing.assert_allclose(made["template_to_MNI152"], np.diag([1 / 1.1] * 3 + [1]), atol=1e-9)
+    np.testing.assert_allclose(made["template_to_MNI152"], np.diag([1 / 0.9] * 3 + [1]), atol=1e-9)
     template, of_template = load(tmp_path / "out/affine_mean.nii.gz")
     litres = [(v > 0).sum() * abs(np.linalg.det(a)) for v, a in ((values, affine), (template, of_template))]
-    assert litres[1] / litres[0] == pytest.approx(1.1**3, rel=0.03)
+    assert litres[1] / litres[0] == pytest.approx(0.9**3, rel=0.03)
