@@ -1,6 +1,6 @@
 """How good a template is: sharpness, and how well labels of other subjects agree once carried to it.
 
-    python benchmarks/template.py REALBRAINS/2mm                    # 20 training scans, 3 rounds
+    python benchmarks/template.py REALBRAINS/2mm                    # 10 training scans, 3 rounds
     python benchmarks/template.py REALBRAINS/2mm --scans 40 --rounds 4
 
 The template is made of training scans, spread evenly over the list. The validation subjects, which had no part in it,
@@ -47,7 +47,7 @@ def main() -> None:
     """Makes the template, carries the labels that are missing, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, metavar="DATA", help="folder of a data set in LUMIR's layout, with labels")
-    parser.add_argument("--scans", type=int, default=20, metavar="N", help="of the training scans (default: 20)")
+    parser.add_argument("--scans", type=int, default=10, metavar="N", help="of the training scans (default: 10)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--members", nargs="+", type=Path, metavar="PATH", help="default: the shipped ones")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "template")
