@@ -15,8 +15,8 @@ import sys
 _RUN_AS_MODULE = sys.argv[:1] == ["-m"] and "sitreg_lumir" in {name.partition(".")[0] for name in sys.orig_argv[2:]}
 del sys.path[: int(_RUN_AS_MODULE and not sys.flags.safe_path)]
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib import import_module  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 __version__ = "0.1.0"
 

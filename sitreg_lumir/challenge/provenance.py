@@ -17,6 +17,7 @@ from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing_together
 from sitreg_lumir.io.checksum import file_entry, sha256_file
+from sitreg_lumir.io.json_file import read_json
 from sitreg_lumir.io.write import FIELD_LEVEL, write_disp
 from sitreg_lumir.network.precision import tf32_is_on
 
@@ -83,12 +84,12 @@ def read_provenance(field: Path) -> Provenance | None:
     """
     path = provenance_path(field)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists():
+            return None
+        content = read_json(path, "a provenance", "")
         images = [content[role][key] for role in ("fixed", "moving") for key in ("name", "sha256")]
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError):
-        images = [None]
+        images, content = [None], {}
     if not all(isinstance(value, str) for value in images):
         raise InputError(f"{path}: not a readable provenance; remove it together with {field.name}")
     return dict(content)

@@ -5,11 +5,15 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
+import warnings
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,11 +24,13 @@ from tqdm import tqdm
 from sitreg_lumir.data.lumir import raise_problems
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.json_file import read_json
 from sitreg_lumir.io.read import read_volume
 
 _VERSION = 1
 _SHOW_PROGRESS_FROM = 20
 _LARGE = 10 * 10**9  # bytes of a cache that is not filled without a word
+_DTYPES = (np.dtype(np.uint8).str, np.dtype(np.float32).str)
 _AT_ONCE = 16  # volumes read between two writes of the index: what an interruption loses at most
 
 
@@ -96,8 +102,23 @@ class VolumeCache:
             except FileNotFoundError:
                 raise InputError(f"{self.raw}: the cache was made again by another run; start again") from None
         end = entry["offset"] + self._bytes(entry["dtype"])
-        volume: NDArray[Any] = self._map[entry["offset"] : end].view(entry["dtype"]).reshape(self.shape)
+        stored = self._map[entry["offset"] : end]
+        checksum = entry.get("crc32")  # caches of earlier versions have none
+        if len(stored) < end - entry["offset"] or checksum not in (None, zlib.crc32(stored.tobytes())):
+            reason = f"damaged, {path.name} is read from its own file; the next run caches it"
+            warnings.warn(f"{self.raw}: {reason}", stacklevel=2)
+            self._drop(path)
+            return read_volume(path, shape=self.shape)[0]
+        volume: NDArray[Any] = stored.view(entry["dtype"]).reshape(self.shape)
         return np.array(volume)
+
+    def _drop(self, path: Path) -> None:
+        """Takes a damaged volume out of the index, so that the next :meth:`build` reads it again."""
+        with suppress(OSError, InputError):
+            content = read_json(self.index, "the index of a cache", "")
+            if content.get("volumes", {}).pop(str(path), None) is not None:
+                with writing(self.index) as index:
+                    index.write_text(json.dumps(content))
 
     def affine(self, path: Path) -> NDArray[np.float64]:
         """The ``(4, 4)`` voxel-to-world matrix of one image, RAS, mm."""
@@ -113,16 +134,30 @@ class VolumeCache:
     def _stored(self) -> dict[str, dict[str, Any]]:
         """The index on disk, without what the raw file does not reach to; sets the name of the raw file."""
         try:
-            content = json.loads(self.index.read_text())
-            self.raw = self.folder / content["raw"]
+            content = read_json(self.index, "the index of a cache", "")
+            name, volumes = content["raw"], content["volumes"]
+            if not re.fullmatch(rf"{self.key}-\d{{1,20}}\.raw", name) or not isinstance(volumes, dict):
+                return {}
+            self.raw = self.folder / name
             size = self.raw.stat().st_size
-        except (OSError, ValueError, KeyError):
-            return {}
-        return {
-            path: entry
-            for path, entry in content["volumes"].items()
-            if entry["offset"] + self._bytes(entry["dtype"]) <= size
-        }
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}  # missing or damaged: made again
+        return {path: entry for path, entry in volumes.items() if self._is_entry(entry, size)}
+
+    def _is_entry(self, entry: Any, size: int) -> bool:
+        """Whether a value is an index entry of a volume that the raw file, of so many bytes, reaches to."""
+        if not isinstance(entry, dict) or entry.get("dtype") not in _DTYPES or type(entry.get("offset")) is not int:
+            return False
+        if not 0 <= entry["offset"] <= size - self._bytes(entry["dtype"]):
+            return False
+        stamp, checksum = entry.get("made_from"), entry.get("crc32")
+        if not isinstance(stamp, list) or not (checksum is None or type(checksum) is int):
+            return False
+        try:
+            affine = np.array(entry.get("affine"), dtype=np.float64)
+        except (TypeError, ValueError):
+            return False
+        return affine.shape == (4, 4) and bool(np.isfinite(affine).all())
 
     def _fill(self) -> None:
         self._map = None
@@ -204,8 +239,10 @@ class VolumeCache:
         """Writes one volume; its index entry."""
         values, affine, stamp = volume
         offset = raw.tell()
-        raw.write(values.tobytes())
-        return {"offset": offset, "dtype": values.dtype.str, "affine": affine.tolist(), "made_from": stamp}
+        content = values.tobytes()
+        raw.write(content)
+        entry = {"offset": offset, "dtype": values.dtype.str, "affine": affine.tolist(), "made_from": stamp}
+        return entry | {"crc32": zlib.crc32(content)}
 
 
 def _made_from(path: Path) -> list[int]:

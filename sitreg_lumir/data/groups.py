@@ -6,7 +6,6 @@ landmarks (``LUMIR24_Landmark``), in-domain (``LUMIR24_Segmentation``), out-of-d
 multi-modal (``MultiModal_Segmentation``). The same four are known here without files.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.json_file import read_json
 
-FILE_NAME = re.compile(r"(?P<prefix>[^_]+)_(?P<subject>[^_]+)_(?P<modality>\d+)\.nii(\.gz)?")
+FILE_NAME = re.compile(r"(?P<prefix>[^_]+)_(?P<subject>[^_]+)_(?P<modality>[0-9]{1,9})\.nii(\.gz)?")
 CONFIGS = "*_evaluation_config.json"
 NO_GROUP = "no group"  # what pairs outside the groups are counted under where others have one
 ORDER = ("in-domain", "high-field", "out-of-domain", "multi-modal", "landmarks")
+_LARGEST_LABEL = 2**31 - 1  # of volumes of labels
 _RESERVED = ("all", "other", NO_GROUP)  # rows that every table may have
 _GROUP_NAME = re.compile(r"[^\W_][\w .+()&-]{0,39}")
 _CONFIG_NAME = re.compile(r"(?:LUMIR\d*_[A-Za-z]+_)?(?P<name>.+)_evaluation_config\.json")
@@ -75,7 +76,19 @@ def contrast(code: str, modalities: object) -> str:
         return code
     named = modalities.get(str(int(code))) if isinstance(modalities, dict) else None
     words = str(named or _USUAL_MODALITIES.get(int(code), code)).split()
-    return re.sub(r"^(T\d)w$", r"\1", words[0])
+    return re.sub(r"^(T\d)w$", r"\1", words[0] if words else code)
+
+
+def modalities_problem(modalities: object) -> str | None:
+    """What keeps a value from being a dataset JSON's ``modality``, None if nothing does."""
+    if modalities is None:
+        return None
+    if not isinstance(modalities, dict):
+        return f"must be an object of names by codes, it is {_short(modalities)}"
+    for name in modalities.values():
+        if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 100:
+            return f"must name each modality by a text, it has {_short(name)}"
+    return None
 
 
 def find_lists(folder: Path, pairs: Sequence[str], named: Sequence[Path] | None) -> dict[str, Group]:
@@ -143,13 +156,7 @@ def load_json(file: Path, wanted: str) -> dict[str, Any]:
     Raises:
         InputError: it is unreadable or holds something else; ``wanted`` says what it should be.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{file}: not a readable JSON file ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: not {wanted}")
-    return content
+    return read_json(file, wanted, "give another file")
 
 
 def labels_problem(labels: object) -> str | None:
@@ -160,6 +167,10 @@ def labels_problem(labels: object) -> str | None:
         whole = isinstance(label, int) and not isinstance(label, bool) and label >= 0
         if not whole and not (isinstance(label, str) and label.isascii() and label.isdigit()):
             return f"must hold whole numbers from 0 on, it has {_short(label)}"
+        if len(str(label)) > 10 or int(label) > _LARGEST_LABEL:
+            return f"must hold whole numbers up to {_LARGEST_LABEL}, it has {_short(label)}"
+    if isinstance(labels, dict) and not all(isinstance(name, str | int | float) for name in labels.values()):
+        return "must name its labels by text"
     values = [int(label) for label in labels]
     return "names a label twice" if len(set(values)) < len(values) else None
 

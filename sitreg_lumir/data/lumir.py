@@ -22,17 +22,20 @@ from sitreg_lumir.data.groups import (
     group_names,
     labels_problem,
     load_json,
+    modalities_problem,
     name_problem,
     pair_key,
 )
 from sitreg_lumir.data.names import parts_of
 from sitreg_lumir.errors import InputError, printable
 from sitreg_lumir.geometry.orientation import spacing_of
+from sitreg_lumir.io.bounded import check_voxels
 from sitreg_lumir.io.other_formats import NIFTI_SUFFIXES, has_suffix
 from sitreg_lumir.io.read import read_stated_grid
 
 _PREFERRED = ("LUMIR_dataset.json", "LUMIR25_dataset.json")
 _SHOWN = 20
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, letters: what file systems take
 _SAME_SPACING = 0.01  # relative: of one data set
 
 
@@ -186,6 +189,12 @@ def read_dataset(
     file = _find_json(Path(path).expanduser().absolute())
     content = load_json(file, "a dataset JSON, it must hold one object with `tensorImageShape`")
     shape = _read_shape(file, content)
+    problem = modalities_problem(content.get("modality"))
+    if problem:
+        raise InputError(f"{file}: `modality` {problem}")
+    name = content.get("name", file.stem)
+    if not isinstance(name, str | int | float):
+        raise InputError(f"{file}: `name` must be a text, it is {str(name)[:60]}")
     problems: list[str] = []
     root = Path(images).expanduser().absolute() if images else file.parent
     listed = tuple(
@@ -213,14 +222,14 @@ def read_dataset(
     raise_problems(file, problems)
     groups_of_pairs(pairs, file)
     labels = content.get("evaluation_labels")
-    problem = labels_problem(labels) if labels else None
+    problem = None if labels is None else labels_problem(labels)
     if problem:
         raise InputError(f"{file}: `evaluation_labels` {problem}")
     names = {int(key): str(name) for key, name in labels.items()} if isinstance(labels, dict) else {}
     return LumirDataset(
         path=file,
         root=root,
-        name=str(content.get("name", file.stem)),
+        name=str(name),
         shape=shape,
         training=listed,
         validation=pairs,
@@ -255,8 +264,9 @@ def _find_json(path: Path) -> Path:
 def _read_shape(file: Path, content: dict[str, Any]) -> tuple[int, int, int]:
     shape = content.get("tensorImageShape")
     shape = next(iter(shape.values()), None) if isinstance(shape, dict) else shape
-    if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise InputError(f'{file}: `tensorImageShape` must be {{"0": [X, Y, Z]}}, it is {shape}')
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        raise InputError(f'{file}: `tensorImageShape` must be {{"0": [X, Y, Z]}}, it is {str(shape)[:80]}')
+    check_voxels(file, shape)
     return shape[0], shape[1], shape[2]
 
 
@@ -284,7 +294,10 @@ def _image(root: Path, entry: object, problems: list[str], person: object = None
     path = root / written
     match = FILE_NAME.fullmatch(path.name)
     if not isinstance(entry, str):
-        problems.append(f"the entry {entry!r} is not a path")
+        problems.append(f"the entry {repr(entry)[:80]} is not a path")
+    elif "\0" in entry or len(entry) > _LONGEST_PATH or any(len(p.encode()) > _LONGEST_NAME for p in written.parts):
+        problems.append(f"the path {entry[:60]!r}... is longer than a file's can be, or holds a NUL")
+        return Image(root / "too long", "", "")
     elif written.parts[:1] == ("..",) or not path.is_relative_to(root):
         problems.append(f"{entry} leaves the folder {root}")
     elif not has_suffix(path.name, *NIFTI_SUFFIXES):

@@ -3,6 +3,7 @@
 `predict --save-maps` names both files after their pair: ``map_0100_0101.safetensors``, ``map_0100_0101.json``.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,20 +13,23 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from sitreg_lumir.deform.splines import SplineUpdates, from_integers, quantum, to_integers
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import Matrix, checked_matrix
 from sitreg_lumir.io.atomic import writing_together
+from sitreg_lumir.io.bounded import check_voxels, read_bytes
 from sitreg_lumir.io.checksum import sha256_file
+from sitreg_lumir.io.json_file import read_json
 
 MAP = "map.safetensors"
 DESCRIPTION = "map.json"
 SUFFIX = ".safetensors"
 FORMAT, VERSION = "sitreg_lumir exact map", 1
 _MOST_LEVELS, _LARGEST_SIZE = 12, 4096
+_LARGEST = 1 << 34  # bytes
 _MATRICES = ("fixed_to_model", "moving_to_model", "model_affine")
 _REMEDY = "make it again, or copy both of its files again"
 
@@ -123,12 +127,17 @@ def read_map(path: Path) -> SavedMap:
     if file.suffix != SUFFIX:
         raise InputError(f"{file}: is no exact map; name the folder of a registration, or a map's {SUFFIX} file")
     description = _description(description_path(file))
-    if sha256_file(file) != description.get("sha256"):
+    try:
+        content = read_bytes(file, _LARGEST, "an exact map")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); {_REMEDY}") from None
+    if hashlib.sha256(content).hexdigest() != description.get("sha256"):
         name = description_path(file).name
         raise InputError(f"{file}: is not the file that {name} beside it describes, or damaged; {_REMEDY}")
     try:
-        tensors = load_file(file)
+        tensors = load(content)
         shape = _shape(description["shape"])
+        check_voxels(file, shape)
         levels = int(description["levels"])
         if not 1 <= levels <= _MOST_LEVELS:
             raise ValueError(f"{levels} levels")
@@ -144,7 +153,9 @@ def read_map(path: Path) -> SavedMap:
         made_from = description.get("made_from")
         if made_from is not None and not isinstance(made_from, dict):
             raise ValueError("made_from is no object")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except InputError:
+        raise
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{file}: is no exact map ({error}); {_REMEDY}") from None
     return SavedMap(forward, grids, made_from)
 
@@ -165,13 +176,8 @@ def read_made_from(file: Path) -> dict[str, Any] | None:
 
 
 def _description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON ({error}); {_REMEDY}") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
+    description = read_json(path, "the description of an exact map", _REMEDY)
+    if description.get("format") != FORMAT:
         raise InputError(f"{path}: does not describe an exact map; {_REMEDY}")
     if description.get("version") != VERSION:
         raise InputError(f"{path}: has version {description.get('version')!r}, known is {VERSION}; update sitreg_lumir")
@@ -191,7 +197,9 @@ def _brain(packed: Any, shape: tuple[int, int, int]) -> Any:
 
 
 def _shape(values: Any) -> tuple[int, int, int]:
-    x, y, z = (int(value) for value in values)
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError(f"shape {str(values)[:60]}")
+    x, y, z = values
     if not all(1 <= size <= _LARGEST_SIZE for size in (x, y, z)):
         raise ValueError(f"shape {(x, y, z)}")
     return x, y, z

@@ -11,6 +11,7 @@ from sitreg_lumir.challenge.provenance import compare
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.checksum import file_entry
+from sitreg_lumir.io.json_file import read_json
 from sitreg_lumir.registration.outputs import REPORT, SUMMARY
 from sitreg_lumir.registration.pairs_table import PairRow
 from sitreg_lumir.registration.scan import BUILT_IN
@@ -44,8 +45,8 @@ def record_error(folder: Path, pair: PairRow, reason: str, details: str = "") ->
 
 def recorded_error(folder: Path, pair: PairRow) -> str:
     """The recorded error of a pair; empty if there is none."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(error_path(folder, pair).read_text(encoding="utf-8"))["reason"])
+    with suppress(InputError, KeyError):
+        return str(read_json(error_path(folder, pair), "an error", "")["reason"])
     return ""
 
 
@@ -56,13 +57,35 @@ def read_summary(folder: Path) -> dict[str, Any]:
         InputError: it is missing or damaged.
     """
     path = folder / SUMMARY
+    remedy = "register the pair again with `overwrite=True`"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(f"{path}: not a readable summary; register the pair again with `overwrite=True`") from None
-    if not isinstance(summary, dict) or not isinstance(summary.get("made_from"), dict):
-        raise InputError(f"{path}: does not say what it was made from; register the pair again with `overwrite=True`")
+        summary = read_json(path, "a summary", remedy)
+    except InputError as error:
+        raise InputError(f"{path}: not a readable summary ({str(error).removeprefix(f'{path}: ')})") from None
+    problem = _summary_problem(summary)
+    if problem:
+        raise InputError(f"{path}: {problem}; {remedy}")
     return summary
+
+
+def _summary_problem(summary: dict[str, Any]) -> str | None:
+    """Why an object is no summary of a registration; None if it is one."""
+    if not isinstance(summary.get("made_from"), dict):
+        return "does not say what it was made from"
+    if summary.get("verdict") not in JUDGED:
+        return "does not say its verdict"
+    reasons = summary.get("reasons")
+    if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
+        return "its reasons are no list of lines"
+    seconds = summary.get("seconds", {})
+    if not isinstance(seconds, dict) or not all(isinstance(value, int | float) for value in seconds.values()):
+        return "its seconds are no numbers"
+    similarity = summary.get("similarity", {})
+    parts = [similarity, *(similarity.values() if isinstance(similarity, dict) else ())]
+    parts += [summary.get(name) for name in ("inverse_error_mm", "uncertainty_mm")]
+    if not all(part is None or isinstance(part, dict) for part in parts):
+        return "its measures are no numbers by names"
+    return None
 
 
 def row_of(pair: PairRow, folder: Path, verdict: str = "", reasons: str = "") -> dict[str, Any]:
@@ -79,13 +102,13 @@ def row_of(pair: PairRow, folder: Path, verdict: str = "", reasons: str = "") ->
     summary = {} if verdict else read_summary(folder / pair.name)
     if summary:
         row |= {"verdict": summary["verdict"], "reasons": "; ".join(summary["reasons"])}
-    similarity = summary.get("similarity", {})
+    similarity = summary.get("similarity") or {}
     for stage in ("aligned", "registered"):
         for key in ("mind", "lncc", "brain_overlap"):
             row[f"{key}_{stage}"] = (similarity.get(stage) or {}).get(key)
     row["ndv_percent"] = summary.get("ndv_percent")
     for key in ("median", "p99"):
-        row[f"inverse_error_mm_{key}"] = summary.get("inverse_error_mm", {}).get(key)
+        row[f"inverse_error_mm_{key}"] = (summary.get("inverse_error_mm") or {}).get(key)
     row["uncertainty_mm_median"] = (summary.get("uncertainty_mm") or {}).get("median")
     row["seconds"] = sum(summary.get("seconds", {}).values()) or None
     row["report"] = f"{pair.name}/{REPORT}" if (folder / pair.name / REPORT).is_file() else None

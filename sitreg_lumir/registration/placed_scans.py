@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.bounded import record_checksums, recorded_checksums
 from sitreg_lumir.io.checksum import sha256_file
+from sitreg_lumir.io.json_file import read_json
 from sitreg_lumir.io.lock import locked
 from sitreg_lumir.preprocessing.align import Alignment
 from sitreg_lumir.preprocessing.intensity import Mask
@@ -94,7 +97,9 @@ class KeptOnDisk:
         """A stripped head's brain, and what stripped it."""
         with self._one_at_a_time("brain"):
             path = self._brain
-            with suppress(OSError, ValueError, KeyError, EOFError):  # missing, or damaged: computed again
+            with suppress(
+                OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error
+            ):  # missing, or damaged: computed again
                 with np.load(path, allow_pickle=False) as stored:
                     shape, by = tuple(map(int, stored["shape"])), str(stored["by"])
                     brain = np.unpackbits(stored["bits"], count=int(np.prod(shape))).reshape(shape)
@@ -108,10 +113,10 @@ class KeptOnDisk:
         """A scan's alignment to the template."""
         with self._one_at_a_time("alignment"):
             path = self._alignment
-            with suppress(OSError, ValueError, KeyError, TypeError):  # missing, or damaged: computed again
-                stored = json.loads(path.read_text(encoding="utf-8"))
+            with suppress(InputError, ValueError, KeyError, TypeError):  # missing, or damaged: computed again
+                stored = read_json(path, "an alignment", "")
                 prealign = np.array(stored.pop("prealign"), dtype=np.float64)
-                if prealign.shape == (4, 4):
+                if prealign.shape == (4, 4) and np.isfinite(prealign).all():
                     return Alignment(prealign=prealign, **stored)
             computed = compute()
             values: dict[str, Any] = {**asdict(computed), "prealign": computed.prealign.tolist()}

@@ -1,7 +1,6 @@
 """The scores of an evaluated run as a report needs them: read from disk, and the worst first."""
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.json_file import read_json
 
 Case = Mapping[str, Any]
 DASH = "\u2013"
@@ -83,7 +83,7 @@ def read_scores(path: str | Path) -> StoredScores:
                 {key: text if key in _TEXTS else _number(text) for key, text in row.items()}
                 for row in csv.DictReader(stream, strict=True)
             ]
-        content = json.loads(summary.read_text(encoding="utf-8"))
+        content = read_json(summary, "scores", "evaluate again")
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: no such file; run `sitreg-lumir evaluate` first") from None
     except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
