@@ -5,6 +5,7 @@ import shlex
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.atomic import alone, check_folder_is_writable
+from sitreg_lumir.io.atomic import alone, check_folder_is_writable, own_temporary_files
 from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.precision import turn_tf32_off
 from sitreg_lumir.network.shipped import default_members
@@ -232,7 +233,7 @@ def predict(
     todo = {plan.pair.long_name: plan for plan in plans if not plan.skip}
     print(f"{folder}: {len(plans) - len(todo)} fields are there already, {len(todo)} to predict")
     if todo:
-        with alone(folder):
+        with alone(folder), own_temporary_files() if devices > 1 else nullcontext():
             check_folder_is_writable(folder)
             keep_freed_memory_of_small_grids(math.prod(data.shape))
             data.to_predict = tuple(plan.pair for plan in todo.values())

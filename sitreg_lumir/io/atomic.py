@@ -164,6 +164,18 @@ def alone(path: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def own_temporary_files() -> Iterator[None]:
+    """Within the block, temporary files of libraries lie in a folder of this process, which goes at its end."""
+    before = tempfile.tempdir
+    with temporary_folder() as folder:
+        tempfile.tempdir = str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
 def check_folder_is_writable(folder: Path) -> None:
     """Makes a folder if need be and tries to write there, so that it is refused before the work and not after it.
 

@@ -181,14 +181,16 @@ def _remove(temporary: Path) -> None:
     if (temporary / _COMMIT).exists():  # its renames failed: the next process may finish them
         let_go(descriptor)
         return
-    _empty(temporary)
+    if not _empty(temporary):
+        let_go(descriptor)
+        return
     release(temporary / _LOCK, descriptor)
     with suppress(OSError):
         temporary.rmdir()
 
 
-def _empty(temporary: Path) -> None:
-    """Removes all but the lock; the list of renames, which are done or have not begun, goes first."""
+def _empty(temporary: Path) -> bool:
+    """Removes all but the lock, the list of renames, which are done or have not begun, first; whether that worked."""
     with suppress(OSError):
         for name in sorted(os.listdir(temporary), key=lambda name: name != _COMMIT):
             path = temporary / name
@@ -196,6 +198,8 @@ def _empty(temporary: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             elif name != _LOCK:
                 path.unlink()
+        return os.listdir(temporary) == [_LOCK]
+    return False
 
 
 def _clean(temporary: Path) -> None:
@@ -209,10 +213,13 @@ def _clean(temporary: Path) -> None:
         return
     try:
         settle(temporary)
-        _empty(temporary)
+        empty = _empty(temporary)
     except BaseException:
         let_go(descriptor)
         raise
+    if not empty:
+        let_go(descriptor)
+        return
     release(lock, descriptor)
     temporary.rmdir()
 
