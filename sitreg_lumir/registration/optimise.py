@@ -7,7 +7,6 @@ exchanging them exchanges the results.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,17 +14,9 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from sitreg_lumir.deform.bspline import control_point_bound
-from sitreg_lumir.deform.ops import warp, warp_mask
-from sitreg_lumir.losses import diffusion, ndv_sum
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.network.sitreg import Stage
-from sitreg_lumir.registration.contrast_transfer import (
-    ComparedImage,
-    channel_lncc,
-    same_contrast,
-    transfer_contrasts,
-    without_lesion,
-)
+from sitreg_lumir.registration.objective import Comparison, ImagePair, Weights, objective
 from sitreg_lumir.registration.optimised_fields import ExactFields, SampledFields, Updates
 
 SIMILARITIES = {"lncc": (0.2, 2), "mind": (0.03, 3)}  # name: learning rate, levels
@@ -66,22 +57,6 @@ class Optimised:
         return self.steps > 0
 
 
-class _Value(NamedTuple):
-    """The objective and its image term for a pair of fields, mean of both directions."""
-
-    objective: float
-    dissimilarity: float
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """The LNCC's window, voxels, and the weights of the diffusion (a mean over voxels) and of the NDV (a sum)."""
-
-    window: int
-    diffusion: float
-    ndv: float
-
-
 def control_points_of(stages: Sequence[Stage], levels: int) -> list[tuple[Tensor, Tensor]]:
     """The control points of all stages, coarsest first, as :func:`optimise` takes them.
 
@@ -120,6 +95,7 @@ def optimise(
     bound_multiplier: float = 0.99,
     tolerance: float = 1e-2,
     exact_share: float = 0.25,
+    finer: ImagePair | None = None,
 ) -> Optimised:
     """Improves the control points of the finest levels for this pair by Adam, and returns the best fields of all steps.
 
@@ -161,6 +137,9 @@ def optimise(
         exact_share: share of the steps, the last ones, in which images are compared by the exact map, which is what
             users get. In those before the fields are sampled as the network does: in half the time, but what the
             objective gains where these differ from the exact map is no gain, and folds it between samples.
+        finer: both images on a grid whose voxels divide those of the model's grid, ``(1, 1, kX, kY, kZ)``. In the steps
+            that see the exact map they are compared there as well, with a window of as many voxels: the image term is
+            the mean of both.
 
     Returns:
         the best fields by the objective, the prediction included, so never worse ones.
@@ -182,23 +161,19 @@ def optimise(
         )
     if not 0 <= exact_share <= 1:
         raise ValueError(f"exact_share must be between 0 and 1, got {exact_share}")
-    _check_images(
-        fixed=fixed,
-        moving=moving,
-        fixed_mask=fixed_mask,
-        moving_mask=moving_mask,
-        fixed_lesion=fixed_lesion,
-        moving_lesion=moving_lesion,
-    )
+    if finer is not None and not exact_share:
+        raise ValueError("finer images are compared by the exact map: exact_share must not be 0")
+    images = ImagePair(fixed, moving, fixed_mask, moving_mask, fixed_lesion, moving_lesion)
+    images.check()
     shape = tuple(fixed.shape[2:])
     bounds = [bound_multiplier * control_point_bound((2**level,) * 3) for level in reversed(range(len(control_points)))]
     _check_control_points(control_points, bounds, shape)
     descriptor = (Mind() if mind is None else mind) if similarity == "mind" else None
-    images = (
-        without_lesion(fixed, fixed_mask, fixed_lesion, descriptor),
-        without_lesion(moving, moving_mask, moving_lesion, descriptor),
-    )
-    weights = _Weights(window, diffusion_weight, ndv_weight * _PUBLISHED_VOXELS / fixed.numel())
+    comparisons = [Comparison(images, 1, descriptor)]
+    if finer is not None:
+        finer.check()
+        finer_comparison = Comparison(finer, finer.finer_factor(shape), descriptor)
+    weights = Weights(window, diffusion_weight, ndv_weight * _PUBLISHED_VOXELS / fixed.numel())
     points = [(first.detach().clone(), second.detach().clone()) for first, second in control_points]
     kept, best, best_step = points[:-levels], points[-levels:], 0
     variables = _BoundedPoints(best, bounds[-levels:])
@@ -218,16 +193,19 @@ def optimise(
             with torch.set_grad_enabled(learning):
                 fields = fields_of(updates)
             current = [field.detach() for field in fields]
+            if finer is not None:
+                comparisons.append(finer_comparison)
         if step == 0:
             predicted = current
-            contrasts_transferred = similarity == "lncc" and not same_contrast(*images, *current)
-        transfer = step == 0 or (contrasts_transferred and learning and step % _TRANSFER_EVERY == 0)
-        if transfer:
-            compared = transfer_contrasts(*images, *current) if contrasts_transferred else images
-        if transfer or step == exact_from:
-            before, _ = _objective(predicted, compared, weights)
+            contrasts_transferred = similarity == "lncc" and not comparisons[0].same_contrast(current)
+        transfer = contrasts_transferred and (step == 0 or (learning and step % _TRANSFER_EVERY == 0))
+        if contrasts_transferred and (transfer or step == exact_from):
+            for comparison in comparisons if transfer else comparisons[1:]:
+                comparison.transfer_contrasts(current)
+        if transfer or step in (0, exact_from):
+            before, _ = objective(predicted, comparisons, weights)
             after, best, best_step = before, points[-levels:], 0  # earlier steps were compared otherwise
-        value, gradients = _objective(current, compared, weights, learning)
+        value, gradients = objective(current, comparisons, weights, learning)
         if value.objective < after.objective:
             best, best_step, after = [(first.detach(), second.detach()) for first, second in updates], step, value
         if learning:
@@ -238,8 +216,8 @@ def optimise(
         del updates, fields, current, gradients  # frees memory for the next step
     with torch.no_grad():
         disp, disp_inv = fields_of(best)
-    objective, dissimilarity = zip(before, after, strict=True)
-    return Optimised(disp, disp_inv, [*kept, *best], best_step, objective, dissimilarity, contrasts_transferred)
+    objectives, dissimilarities = zip(before, after, strict=True)
+    return Optimised(disp, disp_inv, [*kept, *best], best_step, objectives, dissimilarities, contrasts_transferred)
 
 
 class _BoundedPoints:
@@ -269,38 +247,6 @@ def _adam(arguments: list[Tensor], learning_rate: float, steps: int) -> tuple[Ad
     rate = learning_rate * min(1.0, steps / _FULL_RATE_STEPS)
     optimizer = Adam(arguments, lr=rate, betas=_BETAS, eps=_EPSILON, foreach=False)
     return optimizer, CosineAnnealingLR(optimizer, max(steps, 1), rate / 10)
-
-
-def _objective(
-    fields: Sequence[Tensor], compared: Sequence[ComparedImage], weights: _Weights, learning: bool = False
-) -> tuple[_Value, list[Tensor]]:
-    """The mean over both directions; with ``learning`` also each direction's gradient of the objective by its field.
-
-    These gradients are computed here, before those of the maps, so that only one comparison's activations are in memory
-    at a time. They are of a sum over voxels, so that their size, like Adam's epsilon, does not depend on the grid.
-    """
-    values: list[tuple[float, float]] = []
-    gradients: list[Tensor] = []
-    for field, target, source in zip(fields, compared, reversed(compared), strict=True):
-        disp = field.detach().requires_grad_(learning)
-        with torch.set_grad_enabled(learning):
-            mask = warp_mask(source.mask, disp) & target.mask
-            dissimilarity = channel_lncc(warp(source.values, disp), target.values, mask, weights.window)
-            total = dissimilarity + weights.diffusion * diffusion(disp) + weights.ndv * ndv_sum(disp)
-            if learning:
-                gradients += torch.autograd.grad(total * disp[0, 0].numel(), disp)
-        values.append((float(total.detach()), float(dissimilarity.detach())))
-    return _Value(*((forward + backward) / 2 for forward, backward in zip(*values, strict=True))), gradients
-
-
-def _check_images(**images: Tensor | None) -> None:
-    fixed = images["fixed"]
-    assert fixed is not None
-    if fixed.ndim != 5 or tuple(fixed.shape[:2]) != (1, 1):
-        raise ValueError(f"one pair at a time is optimised: fixed must be (1, 1, X, Y, Z), got {tuple(fixed.shape)}")
-    for name, image in images.items():
-        if image is not None and image.shape != fixed.shape:
-            raise ValueError(f"{name} must be {tuple(fixed.shape)} as fixed is, got {tuple(image.shape)}")
 
 
 def _check_control_points(control_points: Updates, bounds: Sequence[float], shape: tuple[int, ...]) -> None:

@@ -28,6 +28,7 @@ class RegisterOptions:
     moving_to_template: str | Path | None = None
     refine: int = 0
     refine_similarity: str = "lncc"
+    refine_mm: float | None = None
     fixed_lesion: str | Path | None = None
     moving_lesion: str | Path | None = None
     header: str | None = None
@@ -51,6 +52,8 @@ class RegisterOptions:
             raise InputError(
                 "`fixed_lesion` and `moving_lesion` need `refine=N`, the steps that leave a lesion out; add it"
             )
+        if self.refine_mm is not None and not (self.refine and self.refine_mm > 0):
+            raise InputError("`refine_mm` is a voxel size in mm, above 0, and needs `refine=N`, the steps; add it")
         if not 0 <= self.padding_mm < 1000:
             raise InputError(f"`padding_mm` must be 0 or more and below 1000 mm, got {self.padding_mm:g}")
 

@@ -25,10 +25,11 @@ from sitreg_lumir.preprocessing.template import check_model_world, load_template
 from sitreg_lumir.registration.linear import TransformKind, no_updates, register_linearly
 from sitreg_lumir.registration.made_from import made_from
 from sitreg_lumir.registration.model import Model, load_model
+from sitreg_lumir.registration.objective import ImagePair
 from sitreg_lumir.registration.optimise import Optimised, optimise
 from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import check_folder
-from sitreg_lumir.registration.pair import ModelPair, meet_half_way, pair_on_grid
+from sitreg_lumir.registration.pair import ModelPair, finer_factor, meet_half_way, pair_on_finer_grid, pair_on_grid
 from sitreg_lumir.registration.placed_scans import PlacedScans
 from sitreg_lumir.registration.quality import json_values
 from sitreg_lumir.registration.result import Registration
@@ -55,6 +56,7 @@ def register(
     moving_to_template: str | Path | None = None,
     refine: int = 0,
     refine_similarity: str = "lncc",
+    refine_mm: float | None = None,
     fixed_lesion: str | Path | None = None,
     moving_lesion: str | Path | None = None,
     header: str | None = None,
@@ -86,6 +88,8 @@ def register(
         refine_similarity: what ``refine`` increases, for any contrasts: ``lncc``, the local correlation of intensities
             (after contrast transfer where contrasts differ), or ``mind``, which gains less and stays nearer the
             prediction.
+        refine_mm: voxel size at which ``refine`` compares the scans in its last quarter, beside the model's: 1 pays for
+            scans of 1 mm, in twice the time. It must divide the model's.
         fixed_lesion: mask of what has no counterpart in the moving scan, left out of the similarity that ``refine``
             increases.
         moving_lesion: mask of what has no counterpart in the fixed scan, likewise left out.
@@ -121,6 +125,7 @@ def register(
         moving_to_template=moving_to_template,
         refine=refine,
         refine_similarity=refine_similarity,
+        refine_mm=refine_mm,
         fixed_lesion=fixed_lesion,
         moving_lesion=moving_lesion,
         header=header,
@@ -169,6 +174,7 @@ def _register_scans(
     check_model_world(load_template(), model.shape, model.affine, str(model.files[0]))
     if options.uncertainty:
         check_members(model)
+    factor = None if options.refine_mm is None else finer_factor(model, options.refine_mm)
     seconds: dict[str, float] = {}
     with _timed(seconds, "read and align"), recorded_checksums() as read:
         scans, prealigns = _read(fixed, moving, options, placed or PlacedScans())
@@ -186,7 +192,8 @@ def _register_scans(
         _log.info("control points by %s in %.1f s", model, seconds["predict"])
     if options.refine and updates is not None:
         with _timed(seconds, "refine"):
-            optimised = optimise_pair(model, pair, updates, options.refine, options.refine_similarity)
+            finer = None if factor is None else pair_on_finer_grid(model, factor, *scans, *prealigns)
+            optimised = optimise_pair(model, pair, updates, options.refine, options.refine_similarity, finer)
             updates, refined = list(optimised.control_points), _describe(optimised, options)
         _log.info("refined in %.1f s, %d of %d steps of use", seconds["refine"], optimised.steps, options.refine)
     with _timed(seconds, "measure"):
@@ -228,7 +235,14 @@ def _read(
     return scans, prealigns
 
 
-def optimise_pair(model: Model, pair: ModelPair, updates: Sequence[Update], steps: int, similarity: str) -> Optimised:
+def optimise_pair(
+    model: Model,
+    pair: ModelPair,
+    updates: Sequence[Update],
+    steps: int,
+    similarity: str,
+    finer: ImagePair | None = None,
+) -> Optimised:
     """Optimises the predicted control points for one pair.
 
     With ``lncc``, smoothness has the weight of the model's training; with ``mind``, whose scale differs, it has 1.
@@ -239,6 +253,7 @@ def optimise_pair(model: Model, pair: ModelPair, updates: Sequence[Update], step
         updates: of :meth:`Model.control_points`.
         steps: of the optimisation.
         similarity: ``lncc`` or ``mind``.
+        finer: the images on a finer grid, which are compared as well.
     """
     member = model.members[0]
 
@@ -253,6 +268,7 @@ def optimise_pair(model: Model, pair: ModelPair, updates: Sequence[Update], step
         moving_mask=pair.moving_brain.to(model.device),
         fixed_lesion=on_device(pair.fixed_lesion),
         moving_lesion=on_device(pair.moving_lesion),
+        finer=None if finer is None else finer.to(model.device),
         steps=steps,
         similarity=similarity,
         mind=member.mind,
@@ -268,6 +284,7 @@ def _describe(optimised: Optimised, options: RegisterOptions) -> dict[str, Any]:
         "steps": options.refine,
         "best_step": optimised.steps,
         "of": options.refine_similarity,
+        "finer_mm": options.refine_mm,
         "carried_over": optimised.contrasts_transferred,
         "similarity_before": before,
         "similarity_after": after,

@@ -27,7 +27,7 @@ from sitreg_lumir.network.shipped import VARIABLE
 from sitreg_lumir.network.sitreg import run_stages
 from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import DEFAULT, FILES, OUTPUTS
-from sitreg_lumir.registration.pair import meet_half_way, pair_on_grid
+from sitreg_lumir.registration.pair import meet_half_way, pair_on_finer_grid, pair_on_grid
 from sitreg_lumir.registration.pairs_table import read_pairs
 from sitreg_lumir.registration.quality import brain_points
 from sitreg_lumir.registration.register import register
@@ -307,6 +307,31 @@ def test_refinement_is_recorded_symmetric_and_spares_lesions(t1: Path, t2: Path,
     assert apart(map_points(result.forward, points), map_points(exchanged.backward, points)).max() < 0.05
     with pytest.raises(InputError, match="`refine=N`"):
         register(t1, t2, model=members, align="none", moving_lesion=tmp_path / "lesion.nii.gz")
+
+
+def test_refinement_compares_at_a_finer_voxel_size_where_asked(t1: Path, t2: Path, members: Path) -> None:
+    options: dict[str, Any] = {"model": members, "align": "none", "refine": 2}
+    plain, finer = (register(t1, t2, refine_mm=size, **options) for size in (None, 2.0))
+    assert plain.summary["refined"]["finer_mm"] is None and finer.summary["refined"]["finer_mm"] == 2
+    assert 0 < apart(*(map_points(result.forward, in_brain(result)) for result in (plain, finer))).max() < 20
+    for size in (1.5, 4.0, 0.5):
+        with pytest.raises(InputError, match=r"`refine_mm` must divide the model's 4 mm: 2, 1.33, 1; got "):
+            register(t1, t2, refine_mm=size, **options)
+    with pytest.raises(InputError, match="`refine_mm` is a voxel size in mm, above 0, and needs `refine=N`"):
+        register(t1, t2, model=members, align="none", refine_mm=2)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_finer_voxels_divide_those_of_the_models_grid(result: sitreg_lumir.Registration, factor: int) -> None:
+    """Of an image that is linear in space, a voxel shows the mean of those that divide it."""
+    shape = result.fixed.data.shape
+    ramp = np.einsum("i,ixyz->xyz", (1.0, 2.0, 3.0), np.indices(shape)).astype(np.float32)
+    scan = dataclasses.replace(result.fixed, data=ramp, brain=np.ones(shape, bool))
+    coarse = pair_on_grid(result.model, scan, scan, np.eye(4), np.eye(4))
+    finer = pair_on_finer_grid(result.model, factor, scan, scan, np.eye(4), np.eye(4))
+    means = torch.nn.functional.avg_pool3d(finer.fixed, factor)
+    inside = (..., *[slice(8, -8)] * 3)
+    torch.testing.assert_close(means[inside], coarse.fixed[inside], atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
