@@ -61,7 +61,8 @@ def build_template(
         masks: a brain mask for each image, in their order; without masks scans must be skull-stripped.
         model: of :func:`load_model`, or files of members; by default those that come with the package.
         rounds: of registering all scans to the mean and averaging them again, at most.
-        tolerance_mm: a round whose mean map moves the brain by less, mean over the brain, is the last.
+        tolerance_mm: a round whose mean map moves the brain by less, or differs from the last round's by less, mean
+            over the brain, is the last.
         average: of the intensities at each voxel: ``trimmed`` (without a tenth at each end), ``mean`` or ``median``.
         sharpen: amount of unsharp masking (Gaussian of 2 mm) after each round; 0 for none.
         spacing_mm: voxel size of the template; by default the model's. Scans are sampled at it from their exact maps.
@@ -132,16 +133,19 @@ def build(
     run = Rounds(scans, subjects, model, options, work, _Progress(count))
     mean = run.affine_mean(run.grid)
     history: list[dict[str, Any]] = []
+    earlier: Registered | None = None
     size = mean_size([scan.prealign for scan in scans])
     while True:
         number = len(history) + 1
         registered = run.register(Reference(mean.image, mean.brain), f"round {number}, registering")
-        shift = run.shift_of(registered)
-        last = number == options.rounds or shift["mean"] < options.tolerance_mm
+        shift, change = run.shift_of(registered), None if earlier is None else run.change_of(registered, earlier)
+        settled = min(shift["mean"], shift["mean"] if change is None else change) < options.tolerance_mm
+        last = number == options.rounds or settled
+        earlier = registered
         grid = _output_grid(mean.brain, model, size, options.spacing_mm) if last else run.grid
         mean, facts = run.average(registered, grid, f"round {number}, averaging")
         history.append(
-            {"mean_displacement_mm": shift, "left_mm": facts["left_mm"]}
+            {"mean_displacement_mm": shift, "changed_mm": change, "left_mm": facts["left_mm"]}
             | {"displacement_mm": float(np.mean(facts["displacement_mm"])), **measures(mean, grid)}
         )
         _log.info(

@@ -165,14 +165,24 @@ class Rounds:
 
     def shift_of(self, registered: Registered) -> dict[str, float]:
         """How far the mean map moves the reference's brain, mm: ``mean``, ``p95`` and ``largest``."""
-        points = grid_points(self.grid, registered.mean.brain)
-        points = points[:: _stride(len(points))]
+        points = self._points(registered)
         distance = np.linalg.norm(map_points(registered.mean, points) - points, axis=1)
         return {
             "mean": float(distance.mean()),
             "p95": float(np.percentile(distance, 95)),
             "largest": float(distance.max()),
         }
+
+    def change_of(self, registered: Registered, before: Registered) -> float:
+        """How far two rounds' mean maps lie apart, mm, mean over the later reference's brain: 0 if the mean settled."""
+        points = self._points(registered)
+        moved = [map_points(mean, points) for mean in (registered.mean, before.mean)]
+        return float(np.linalg.norm(moved[0] - moved[1], axis=1).mean())
+
+    def _points(self, registered: Registered) -> NDArray[np.float64]:
+        """Points of the reference's brain, ``(N, 3)``, RAS, mm, of the model's world."""
+        points = grid_points(self.grid, registered.mean.brain)
+        return points[:: _stride(len(points))]
 
     def _updates(self, reference: Reference, scan: Subject, key: dict[str, Any]) -> SplineUpdates:
         """A scan's control points, from the disk if it was registered before."""

@@ -46,7 +46,8 @@ def add_template(verbs: Verbs) -> None:
         type=float,
         default=0.1,
         metavar="MM",
-        help="a round in which the mean moves by less, mean over the brain, is the last (default: 0.1)",
+        help="a round whose mean map moves the brain, or differs from the last round's, by less is the last, mean over "
+        "the brain (default: 0.1)",
     )
     parser.add_argument("--spacing", type=float, metavar="MM", help="voxel size of the template (default: the model's)")
     parser.add_argument(

@@ -277,6 +277,35 @@ def test_rounds_end_early_where_the_mean_stays(images: list[str], template: Call
     assert len(summary_of(tmp_path / "early")["rounds"]) == 1
 
 
+@pytest.mark.slow
+def test_rounds_end_where_the_mean_map_hardly_changes(
+    images: list[str], template: Callable[..., int], tmp_path: Path
+) -> None:
+    """An untrained member leads all scans the same way in every round: the mean map stays large."""
+    arguments = ("--rounds", "6", "--tolerance", "1.7", "--save", "none")
+    assert template(images[:2], tmp_path / "settled", *arguments) == 0
+    rounds = summary_of(tmp_path / "settled")["rounds"]
+    assert 1 < len(rounds) < 6 and rounds[0]["changed_mm"] is None
+    assert rounds[-1]["changed_mm"] < 1.7 < rounds[-1]["mean_displacement_mm"]["mean"]
+
+
+@pytest.mark.slow
+def test_masks_say_where_the_brain_is(images: list[str], template: Callable[..., int], tmp_path: Path) -> None:
+    masks, filled = [], []
+    for image in images[:2]:
+        values, affine = load(Path(image))
+        brain = values > 0
+        for kind, volume in (("mask", brain), ("filled", np.where(brain, values, 1 + np.arange(48) % 7))):
+            path = tmp_path / f"{kind}_{Path(image).name}"
+            nib.Nifti1Image(volume.astype(np.uint8), affine).to_filename(path)
+            (masks if kind == "mask" else filled).append(str(path))
+    assert template(images[:2], tmp_path / "stripped", "--save", "none") == 0
+    assert template(filled, tmp_path / "masked", "--save", "none", "--masks", *masks) == 0
+    for name in ("template.nii.gz", "template_deviation.nii.gz"):
+        of_stripped, of_masked = (load(tmp_path / folder / name)[0] for folder in ("stripped", "masked"))
+        np.testing.assert_array_equal(of_stripped, of_masked)
+
+
 @pytest.fixture
 def mistakes(images: list[str], data: Path, tmp_path: Path) -> dict[str, tuple[list[str], list[str], str]]:
     """Arguments after the images that are wrong, and what the one line says."""
