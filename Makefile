@@ -10,7 +10,11 @@ PROCESSES ?= --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint docs clean help
+# Of `make fuzz`: files tried for every door, and the seed that repeats them.
+INPUTS ?= 2000
+SEED ?= $(shell date +%s)
+
+.PHONY: demo test test-fast fuzz lint docs clean help
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## data from the MNI152 template, then fit, predict, evaluate and a picture; ARGS="..." is passed on
@@ -21,6 +25,10 @@ test: $(STAMP)  ## pytest, without the tests that need a GPU; ARGS="-k name" is 
 
 test-fast: $(STAMP)  ## those of the tests that are not marked slow: for every change, before all of them
 	$(VENV)/bin/python -m pytest $(PROCESSES) -m "not gpu and not slow" $(ARGS)
+
+fuzz: $(STAMP)  ## thousands of damaged files through every door: INPUTS=2000 SEED=1 (printed), ARGS="-k name"
+	@echo "INPUTS=$(INPUTS) SEED=$(SEED)"
+	FUZZ_INPUTS=$(INPUTS) $(VENV)/bin/python -m pytest tests/fuzz -s --timeout 100000 --hypothesis-seed=$(SEED) $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
