@@ -124,6 +124,13 @@ def _grid_parameters(disp: NDArray[Any], affine: Matrix) -> NDArray[np.float64]:
 
 
 def _write(path: Path, parts: Sequence[tuple[str, NDArray[Any], NDArray[np.float64]]]) -> None:
+    try:
+        _write_hdf5(path, parts)
+    except RuntimeError as error:  # how HDF5 says that a disk is full
+        raise OSError(" ".join(str(error).split())[:160]) from error
+
+
+def _write_hdf5(path: Path, parts: Sequence[tuple[str, NDArray[Any], NDArray[np.float64]]]) -> None:
     import h5py  # slow to import, and only writing needs it
 
     text = h5py.string_dtype("ascii")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
@@ -244,7 +245,10 @@ def save_member(
     for name, tensor in ({} if input_transform is None else input_transform.state_dict()).items():
         tensors[STATE_PREFIX + name] = tensor.detach().clone().contiguous().cpu()
     with writing_together(path, path.with_suffix(".json")) as (file, card_file):
-        save_file(tensors, file)
+        try:
+            save_file(tensors, file)
+        except SafetensorError as error:  # which says so of a full disk
+            raise OSError(str(error)) from error
         text = json.dumps({"format": 1, **card.to_dict(), "sha256": sha256(file.read_bytes()).hexdigest()}, indent=1)
         card_file.write_text(text + "\n")
         file.chmod(card_file.stat().st_mode & 0o777)  # safetensors lets nobody else read it
