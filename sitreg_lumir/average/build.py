@@ -18,6 +18,7 @@ from sitreg_lumir.average.sampling import Grid
 from sitreg_lumir.average.subjects import Subject, Subjects, ordered
 from sitreg_lumir.average.work import WorkFolder
 from sitreg_lumir.geometry.transforms import Matrix, transform_by
+from sitreg_lumir.io.atomic import alone
 from sitreg_lumir.preprocessing.intensity import Mask, conform, inverse
 from sitreg_lumir.preprocessing.strip import HeadStrip
 from sitreg_lumir.preprocessing.template import LUMIR_CENTRE, check_model_world, load_template
@@ -112,8 +113,21 @@ def build(
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Does what :func:`build_template` does, with its options in one object."""
-    began = time.perf_counter()
     check_output(out)
+    with alone(out):
+        return _build(images, masks, out, model, options, overwrite=overwrite)
+
+
+def _build(
+    images: Sequence[str | Path],
+    masks: Sequence[str | Path] | None,
+    out: Path,
+    model: Model | str | Path | None,
+    options: TemplateOptions,
+    *,
+    overwrite: bool,
+) -> dict[str, Any]:
+    began = time.perf_counter()
     model = model if isinstance(model, Model) else load_model(model)
     check_model_world(load_template(), model.shape, model.affine, str(model.files[0]))
     work = WorkFolder(out / WORK)

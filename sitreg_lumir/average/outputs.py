@@ -1,7 +1,6 @@
 """The folder of a template: what it may hold, and how it is written, all files or none."""
 
 import json
-import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from sitreg_lumir.challenge.provenance import compare
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.geometry.spline_map import SplineMap
-from sitreg_lumir.io.atomic import check_folder_is_writable, reason_of, temporary_folder_beside
+from sitreg_lumir.io.atomic import check_folder_is_writable, writing_folder
 from sitreg_lumir.io.maps import save_map
 from sitreg_lumir.io.write import of_type, save_volume
 
@@ -110,37 +109,30 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 
 def save_template(folder: Path, results: Results, summary: dict[str, Any], saved: frozenset[str]) -> None:
-    """Writes all files, then removes the work folder.
+    """Writes all files at once, without the work folder.
 
     Raises:
         InputError: a file cannot be written.
     """
     mean, grid = results.mean, results.grid
-    try:
-        with temporary_folder_beside(folder) as temporary:
-            save_volume(temporary / TEMPLATE, mean.image, grid.affine)
-            save_volume(temporary / BRAIN, mean.brain, grid.affine)
-            save_volume(temporary / DEVIATION, mean.deviation, grid.affine)
-            save_volume(temporary / AFFINE_MEAN, results.affine.unsharpened, grid.affine)
-            (temporary / PICTURE).write_bytes(picture(results))
-            for name in saved:
-                (temporary / name).mkdir()
-            if results.closing is not None:
-                for number in range(len(results.run.scans)):
-                    _save_scan(temporary, results, results.closing, number, saved)
-            (temporary / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    foreign = folder.is_dir() and not {path.name for path in folder.iterdir()} <= {*FILES, SUMMARY, WORK}
+    own = {name for name in FILES if name not in (MAPS, WARPED)} if foreign else {*FILES, WORK}
+    with writing_folder(folder, {*own, SUMMARY}, last=SUMMARY) as temporary:
+        save_volume(temporary / TEMPLATE, mean.image, grid.affine)
+        save_volume(temporary / BRAIN, mean.brain, grid.affine)
+        save_volume(temporary / DEVIATION, mean.deviation, grid.affine)
+        save_volume(temporary / AFFINE_MEAN, results.affine.unsharpened, grid.affine)
+        (temporary / PICTURE).write_bytes(picture(results))
+        for name in saved:
+            (temporary / name).mkdir()
+        if results.closing is not None:
+            for number in range(len(results.run.scans)):
+                _save_scan(temporary, results, results.closing, number, saved)
+        (temporary / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        if foreign:  # files of others stay, so that the folder is not exchanged as a whole
             (folder / SUMMARY).unlink(missing_ok=True)  # its presence says that the other files are complete
-            for name in (*FILES, SUMMARY):
-                if (folder / name).is_dir():
-                    shutil.rmtree(folder / name)
-                else:
-                    (folder / name).unlink(missing_ok=True)
-                if (temporary / name).exists():
-                    os.replace(temporary / name, folder / name)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({reason_of(error)}); choose a folder with space and access"
-        ) from None
+            for name in (MAPS, WARPED):
+                shutil.rmtree(folder / name, ignore_errors=True)
     shutil.rmtree(folder / WORK, ignore_errors=True)
 
 

@@ -206,6 +206,7 @@ def test_what_is_there_is_not_made_again_and_what_differs_is_refused(
 ) -> None:  # fmt: skip
     out = tmp_path / "average"
     shutil.copytree(average, out)
+    (out / "notes.txt").write_text("the user's")
     before = (out / "template.nii.gz").stat().st_mtime_ns
     assert template(images[::-1], out, "--save", "all") == 0  # another order
     assert "is there already" in capsys.readouterr().out
@@ -224,9 +225,13 @@ def test_what_is_there_is_not_made_again_and_what_differs_is_refused(
     assert summary_of(out) == summary_of(average)  # the earlier template is whole
     assert (out / "template.nii.gz").stat().st_mtime_ns == before
     assert template(images, out, "--average", "median", "--save", "none", "--overwrite") == 0
-    assert not (out / "maps").exists() and not (out / "work").exists()
+    assert not (out / "maps").exists() and not (out / "work").exists() and (out / "notes.txt").is_file()
     assert summary_of(out)["made_from"]["options"]["average"] == "median"
-    assert not list(tmp_path.glob(".average*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["average"]  # no temporary file, no lock
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    (out / "notes.txt").unlink()
+    assert template(images[:2], out, "--save", "maps", "--overwrite") == 0  # the folder is exchanged as a whole
+    assert (out / "maps").is_dir() and not (out / "work").exists()
 
 
 def test_a_finer_grid_is_sampled_from_the_exact_maps(
