@@ -137,6 +137,12 @@ def add_register(verbs: Verbs) -> None:
     parser.add_argument(
         "--save", action="append", metavar="NAMES", help="outputs to write, see below (default: default)"
     )
+    parser.add_argument(
+        "--bids",
+        action="store_true",
+        help="OUT becomes a BIDS derivatives data set, names with the scans' entities; the folders as they are "
+        "elsewhere lie in OUT/registrations",
+    )
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier registration in OUT")
     parser.set_defaults(run=_register)
@@ -168,11 +174,12 @@ def _register(options: argparse.Namespace, rest: list[str]) -> int:
     if options.collect:
         return _collect(options)
     from sitreg_lumir.cli.progress import show_progress
+    from sitreg_lumir.io.other_formats import without_suffix
     from sitreg_lumir.registration.batch import Shard, register_pairs
     from sitreg_lumir.registration.model import load_model
     from sitreg_lumir.registration.options import RegisterOptions
     from sitreg_lumir.registration.pair_rows import TABLE
-    from sitreg_lumir.registration.pairs_table import read_pairs
+    from sitreg_lumir.registration.pairs_table import PairRow, read_pairs
     from sitreg_lumir.registration.register import register_scans
 
     show_progress()
@@ -193,6 +200,7 @@ def _register(options: argparse.Namespace, rest: list[str]) -> int:
         strip=options.strip,
         **{name: value for name, value in files.items() if name not in ("fixed", "moving")},
     )
+    out, bids = _folders(options)
     pairs = None if options.pairs is None else read_pairs(options.pairs)
     model = load_model(
         options.members,
@@ -201,6 +209,10 @@ def _register(options: argparse.Namespace, rest: list[str]) -> int:
         flip=options.flip,
         allow_imports=options.allow_imports,
     )
+    if pairs is None and bids is not None:
+        chosen_files = {name: str(value) for name, value in files.items() if value is not None}
+        stems = (without_suffix(Path(chosen_files[role]).name) for role in ("fixed", "moving"))
+        pairs = [PairRow("_".join(stems), chosen_files)]
     if pairs is None:
         registration = register_scans(files["fixed"], files["moving"], options.output, model, chosen)
         reasons = "".join(f"\n  {reason}" for reason in registration.summary["reasons"])
@@ -208,13 +220,20 @@ def _register(options: argparse.Namespace, rest: list[str]) -> int:
         report = options.output / "report.html"
         print(f"written: {options.output}" + (f"; look at {report}" if report.is_file() else ""))
         return FAILED if registration.verdict == "failed" else 0
-    rows = register_pairs(pairs, options.output, model, chosen, workers=options.workers, shard=shard)
+    rows = register_pairs(pairs, out, model, chosen, workers=options.workers, shard=shard, bids=bids)
     if shard is None:
-        print(f"written: {options.output / TABLE}")
+        print(f"written: {out / TABLE}")
     else:
-        table, out = shlex.quote(str(options.pairs)), shlex.quote(str(options.output))
-        print(f"next: sitreg-lumir register --pairs {table} -o {out} --collect")
+        words = ["--pairs", str(options.pairs), "-o", str(options.output), *(["--bids"] if bids else []), "--collect"]
+        print(f"next: {shlex.join(['sitreg-lumir', 'register', *words])}")
     return _sum_up(rows)
+
+
+def _folders(options: argparse.Namespace) -> tuple[Path, Path | None]:
+    """Where registrations go, and the BIDS data set that they are laid out in, if any."""
+    from sitreg_lumir.registration.bids import REGISTRATIONS
+
+    return (options.output / REGISTRATIONS, options.output) if options.bids else (options.output, None)
 
 
 def _collect(options: argparse.Namespace) -> int:
@@ -222,8 +241,9 @@ def _collect(options: argparse.Namespace) -> int:
     from sitreg_lumir.registration.pair_rows import TABLE, collect
     from sitreg_lumir.registration.pairs_table import read_pairs
 
-    rows = collect(read_pairs(options.pairs, check_files=False), options.output)
-    print(f"written: {options.output / TABLE}")
+    out, _ = _folders(options)
+    rows = collect(read_pairs(options.pairs, check_files=False), out)
+    print(f"written: {out / TABLE}")
     return _sum_up(rows)
 
 

@@ -14,6 +14,7 @@ from sitreg_lumir.challenge.provenance import compare
 from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.io.atomic import check_folder_is_writable
 from sitreg_lumir.io.lock import lock_if_free
+from sitreg_lumir.registration.bids import check_names, lay_out, prepare_dataset
 from sitreg_lumir.registration.made_from import made_from
 from sitreg_lumir.registration.model import Model, load_model
 from sitreg_lumir.registration.options import RegisterOptions
@@ -85,6 +86,7 @@ class _Settings:
     model: Model | None
     files: tuple[Path, ...] = ()
     checksums: tuple[dict[str, str], ...] = ()
+    bids: Path | None = None
     loading: tuple[tuple[str, Any], ...] = ()
 
     def loaded(self) -> Model:
@@ -105,6 +107,7 @@ def register_pairs(
     *,
     workers: int = 1,
     shard: Shard | None = None,
+    bids: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Registers all pairs into ``folder/<name>`` and writes ``folder/pairs.csv``; skips what is registered.
 
@@ -122,6 +125,7 @@ def register_pairs(
         workers: processes that share the pairs and the threads of this one; results do not depend on it.
         shard: the part of the table to register; the table is then left to
             :func:`~sitreg_lumir.registration.pair_rows.collect`.
+        bids: BIDS derivatives data set that the results are laid out in, too.
 
     Returns:
         the rows of the pairs, in the table's order.
@@ -137,11 +141,16 @@ def register_pairs(
     chosen = list(pairs) if shard is None else shard.of(pairs)
     _refuse_others(chosen, folder, model, options)
     check_folder_is_writable(folder / STATE)
-    settings = _Settings(folder, options, shared, model)
+    if bids is not None:
+        check_names([(pair.name, pair.files["fixed"], pair.files["moving"]) for pair in pairs])
+        prepare_dataset(bids)
+    settings = _Settings(folder, options, shared, model, bids=bids)
     if workers > 1 and len(chosen) > 1:
         loading: dict[str, Any] = {"device": str(model.device), "precision": model.precision, "flip": model.flip}
         loading |= {"allow_imports": model.allow_imports}
-        settings = _Settings(folder, options, shared, None, model.files, model.checksums, tuple(loading.items()))
+        settings = replace(
+            settings, model=None, files=model.files, checksums=model.checksums, loading=tuple(loading.items())
+        )
     rows: dict[int, dict[str, Any]] = {}
     written = time.monotonic()
     try:
@@ -189,21 +198,23 @@ def _register(pair: PairRow, settings: _Settings, model: Model, placed: PlacedSc
             return row_of(pair, folder, "running", "another process is registering it")
         error = details = ""
         differs = _why_not(pair, folder / pair.name, model, options)
-        if (folder / pair.name / SUMMARY).is_file() and not differs:
-            _log.info("%s: registered already", folder / pair.name)
-        else:
-            try:
-                if differs and not options.overwrite:
-                    raise InputError(differs)
+        try:
+            if (folder / pair.name / SUMMARY).is_file() and not differs:
+                _log.info("%s: registered already", folder / pair.name)
+            elif differs and not options.overwrite:
+                raise InputError(differs)
+            else:
                 fixed, moving, chosen = _inputs(pair, options)
                 register_scans(fixed, moving, folder / pair.name, model, chosen, placed)
-            except InputError as problem:
-                error = " ".join(str(problem).split())
-            except RunStoppedError:
-                raise
-            except Exception as problem:  # no pair may take the others with it
-                error = f"unexpected {type(problem).__name__}: {' '.join(str(problem).split())}"
-                details = traceback.format_exc()
+            if settings.bids is not None:
+                lay_out(settings.bids, folder / pair.name, pair.files["fixed"], pair.files["moving"])
+        except InputError as problem:
+            error = " ".join(str(problem).split())
+        except RunStoppedError:
+            raise
+        except Exception as problem:  # no pair may take the others with it
+            error = f"unexpected {type(problem).__name__}: {' '.join(str(problem).split())}"
+            details = traceback.format_exc()
         if error:
             _log.error("%s: %s", pair.name, error)
             record_error(folder, pair, error, details)
