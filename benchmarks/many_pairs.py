@@ -38,13 +38,17 @@ SPACING = 4.0
 def make_inputs(folder: Path, pairs: int) -> None:
     """Writes the scans, the member and the table of pairs."""
     shape, affine = lumir_grid(SPACING)
+    brains: dict[str, Any] = {}
     for number, name in enumerate(["fixed", *(f"moving{number}" for number in range(pairs))]):
         path = folder / f"{name}.nii.gz"
         if path.is_file():
             continue
-        scan = read_image(EXAMPLES_FOLDER / EXAMPLES["EXAMPLE-T1" if number == 0 else "EXAMPLE-T2"])
-        brain = support_mask(scan.data, scan.affine, str(scan.path))
-        values, inside = conform(scan.data, scan.affine, brain, np.eye(4), shape, affine)
+        example = "EXAMPLE-T1" if number == 0 else "EXAMPLE-T2"
+        if example not in brains:
+            scan = read_image(EXAMPLES_FOLDER / EXAMPLES[example])
+            brain = support_mask(scan.data, scan.affine, str(scan.path))
+            brains[example] = conform(scan.data, scan.affine, brain, np.eye(4), shape, affine)
+        values, inside = brains[example]
         noise = np.random.default_rng(number).normal(scale=5, size=shape)
         stored = np.where(inside, np.clip(values + noise, 1, 255), 0).astype(np.uint8)
         nibabel.Nifti1Image(stored, affine).to_filename(path)

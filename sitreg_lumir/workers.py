@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from types import FrameType
 from typing import Any, TypeVar
 
-from sitreg_lumir.errors import InputError
+from sitreg_lumir.errors import InputError, StoppedBySignalError
+from sitreg_lumir.stop import obeying_signals
 
 _THREADS = "OMP_NUM_THREADS"
 _GRACE = 5.0  # seconds that a worker has to remove what it was writing
@@ -162,28 +162,29 @@ def _serve(connection: Connection, start: Callable[[Any], Any], settings: Any, t
     """What a worker's process runs: tasks from the connection until it is closed."""
     _prepare_process(threads)
     try:
-        do = start(settings)
-        while True:
-            try:
-                task = connection.recv()
-            except EOFError:
-                return
-            connection.send(("done", do(task)))
+        with obeying_signals():
+            do = start(settings)
+            while True:
+                try:
+                    task = connection.recv()
+                except EOFError:
+                    return
+                connection.send(("done", do(task)))
+    except StoppedBySignalError as stop:
+        sys.exit(128 + stop.number)
     except InputError as error:
         connection.send(("refused", str(error)))
-    except (ConnectionError, KeyboardInterrupt):
+    except ConnectionError:
         return
     except Exception:
         connection.send(("broken", traceback.format_exc()))
 
 
 def _prepare_process(threads: int) -> None:
-    """Signals, threads and messages of a worker."""
+    """Threads and messages of a worker, and its end with the process that started it."""
     import SimpleITK
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard's reaches all processes; the first one ends the others
-    signal.signal(signal.SIGTERM, _end_by_signal)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     itk: Any = SimpleITK
@@ -193,10 +194,6 @@ def _prepare_process(threads: int) -> None:
     package.propagate = False
     if not package.handlers:
         package.addHandler(logging.StreamHandler(sys.stderr))
-
-
-def _end_by_signal(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # runs the ends of all blocks, which remove temporary files
 
 
 def _end_with_parent() -> None:
