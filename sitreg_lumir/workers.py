@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from sitreg_lumir.errors import InputError, StoppedBySignalError
-from sitreg_lumir.stop import obeying_signals
+from sitreg_lumir.stop import leave, obeying_signals
 
 _THREADS = "OMP_NUM_THREADS"
 _GRACE = 5.0  # seconds that a worker has to remove what it was writing
@@ -202,6 +202,4 @@ def _end_with_parent() -> None:
     if parent is None:
         return
     parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_GRACE)
-    os._exit(1)
+    leave(128 + signal.SIGTERM)
