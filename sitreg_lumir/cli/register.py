@@ -250,7 +250,7 @@ def _collect(options: argparse.Namespace) -> int:
 def _sum_up(rows: Sequence[dict[str, Any]]) -> int:
     """Prints how many pairs have which verdict, and which could not be registered or are missing; the exit code."""
     verdicts = Counter(row["verdict"] for row in rows)
-    others = [name for name in ("missing", "outdated", "running") if verdicts[name]]
+    others = [name for name in ("missing", "outdated") if verdicts[name]]
     names = ("ok", "check", "failed", "error", *others)
     print(f"{len(rows)} pairs: {', '.join(f'{verdicts[name]} {name}' for name in names)}")
     for kind in others:

@@ -5,7 +5,8 @@ import re
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from sitreg_lumir.challenge.provenance import compare
 from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.io.atomic import check_folder_is_writable
-from sitreg_lumir.io.lock import lock_if_free
+from sitreg_lumir.io.lock import lock_if_free, locked
 from sitreg_lumir.registration.bids import check_names, lay_out, prepare_dataset
 from sitreg_lumir.registration.made_from import made_from
 from sitreg_lumir.registration.model import Model, load_model
@@ -33,6 +34,7 @@ from sitreg_lumir.registration.placed_scans import PlacedScans
 from sitreg_lumir.registration.register import register_scans
 from sitreg_lumir.workers import WorkerDied, share_out
 
+_RUNNING = "running"  # stands for a verdict until the process has ended that registers a pair
 _TABLE_SECONDS = 1.0  # between two writings of the table
 _log = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ class _Settings:
     checksums: tuple[dict[str, str], ...] = ()
     bids: Path | None = None
     loading: tuple[tuple[str, Any], ...] = ()
+    wait: bool = False
 
     def loaded(self) -> Model:
         """The model, loaded by this process if need be."""
@@ -114,7 +117,7 @@ def register_pairs(
     A pair is skipped if it was registered from the same files by the same members with the same options. A pair that
     cannot be registered is listed in the table with the reason, and the next pairs are registered. Scans that pairs
     share are aligned once. Any number of processes may work in one folder: a pair that another process is registering
-    is left to it.
+    is left to it, and looked at again at the end.
 
     Args:
         pairs: of :func:`~sitreg_lumir.registration.pairs_table.read_pairs`.
@@ -154,7 +157,7 @@ def register_pairs(
     rows: dict[int, dict[str, Any]] = {}
     written = time.monotonic()
     try:
-        for place, result in share_out(_start, settings, chosen, workers):
+        for place, result in _results(settings, chosen, workers):
             pair = chosen[place]
             if isinstance(result, WorkerDied):
                 record_error(folder, pair, result.reason)
@@ -169,6 +172,23 @@ def register_pairs(
         if shard is None and rows:
             write_table(folder / TABLE, [rows[place] for place in sorted(rows)])
     return [rows[place] for place in sorted(rows)]
+
+
+def _results(
+    settings: _Settings, pairs: Sequence[PairRow], workers: int
+) -> Iterator[tuple[int, dict[str, Any] | WorkerDied]]:
+    """The rows of pairs as they get done, those last that other processes were registering, once these have ended."""
+    elsewhere = []
+    for place, result in share_out(_start, settings, pairs, workers):
+        if isinstance(result, dict) and result["verdict"] == _RUNNING:
+            elsewhere.append(place)
+        else:
+            yield place, result
+    if elsewhere:
+        _log.info("waiting for other processes, which register %d of the pairs", len(elsewhere))
+        left = [pairs[place] for place in elsewhere]
+        for place, result in share_out(_start, replace(settings, wait=True), left, workers):
+            yield elsewhere[place], result
 
 
 def _refuse_others(pairs: Sequence[PairRow], folder: Path, model: Model, options: RegisterOptions) -> None:
@@ -193,9 +213,12 @@ def _start(settings: _Settings) -> Callable[[PairRow], dict[str, Any]]:
 def _register(pair: PairRow, settings: _Settings, model: Model, placed: PlacedScans) -> dict[str, Any]:
     """Registers a pair unless that is done or another process does it, and gives its row of the table."""
     folder, options = settings.folder, settings.options
-    with lock_if_free(folder / STATE / f".{pair.name}.lock") as free:
-        if not free:
-            return row_of(pair, folder, "running", "another process is registering it")
+    with ExitStack() as held:
+        lock = folder / STATE / f".{pair.name}.lock"
+        if settings.wait:
+            held.enter_context(locked(lock, wait=True))
+        elif not held.enter_context(lock_if_free(lock)):
+            return row_of(pair, folder, _RUNNING, "another process is registering it")
         error = details = ""
         differs = _why_not(pair, folder / pair.name, model, options)
         try:

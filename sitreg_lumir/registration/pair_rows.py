@@ -20,7 +20,7 @@ TABLE = "pairs.csv"
 STATE = ".pairs"
 """Folder within that of the results: the errors of pairs, locks, and what is kept of scans that pairs share."""
 JUDGED = ("ok", "check", "failed")
-"""Verdicts of pairs that are registered; the others are ``error``, ``missing``, ``outdated`` and ``running``."""
+"""Verdicts of pairs that are registered; the others are ``error``, ``missing`` and ``outdated``."""
 
 
 def error_path(folder: Path, pair: PairRow) -> Path:

@@ -20,7 +20,6 @@ from sitreg_lumir.cli import main
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.bounded import recorded_checksums
 from sitreg_lumir.io.checksum import sha256_file
-from sitreg_lumir.io.lock import locked
 from sitreg_lumir.preprocessing.align import Alignment
 from sitreg_lumir.registration import placed_scans, scan
 from sitreg_lumir.registration.batch import Shard
@@ -97,9 +96,14 @@ def test_a_pair_that_another_process_registers_is_left_to_it(
     out = tmp_path / "out"
     table.write_text("name,fixed,moving\na,fixed.nii.gz,a.nii.gz\n")
     (out / STATE).mkdir(parents=True)
-    with locked(out / STATE / ".a.lock"):
-        assert register(table, out, members) == 0
-    assert "running: a" in capsys.readouterr().out and not (out / "a").exists()
+    code = "from sitreg_lumir.io.lock import locked; from pathlib import Path; import sys, time\n"
+    code += f"with locked(Path({str(out / STATE / '.a.lock')!r})): print('held', flush=True); time.sleep(2)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert register(table, out, members) in (0, 3)
+        assert other.poll() == 0  # it was waited for, and its pair, which it left undone, was registered
+    assert "waiting for other processes, which register 1 of the pairs" in capsys.readouterr().out
+    assert (out / "a/summary.json").is_file() and "running" not in {row["verdict"] for row in rows(out).values()}
 
 
 @pytest.mark.slow
