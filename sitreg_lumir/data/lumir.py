@@ -1,17 +1,11 @@
 """A LUMIR dataset JSON (2024 and 2025 layout) -> its images and pairs."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import nibabel
-import numpy as np
-from numpy.typing import NDArray
 
 from sitreg_lumir.data.groups import (
     CONFIGS,
@@ -26,17 +20,15 @@ from sitreg_lumir.data.groups import (
     name_problem,
     pair_key,
 )
+from sitreg_lumir.data.headers import header_problems
 from sitreg_lumir.data.names import parts_of
-from sitreg_lumir.errors import InputError, printable
-from sitreg_lumir.geometry.orientation import spacing_of
+from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.bounded import check_voxels
 from sitreg_lumir.io.other_formats import NIFTI_SUFFIXES, has_suffix
-from sitreg_lumir.io.read import read_stated_grid
 
 _PREFERRED = ("LUMIR_dataset.json", "LUMIR25_dataset.json")
 _SHOWN = 20
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, letters: what file systems take
-_SAME_SPACING = 0.01  # relative: of one data set
 
 
 class Image(NamedTuple):
@@ -218,7 +210,9 @@ def read_dataset(
     problems += _repeated("validation pair", (pair.long_name for pair in pairs))
     if check_files and not problems:
         checked = [image for pair in pairs for image in (pair.fixed, pair.moving)]
-        problems += _check_files([*(listed if training else ()), *checked], shape, check_headers=check_headers)
+        images_to_check = dict.fromkeys([*(listed if training else ()), *checked])
+        files = [(image.path, *filter(None, (image.labels, image.landmarks))) for image in images_to_check]
+        problems += header_problems(files, shape, check_headers=check_headers)
     raise_problems(file, problems)
     groups_of_pairs(pairs, file)
     labels = content.get("evaluation_labels")
@@ -356,64 +350,3 @@ def groups_of_pairs(pairs: Iterable[Pair], source: str | Path = "the validation 
 
 def _repeated(what: str, names: Iterable[str]) -> list[str]:
     return [f"{what} {name} is listed {count} times" for name, count in Counter(names).items() if name and count > 1]
-
-
-def _check_files(images: list[Image], shape: tuple[int, ...], *, check_headers: bool) -> list[str]:
-    """What is wrong with the headers of images, their label maps and their landmarks."""
-    problems: list[str] = []
-    misplaced: list[str] = []
-    first: tuple[Path, NDArray[np.float64]] | None = None
-    for image in dict.fromkeys(images):
-        own = None
-        for path in (image.path, image.labels, image.landmarks):
-            if path is None:
-                continue
-            try:
-                stored, affine = read_stated_grid(path)
-            except InputError as error:
-                problems.append(str(error))
-                continue
-            if stored != shape:
-                problems.append(f"{path}: the shape is {stored}, the JSON says {shape}")
-            elif affine is not None:
-                first = first or (path, affine)
-                own = affine if path == image.path else own
-                problem = _misplaced(affine, first[1], own, shape)
-                if problem:
-                    misplaced.append(f"{path}: {problem.format(first[0].name)}")
-    if not check_headers:
-        for problem in misplaced:
-            print(f"warning: {printable(problem)}; its array is taken as it is", file=sys.stderr)
-        return problems
-    return problems + [f"{problem}; store it as that is, with its header" for problem in misplaced]
-
-
-def _misplaced(
-    affine: NDArray[np.float64], first: NDArray[np.float64], own: NDArray[np.float64] | None, shape: tuple[int, ...]
-) -> str | None:
-    """Why a file does not lie as the first image ``{}`` and its own image do; None if it does.
-
-    Args:
-        affine: ``(4, 4)`` voxel-to-world matrix of the file, RAS, mm.
-        first: that of the first image.
-        own: that of the image that a label map or landmarks belong to, if known.
-        shape: ``(X, Y, Z)`` of all.
-    """
-    letters, wanted = ("".join(map(str, nibabel.aff2axcodes(matrix))) for matrix in (affine, first))
-    if letters != wanted:
-        return f"its axes point to {letters}, those of {{}} to {wanted}"
-    if np.array_equal(affine, np.eye(4)):  # what arrays without a header are saved with
-        return None
-    sizes, usual = spacing_of(affine), spacing_of(first)
-    if np.abs(sizes - usual).max() > _SAME_SPACING * usual.max():
-        return f"its voxels are {_text(sizes)} mm large, those of {{}} {_text(usual)}"
-    if own is not None and not np.array_equal(own, np.eye(4)):
-        corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))], dtype=float).T
-        apart = float(np.linalg.norm(((affine - own) @ corners)[:3], axis=0).max())
-        if apart > usual.max():
-            return f"it lies up to {apart:.1f} mm from its image"
-    return None
-
-
-def _text(sizes: NDArray[np.float64]) -> str:
-    return " x ".join(f"{size:.4g}" for size in sizes)

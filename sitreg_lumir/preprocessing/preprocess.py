@@ -70,7 +70,9 @@ class VolumeFiles:
     def registration(self) -> Path:
         """A folder that is not there yet, for a registration of the volume."""
         stem = self.mask.name.removesuffix(MASK)
-        names = (self.volume.with_name(f"{stem}_to-MNI152{number}") for number in ("", *range(2, 10**6)))
+        names = (
+            self.volume.with_name(f"{stem}_to-MNI152{number}") for number in ("", *(f"_{n}" for n in range(2, 10**6)))
+        )
         return next(path for path in names if not path.exists())
 
 

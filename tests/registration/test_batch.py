@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from sitreg_lumir.cli import main
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.bounded import recorded_checksums
 from sitreg_lumir.io.checksum import sha256_file
+from sitreg_lumir.preprocessing import place
 from sitreg_lumir.preprocessing.align import Alignment
 from sitreg_lumir.registration import placed_scans, scan
 from sitreg_lumir.registration.batch import Shard
@@ -253,3 +255,19 @@ def test_a_worker_that_is_killed_costs_its_task_alone() -> None:
     assert isinstance(died, WorkerDied) and "lack of memory" in died.reason
     with pytest.raises(InputError, match="no members"):
         list(share_out(refuse, "no members", tasks, 2))
+
+
+@pytest.mark.slow
+def test_the_line_that_preprocess_prints_registers(
+    t1: Path, members: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = Alignment(np.eye(4), 0.1, 1.0, 0.5, 0.97, 20.0, 30.0)
+    monkeypatch.setattr(place, "align_to_template", lambda *_: known)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brain_to-MNI152").mkdir()  # taken
+    command = ["preprocess", str(t1), "-o", "brain.nii.gz", "--strip", "none", "--spacing", "4"]
+    assert main([*command, "--no-bias-correction"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: sitreg-lumir "))
+    arguments = shlex.split(line.removeprefix("next: sitreg-lumir "))
+    assert main([*arguments, "--members", str(members), *FEW, "--no-report"]) in (0, 3)
+    assert (tmp_path / "brain_to-MNI152_2/summary.json").is_file()
