@@ -83,7 +83,8 @@ def build_template(
         InputError: a scan cannot be used, two are the same, their contrasts differ, or the folder cannot be written.
 
     Examples:
-        >>> summary = sitreg_lumir.build_template(["MNI152", "EXAMPLE-T1"], "average", rounds=1, align="none")
+        >>> scans = ["MNI152", "EXAMPLE-T1"]
+        >>> summary = sitreg_lumir.build_template(scans, "average", rounds=1, align="none", save="none")
         >>> len(summary["rounds"]), summary["grid"]["shape"]
         (1, [80, 112, 96])
     """
