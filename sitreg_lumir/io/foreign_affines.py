@@ -47,7 +47,13 @@ def read_foreign_affine(path: Path, grids: tuple[Grid, Grid] | None) -> NDArray[
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable file") from None
     if re.search(r"^type\s*=", text, re.M) and "src volume info" in text:
-        matrix = _lta(path, text)
+        try:
+            with np.errstate(all="ignore"):
+                matrix = _lta(path, text)
+        except InputError:
+            raise
+        except (ValueError, OverflowError):  # a grid that cannot be inverted, numbers that none can be
+            raise InputError(f"{path}: the affine cannot be inverted; align the images again") from None
     else:
         rows = [line.split() for line in text.splitlines() if line.strip()]
         numbers = [number for row in rows for number in row]
@@ -63,7 +69,8 @@ def read_foreign_affine(path: Path, grids: tuple[Grid, Grid] | None) -> NDArray[
                 "convert it by c3d_affine_tool -fsl2ras -oitk"
             )
         fixed, moving = (_fsl_to_world(*grid) for grid in grids)
-        matrix = fixed @ flirt @ np.linalg.inv(moving)
+        with np.errstate(all="ignore"):
+            matrix = fixed @ flirt @ np.linalg.inv(moving)
     with np.errstate(all="ignore"):
         usable = np.isfinite(matrix).all() and np.abs(matrix).max() < 1e9 and abs(np.linalg.det(matrix)) > 1e-9
     if not usable:

@@ -75,6 +75,11 @@ def _resume_problem(checkpoint: dict[str, Any]) -> str | None:
     for name in ("epoch", "global_step"):
         if not is_whole(checkpoint.get(name), 0, 2**53):
             return f"its {name} is {short(checkpoint.get(name))}"
+    progress = checkpoint["loops"].get("fit_loop")
+    if not isinstance(progress, dict) or not {"epoch_progress", "epoch_loop.batch_progress"} <= progress.keys():
+        return "it does not say how far the epoch was"
+    if not checkpoint["optimizer_states"]:
+        return "it has no state of an optimiser"
     version = checkpoint.get("pytorch-lightning_version")
     if not isinstance(version, str) or not re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}[\w.+-]{0,20}", version):
         return f"its version of Lightning is {short(version)}"
@@ -89,6 +94,8 @@ def _optimiser_problem(model: RegistrationModule, checkpoint: dict[str, Any]) ->
         groups = state.get("param_groups") if isinstance(state, dict) else None
         if not isinstance(entries, dict) or not isinstance(groups, list):
             return "the state of its optimiser is incomplete"
+        if checkpoint["global_step"] and not entries:
+            return "the state of its optimiser is empty"
         for number, values in entries.items():
             if not isinstance(values, dict) or not is_whole(number, 0, len(shapes) - 1):
                 return f"its optimiser knows a parameter {short(number)}, this network has {len(shapes)}"
