@@ -34,7 +34,7 @@ from typing import Any
 MOST_SECONDS = 5.0  # from SIGTERM to the end
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "fcntl.flock")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_FIRST = 0.02  # seconds after which a verb obeys signals
+_pipe: list[int] = []  # in the forked process: where it says that the verb has begun, and obeys signals
 _VOLATILE = ("seconds",)  # of JSON files
 
 
@@ -148,10 +148,18 @@ def prepare(work: Path) -> None:
 
 def _calling(arguments: list[str]) -> Callable[[], int]:
     def call() -> int:
-        from sitreg_lumir.cli import main
+        from sitreg_lumir import cli
 
+        run = cli._run
+
+        def begun(argv: Any) -> int:
+            for begins in _pipe:
+                os.write(begins, b"x")
+            return run(argv)
+
+        cli._run = begun
         sys.argv = ["sitreg-lumir", *arguments]
-        return main()
+        return cli.main()
 
     return call
 
@@ -174,7 +182,7 @@ def in_child(
             null, file = os.open(os.devnull, os.O_RDONLY), os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for source, target in ((null, 0), (file, 1), (file, 2)):
                 os.dup2(source, target)
-            os.write(begins, b"x")
+            _pipe.append(begins)
             code = action()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
@@ -191,7 +199,7 @@ def in_child(
     os.close(ready)
     start = time.monotonic()
     if after is not None:
-        time.sleep(_FIRST + after)
+        time.sleep(after)
         start = time.monotonic()
         os.kill(child, number)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
