@@ -16,6 +16,8 @@ def sha256_file(path: Path) -> str:
     try:
         state = path.stat()
         return _sha256(str(path.absolute()), state.st_size, state.st_mtime_ns)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable file") from None
 
