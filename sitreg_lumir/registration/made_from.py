@@ -36,8 +36,8 @@ def made_from(
     Raises:
         InputError: a file cannot be read.
     """
-    values = {name: value for name, value in asdict(options).items() if name not in _WITHOUT_EFFECT}
-    files = {name: values.pop(name) for name in [*values] if name.endswith(_FILE_OPTIONS)}
+    values = asdict(options)
+    files = {name: values[name] for name in values if name.endswith(_FILE_OPTIONS)}
     files = {"fixed": fixed, "moving": moving} | {name: file for name, file in files.items() if file is not None}
 
     def entry(file: Path) -> dict[str, str]:
@@ -46,9 +46,25 @@ def made_from(
 
     return {
         "files": {name: str(file) if str(file) in BUILT_IN else entry(Path(file)) for name, file in files.items()},
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
+        "options": _of_effect(options),
         "members": [dict(entry) for entry in model.checksums],
         "precision": model.precision,
         "flip": model.flip,
         "version": __version__,
+    }
+
+
+def with_later_options(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored entry with the defaults of options that came later, as which it was made."""
+    options = stored.get("options")
+    return stored | {"options": _of_effect(RegisterOptions()) | options} if isinstance(options, dict) else stored
+
+
+def _of_effect(options: RegisterOptions) -> dict[str, Any]:
+    """The options that change results and are not files, as JSON has them."""
+    values = {name: value for name, value in asdict(options).items() if not name.endswith(_FILE_OPTIONS)}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+        if name not in _WITHOUT_EFFECT
     }

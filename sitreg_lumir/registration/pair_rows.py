@@ -12,6 +12,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.checksum import file_entry
 from sitreg_lumir.io.json_file import read_json
+from sitreg_lumir.registration.made_from import with_later_options
 from sitreg_lumir.registration.outputs import REPORT, SUMMARY
 from sitreg_lumir.registration.pairs_table import PairRow
 from sitreg_lumir.registration.scan import BUILT_IN
@@ -65,6 +66,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     problem = _summary_problem(summary)
     if problem:
         raise InputError(f"{path}: {problem}; {remedy}")
+    summary["made_from"] = with_later_options(summary["made_from"])
     return summary
 
 
