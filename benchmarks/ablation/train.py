@@ -2,6 +2,7 @@
 
     python benchmarks/ablation/train.py REALBRAINS/2mm                  # 8000 pairs at 4 mm, 4000 at 2 mm; 150 triplets
     python benchmarks/ablation/train.py REALBRAINS/2mm --only member2     # one process and one thread for each core
+    python benchmarks/ablation/train.py REALBRAINS/2mm --only member1 --init-from-shipped --coarse 2000 --fine 600
 
 A variant is trained on pairs at half resolution, where a step costs a seventh (``runs/ablation/..._coarse``), then at
 the full one (``..._fine``), both under one learning rate that falls along a cosine; then on triplets. All rows have the
@@ -36,6 +37,7 @@ class Run:
         name: of the run folder.
         config: what differs from the defaults.
         start: run whose last checkpoint it starts from, or None.
+        weights: shipped member whose weights it begins with, or None.
         steps: optimiser steps after which it is done.
     """
 
@@ -43,6 +45,7 @@ class Run:
     config: dict
     start: str | None
     steps: int
+    weights: str | None = None
 
 
 def main() -> None:
@@ -65,6 +68,9 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--members", type=int, default=3, help="of the ensemble (default: 3)")
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32, 32], help="channels, finest level first")
     parser.add_argument("--smoothness", type=float, default=0.5, help="weight of diffusion at 2 mm (default: 0.5)")
+    parser.add_argument(
+        "--init-from-shipped", action="store_true", help="member1, ... begin with the weights of the shipped members"
+    )
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="of baseline mind mind_final member1 member2 ...")
 
 
@@ -82,8 +88,16 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
         coarse = _config(variant, options)
         coarse["model"]["init_args"]["diffusion_weight"] = COARSE_SMOOTHNESS
         coarse["trainer"]["max_steps"] = options.coarse
-        yield Run(coarse_run(variant, options), coarse, None, options.coarse)
+        yield Run(
+            coarse_run(variant, options),
+            coarse,
+            None,
+            options.coarse,
+            variant if _begins_shipped(variant, options) else None,
+        )
         yield Run(fine_run(variant, options), _config(variant, options), coarse_run(variant, options), pairs)
+        if not options.triplets:
+            continue
         final = _config(variant, options)
         rate = next(rate for end, rate in reversed(FINAL_RATES.items()) if variant.endswith(end))
         final["model"]["init_args"]["final_rate_share"] = 1.0
@@ -94,7 +108,8 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
 def coarse_run(variant: str, options: argparse.Namespace) -> str:
     """Name of the run folder of a variant's pairs at half resolution."""
     trained = "mind" if variant.startswith("mind") else variant
-    return f"{trained}_{'-'.join(map(str, options.widths))}_{options.coarse}+{options.fine}_coarse"
+    begun = "shipped_" if _begins_shipped(variant, options) else ""
+    return f"{trained}_{begun}{'-'.join(map(str, options.widths))}_{options.coarse}+{options.fine}_coarse"
 
 
 def fine_run(variant: str, options: argparse.Namespace) -> str:
@@ -104,7 +119,13 @@ def fine_run(variant: str, options: argparse.Namespace) -> str:
 
 def final_run(variant: str, options: argparse.Namespace) -> str:
     """Name of the run folder that holds a variant's last checkpoint."""
+    if not options.triplets:
+        return fine_run(variant, options)
     return f"{fine_run(variant, options).removesuffix('_fine')}_{variant}_{options.triplets}"
+
+
+def _begins_shipped(variant: str, options: argparse.Namespace) -> bool:
+    return bool(options.init_from_shipped and variant.startswith("member"))
 
 
 def all_steps(options: argparse.Namespace) -> int:
@@ -116,6 +137,8 @@ def _config(variant: str, options: argparse.Namespace) -> dict:
     seed = int(variant.removeprefix("member")) if variant.startswith("member") else 0
     model: dict = {"features": options.widths, "head_features": options.widths, "learning_rate": RATE}
     model |= {"coarse_epochs": options.coarse // PAIRS_PER_EPOCH, "diffusion_weight": options.smoothness}
+    if _begins_shipped(variant, options):
+        model["learning_rate"] = RATE / 2
     model |= {"coarse_window": COARSE_WINDOW, "final_rate_share": FINAL_SHARE, "recompute": False}
     if variant.startswith("member"):
         model["augmentation"] = "Augmentation"
@@ -166,6 +189,8 @@ def train(run: Run, root: Path, folder: Path, threads: int) -> None:
     resume = own if own.is_file() else before
     if resume is not None:
         command += ["--resume", str(resume)]
+    elif run.weights is not None:
+        command += ["--init-from", run.weights]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     print(f"training {run.name} up to step {run.steps}", flush=True)
     with (folder / f"{run.name}.log").open("a") as log:
