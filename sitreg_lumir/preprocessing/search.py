@@ -1,8 +1,9 @@
 """Looks for a scan's place where the usual starting points led to none: turned by a wrong header, or part of a brain.
 
-Outlines mislead such a search: half a brain stretched onto the template has its outline. What decides is how well
-coarse structures agree. Turns are proper ones only, which never exchange left and right: an image and its mirror image
-both lie well on the symmetric template, so that images cannot tell which of them is right.
+Outlines mislead such a search: half a brain stretched onto the template has its outline, and mutual information of what
+both show leads half a brain some centimetres away from its place. What decides, and what is raised at first, is how
+well coarse structures agree. Turns are proper ones only, which never exchange left and right: an image and its mirror
+image both lie well on the symmetric template, so that images cannot tell which of them is right.
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.optimize import minimize
+from scipy.spatial.transform import Rotation
 
 from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.geometry.transforms import transform_by
@@ -33,6 +36,9 @@ _NEAR_MM, _DEEP_MM = 9.0, 8.0
 _TRIED, _REFINED = 10, (4, 2, 1)  # starting points, and places that are kept of each level
 _SMALL = 1.2  # scale onto the template's volume from which a brain is rather a part of one
 _GROWN = 1.05  # of the template against a brain
+_FIRST_STEPS = np.diag([0.15] * 6 + [0.08])  # of the climb: radians, units of UNIT_MM (9 mm), logarithm of the scale
+_CLIMBED = 300  # places that a climb tries, at most
+_DIGITS = 9  # as in `optimise`
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +117,10 @@ def search(targets: list[Level], levels: list[Level], header: Matrix, cut: bool)
 
 
 def _refined(targets: list[Level], levels: list[Level], starts: list[_Start], part: bool) -> list[Placement]:
-    """The best of the starts, of which fewer are optimised at every level."""
+    """The best of the starts, of which fewer are followed to each finer level.
+
+    At first structures decide: always at the coarsest level, and until the finest for a part of a brain.
+    """
 
     def score(start: _Start) -> float:
         return _coarse_score(targets[0], levels[0], to_matrix(start[0]) @ start[1])
@@ -121,14 +130,34 @@ def _refined(targets: list[Level], levels: list[Level], starts: list[_Start], pa
     for index, (target, level) in enumerate(zip(targets, levels, strict=True)):
         optimised = []
         for turn, start in kept:
-            shown = _shown(target, level, to_matrix(turn) @ start) if part else target
-            transform, value = optimise(shown, _turned(level, turn), start, even=part or index == 0)
-            if value > 0 and np.linalg.det(transform[:3, :3]) > 0:
-                placement = place(targets[_SCORED], levels[_SCORED], to_matrix(turn) @ transform, part)
+            if index == 0 or (part and index < len(levels) - 1):
+                transform = to_matrix(turn.T) @ _climb(target, level, to_matrix(turn) @ start)
+            else:
+                shown = _shown(target, level, to_matrix(turn) @ start) if part else target
+                transform, _ = optimise(shown, _turned(level, turn), start, even=part)
+            placement = place(targets[_SCORED], levels[_SCORED], to_matrix(turn) @ transform, part)
+            if placement.score > 0 and np.linalg.det(transform[:3, :3]) > 0:
                 optimised.append((placement, (turn, transform)))
         optimised = sorted(optimised, key=lambda pair: -pair[0].score)[: _REFINED[index]]
         placements, kept = [pair[0] for pair in optimised], [pair[1] for pair in optimised]
     return placements
+
+
+def _climb(target: Level, scan: Level, start: Matrix) -> Matrix:
+    """Turns, shifts and scales evenly from ``start``, template -> scan, to where the structures agree best."""
+
+    def moved(steps: Any) -> Matrix:
+        turn = Rotation.from_rotvec(steps[:3]).as_matrix()
+        return to_matrix(np.exp(steps[6]) * turn, steps[3:6]) @ start
+
+    simplex = np.vstack([np.zeros(7), _FIRST_STEPS])
+    found = minimize(
+        lambda steps: -_coarse_score(target, scan, moved(steps)),
+        np.zeros(7),
+        method="Nelder-Mead",
+        options={"initial_simplex": simplex, "maxfev": _CLIMBED, "xatol": 5e-3, "fatol": 1e-3},
+    )
+    return np.round(moved(found.x), _DIGITS)
 
 
 def _turned(level: Level, turn: Matrix) -> Level:

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 from prepare_samples import Array, Sample, apart, brain, quick_alignment, turn
 
-from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.preprocessing.align import Alignment, align_to_template
 from sitreg_lumir.preprocessing.search import turn_of
 from sitreg_lumir.preprocessing.structure import structure_match
 from sitreg_lumir.preprocessing.template import load_template
-from sitreg_lumir.registration.verdict import CHECK_STRUCTURE
 
 TRUTH = turn((6, -5, 8), (4, -9, 6), (1.1, 1.02, 1.06))
 HALF_TURN = turn((180, 0, 0), (0, -30, 12))
@@ -55,12 +53,9 @@ def test_a_mirrored_header_is_turned_upright_and_never_mirrored_back(sample: Sam
     assert apart(alignment.prealign @ upside_down, mirrored, sample) < 4
 
 
-UPPER_HALF = pytest.mark.xfail(strict=True, reason="an upper half far from its place is not recognised yet")
-
-
 @pytest.mark.parametrize(
     ("axis", "side"),
-    [(0, 0), pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(2, 1, marks=[pytest.mark.slow, UPPER_HALF])],
+    [(0, 0), pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)],
 )
 def test_half_a_brain_keeps_its_size_wherever_its_header_puts_it(axis: int, side: int, sample: Sample) -> None:
     away = turn((5, 8, -6), (35, -40, 30))
@@ -70,19 +65,6 @@ def test_half_a_brain_keeps_its_size_wherever_its_header_puts_it(axis: int, side
     assert scales.max() < 1.2 and scales.min() > 0.9  # not stretched by 1.76 onto the whole brain
     assert apart(alignment.prealign @ away, TRUTH, sample) < 15
     assert not alignment.turn
-
-
-@pytest.mark.slow
-def test_an_upper_half_is_placed_or_judged_worth_a_check(sample: Sample) -> None:
-    away, image = turn((5, 8, -6), (35, -40, 30)), part_of(sample, 2, 1)
-    alignment, template = align(image, away @ sample.affine), load_template()
-    grid = template.affine @ np.diag([3.0, 3, 3, 1])
-    placed = alignment.prealign @ away @ sample.affine
-    shape = tuple(-(-size // 3) for size in template.mask.shape)
-    values = resample(np.asarray(image, dtype=np.float32), placed, np.eye(4), shape, grid)
-    match = structure_match(template.image[::3, ::3, ::3], template.mask[::3, ::3, ::3], values, values > 0, 3.0)
-    right = apart(alignment.prealign @ away, TRUTH, sample) < 15  # mm
-    assert right or match.correlation < CHECK_STRUCTURE * match.by_chance
 
 
 def test_a_header_that_places_half_a_brain_is_kept() -> None:
