@@ -7,8 +7,9 @@ REALBRAINS has `2mm/imagesTr` and `contrasts`. The subjects are halved: on `choo
 `registration/verdict.py` were chosen, `report` is what the tables show. `made_wrong.py` makes the scans. A registration
 counts as wrong where nothing of the brain is left, or where the map differs from that of the scans as they were by more
 than WRONG_MM, mean over the brain; as right below RIGHT_MM. Where the scan's place alone makes the verdict `failed`, no
-field is predicted: nothing that follows could change it. One member predicts, since the verdict asks for nothing that
-several have in common. No validation image is read.
+field is predicted: nothing that follows could change it. One member predicts; with `--only aligned` a second one does,
+too, and how far their fields lie apart is kept, as is the mutual information after alignment: neither is part of the
+verdict, the last table shows what they would tell. No validation image is read.
 """
 
 import argparse
@@ -77,16 +78,17 @@ def cases() -> list[Case]:
         ("part", made.MOVED_PARTS, False, 2, 4),
         ("mirrored", made.MIRRORED, False, 2, 4),
         ("good", made.ALIGNED_GOOD, True, 2, 6),
-        ("header", made.HEADERS, True, 1, 2),
-        ("part", made.PARTS, True, 1, 2),
-        ("part", made.MOVED_PARTS, True, 1, 2),
-        ("no brain", made.NO_BRAINS, True, 1, 2),
+        ("header", made.HEADERS, True, 4, 8),
+        ("header", made.UNALIGNED, True, 4, 8),
+        ("part", made.PARTS, True, 4, 8),
+        ("part", made.MOVED_PARTS, True, 4, 8),
+        ("no brain", made.NO_BRAINS, True, 12, 24),
     ]  # fmt: skip
     rows = []
     for group, kinds, align, choose, report in table:
         for half, count in (("choose", choose), ("report", report)):
             rows += [Case(half, group, kind, number, align) for kind in kinds for number in range(count)]
-    return sorted(rows, key=lambda case: (case.align, case.number / (3 if case.half == "report" else 1)))
+    return sorted(rows, key=lambda case: (case.align, case.number / (2 if case.half == "report" else 1)))
 
 
 def main() -> None:
@@ -102,7 +104,8 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = json.loads(options.out.read_text()) if options.out.is_file() else {}
     if not options.only_judge:
-        bench = Bench(options.root, load_model(options.members or default_members()[0], device="cpu"))
+        members = options.members or default_members()[: 2 if options.only == "aligned" else 1]
+        bench = Bench(options.root, *(load_model(path, device="cpu") for path in members))
         wanted = [case for case in cases() if options.only in (None, "aligned" if case.align else "placed")]
         for count, case in enumerate(wanted):
             if case.key not in rows:
@@ -118,19 +121,21 @@ def main() -> None:
                 temporary = options.out.with_suffix(".part")
                 temporary.write_text(json.dumps(rows, indent=0) + "\n")
                 temporary.replace(options.out)
+    if options.only is not None:
+        rows = {key: row for key, row in rows.items() if row["align"] == (options.only == "aligned")}
     for table in tables(rows):
         print(*table, sep="\n", end="\n\n")
 
 
 class Bench:
-    """The training subjects in two halves, and a model."""
+    """The training subjects in two halves, a model, and perhaps another one."""
 
-    def __init__(self, root: Path, model: Model) -> None:
+    def __init__(self, root: Path, model: Model, second: Model | None = None) -> None:
         files = sorted((root / "2mm" / "imagesTr").glob("*.nii.gz"))
         order = np.random.default_rng(0).permutation(len(files))
         self.files = {half: [files[index] for index in order[start::2]] for start, half in enumerate(HALVES)}
         self.contrasts = root / "contrasts"
-        self.model = model
+        self.model, self.second = model, second
 
     def measure(self, case: Case) -> dict[str, Any]:
         """What the verdict needs to know, and the truth: ``right``, ``wrong`` or ``between``."""
@@ -175,6 +180,8 @@ class Bench:
             "template_match": {"fixed": fixed[2], "moving": template_match(model, images[1], images[3])},
             "share_in_grid": float(inside(voxels, model.shape).mean()),
         }
+        if alignment is not None:
+            summary["mutual_information"] = alignment.mi_after
         disp = None
         if _promising(summary):
             disp = model.run(fixed=images[0], moving=images[1])[0].disp
@@ -182,12 +189,15 @@ class Bench:
                 "aligned": similarities(*images, None, model.spacing),
                 "registered": similarities(*images, disp, model.spacing),
             }
+            if self.second is not None:
+                apart = (self.second.run(fixed=images[0], moving=images[1])[0].disp - disp).norm(dim=1, keepdim=True)
+                summary["members_apart_mm"] = float(apart[images[2]].double().median()) * model.spacing
         summary["truth"] = "wrong"
         if case.group in ("good", "contrast") and not case.align:
             summary["truth"] = "right"
         elif known is not None:
-            apart = transform_by(prealign, points.T) - transform_by(np.linalg.inv(known), points.T)
-            summary["placed_mm"] = error = float(np.linalg.norm(apart, axis=0).mean())
+            moved = transform_by(prealign, points.T) - transform_by(np.linalg.inv(known), points.T)
+            summary["placed_mm"] = error = float(np.linalg.norm(moved, axis=0).mean())
             if disp is not None:
                 summary["map_mm"] = error = self._map_error(images, disp, prealign @ known, original, brain)
             summary["truth"] = "wrong" if error > WRONG_MM else "right" if error < RIGHT_MM else "between"
@@ -270,6 +280,23 @@ def tables(rows: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
         shown = ", ".join(map(str, (*wrong[:2], wrong[2] + wrong[3])))
         lines.append(f"| {kind[1]} | {'yes' if kind[2] else 'no'} | {', '.join(right)} | {shown} |")
     yield lines
+    yield _others(rows)
+
+
+def _others(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """What is no part of the verdict: least, median and largest value of right and of wrong registrations."""
+    lines = ["| measured | right | wrong | wrong, not failed |", "|---" * 4 + "|"]
+    for name in ("mutual_information", "members_apart_mm"):
+        known = [row for row in rows.values() if row.get(name) is not None and row["group"] != "mirrored"]
+        right, wrong = ([row for row in known if row["truth"] == truth] for truth in ("right", "wrong"))
+        passed = [row for row in wrong if judged(row)[0] != "failed"]
+        cells = []
+        for chosen in (right, wrong, passed):
+            values = [row[name] for row in chosen]
+            quantiles = " / ".join(f"{value:.2f}" for value in np.percentile(values, (0, 50, 100))) if values else "-"
+            cells.append(f"{quantiles} ({len(values)})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _load(path: Path) -> tuple[Array, Array]:

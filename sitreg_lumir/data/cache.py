@@ -26,6 +26,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.json_file import read_json
 from sitreg_lumir.io.read import read_volume
+from sitreg_lumir.io.volume_files import volume_files
 
 _VERSION = 1
 _SHOW_PROGRESS_FROM = 20
@@ -246,9 +247,9 @@ class VolumeCache:
 
 
 def _made_from(path: Path) -> list[int]:
-    """Size and modification time of a file; changed when the file is."""
+    """Sizes and modification times of a volume's files; changed when one of them is."""
     try:
-        stat = path.stat()
+        stats = [file.stat() for file in volume_files(path)]
     except OSError:
         raise InputError(f"{path}: no such file") from None
-    return [stat.st_size, stat.st_mtime_ns]
+    return [value for stat in stats for value in (stat.st_size, stat.st_mtime_ns)]

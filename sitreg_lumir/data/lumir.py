@@ -24,7 +24,8 @@ from sitreg_lumir.data.headers import header_problems
 from sitreg_lumir.data.names import parts_of
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.bounded import check_voxels
-from sitreg_lumir.io.other_formats import NIFTI_SUFFIXES, has_suffix
+from sitreg_lumir.io.other_formats import NIFTI_SUFFIXES
+from sitreg_lumir.io.volume_files import has_suffix
 
 _PREFERRED = ("LUMIR_dataset.json", "LUMIR25_dataset.json")
 _SHOWN = 20

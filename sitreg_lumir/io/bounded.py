@@ -106,6 +106,11 @@ def recorded_checksums() -> Iterator[dict[str, str]]:
             outer |= record
 
 
+def checksum_record() -> dict[str, str] | None:
+    """What :func:`recorded_checksums` recorded so far; None outside of it."""
+    return _checksums.get()
+
+
 def record_checksum(path: Path, content: bytes) -> None:
     """Notes the SHA-256 of a file of which ``content`` was read, where :func:`recorded_checksums` asks for it."""
     record = _checksums.get()

@@ -1,18 +1,44 @@
 """SHA-256 of files: how cards and provenances name what a result was made from."""
 
 import hashlib
+import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.bounded import checksum_record
+from sitreg_lumir.io.volume_files import PAIR_SUFFIXES, has_suffix, volume_files
 
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file as 64 hexadecimal digits; a file that did not change is read once per process.
 
+    Of a volume whose voxels lie in another file it is that of both, see :func:`combined`.
+
     Raises:
         InputError: the file cannot be read.
     """
+    return combined([_of_one(file) for file in volume_files(path)])
+
+
+def combined(digests: Sequence[str]) -> str:
+    """One SHA-256 of those of several files: that of their digits; a single one stays as it is."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def record_volume(path: Path) -> None:
+    """Notes the SHA-256 of a volume that was read from several files, where ``recorded_checksums`` asks for it.
+
+    Of a ``.hdr`` with its ``.img`` both get it, as either names the volume.
+    """
+    record, files = checksum_record(), [os.path.abspath(file) for file in volume_files(path)]
+    if record is not None and len(files) > 1 and all(file in record for file in files):
+        whole = combined([record[file] for file in files])
+        record.update(dict.fromkeys(files if has_suffix(path.name, *PAIR_SUFFIXES) else files[:1], whole))
+
+
+def _of_one(path: Path) -> str:
     try:
         state = path.stat()
         return _sha256(str(path.absolute()), state.st_size, state.st_mtime_ns)

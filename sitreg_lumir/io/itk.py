@@ -20,8 +20,9 @@ from sitreg_lumir.geometry.transforms import DisplacementField, Matrix, Transfor
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.foreign_affines import Grid, read_foreign_affine
 from sitreg_lumir.io.itk_parts import TransformPart, as_text, read_parts
-from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES, has_suffix
+from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES
 from sitreg_lumir.io.read import read_vectors
+from sitreg_lumir.io.volume_files import has_suffix
 from sitreg_lumir.io.write import FIELD_LEVEL, plain_header, write_array
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS

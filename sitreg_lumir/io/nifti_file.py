@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.bounded import Unpacked, check_regular, check_voxels
+from sitreg_lumir.io.checksum import record_volume
 from sitreg_lumir.io.other_formats import (
     FREESURFER_HEADER,
     FREESURFER_SUFFIXES,
-    ITK_SUFFIXES,
     NIFTI_SUFFIXES,
-    PAIR_SUFFIXES,
-    has_suffix,
     read_freesurfer,
     read_itk,
     read_pair,
     refuse_dicom,
 )
+from sitreg_lumir.io.volume_files import ITK_SUFFIXES, PAIR_SUFFIXES, has_suffix
 
 _UNREADABLE = (
     OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError, WrapStructError,
@@ -123,12 +122,17 @@ def open_nifti(
     try:
         size = check_regular(path)
         if has_suffix(path.name, *ITK_SUFFIXES):
-            return NiftiFile(path, *read_itk(path, header_only), False, remedy, apart=True)
+            file = NiftiFile(path, *read_itk(path, header_only), False, remedy, apart=True)
+            record_volume(path)
+            return file
         if has_suffix(path.name, *PAIR_SUFFIXES):
             header, voxels = read_pair(path)
             pair = NiftiFile(path, header, b"", False, remedy, apart=True)
             count = check_voxels(path, pair.shape)
-            return pair if header_only else replace(pair, content=_voxels_apart(voxels, pair, count))
+            if not header_only:
+                pair = replace(pair, content=_voxels_apart(voxels, pair, count))
+                record_volume(path)
+            return pair
         with path.open("rb") as raw:
             unpacked = Unpacked(raw, path, size)
             freesurfer = has_suffix(path.name, *FREESURFER_SUFFIXES)

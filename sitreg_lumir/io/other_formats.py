@@ -23,11 +23,10 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import temporary_folder
 from sitreg_lumir.io.bounded import Unpacked, check_regular, check_voxels, record_checksum_of
 from sitreg_lumir.io.text_headers import TextHeader, check_text_header, read_text_header
+from sitreg_lumir.io.volume_files import ITK_SUFFIXES, PAIR_SUFFIXES, has_suffix, pair_files, volume_files
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-PAIR_SUFFIXES = (".img", ".hdr", ".img.gz", ".hdr.gz")
 FREESURFER_SUFFIXES = (".mgz", ".mgh")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *PAIR_SUFFIXES, *FREESURFER_SUFFIXES, *ITK_SUFFIXES)
 """Endings of files that are read as volumes."""
 
@@ -47,11 +46,6 @@ def without_suffix(name: str) -> str:
     """A file's name without the ending of a volume."""
     ending = next((suffix for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if has_suffix(name, suffix)), "")
     return name[: len(name) - len(ending)]
-
-
-def has_suffix(name: str, *suffixes: str) -> bool:
-    """Whether a file's name ends so, in capitals or not."""
-    return name.lower().endswith(suffixes)
 
 
 def refuse_dicom(path: Path) -> None:
@@ -89,13 +83,9 @@ def read_pair(path: Path) -> tuple[nibabel.Nifti1Header, Path]:
     Raises:
         OSError, ValueError: a file is missing or unreadable.
     """
-    files = {}
-    for wanted in ("hdr", "img"):
-        named = re.sub(r"(?i)\.(img|hdr)(\.gz)?$", "", path.name)
-        options = [path.with_name(f"{named}.{ending}") for ending in (wanted, wanted.upper(), f"{wanted}.gz")]
-        files[wanted] = next((option for option in options if option.is_file()), options[0])
-    with files["hdr"].open("rb") as raw:
-        unpacked = Unpacked(raw, files["hdr"], check_regular(files["hdr"]))
+    named, voxels = pair_files(path)
+    with named.open("rb") as raw:
+        unpacked = Unpacked(raw, named, check_regular(named))
         header = unpacked.start(nibabel.Nifti2Header.sizeof_hdr)
         unpacked.up_to(0)
     kinds: tuple[Any, ...] = (nibabel.Nifti1Header, nibabel.Nifti2Header)
@@ -103,14 +93,14 @@ def read_pair(path: Path) -> tuple[nibabel.Nifti1Header, Path]:
         if header[344:348].startswith(b"ni1") or header[4:8].startswith(b"ni2"):
             size = int.from_bytes(header[:4], "little"), int.from_bytes(header[:4], "big")
             if kind.sizeof_hdr in size:
-                return kind(header[: kind.sizeof_hdr], check=False), files["img"]
+                return kind(header[: kind.sizeof_hdr], check=False), voxels
     analyze = nibabel.AnalyzeHeader(header[:348], check=False)
     if int(analyze["sizeof_hdr"]) != 348:
         raise ValueError("no NIfTI header")
     made = nibabel.Nifti1Header(endianness=analyze.endianness)
     for field in ("dim", "pixdim", "datatype", "bitpix", "vox_offset"):
         made[field] = analyze[field]
-    return made, files["img"]
+    return made, voxels
 
 
 def read_freesurfer(path: Path, unpacked: Unpacked, start: bytes) -> tuple[nibabel.Nifti1Header, bytes]:
@@ -150,7 +140,8 @@ def read_itk(path: Path, header_only: bool) -> tuple[nibabel.Nifti1Header, bytes
     known, unit = _orientation_and_unit(path, text)
     check_text_header(path, text, header_only=header_only)
     if not header_only:
-        record_checksum_of(path)
+        for file in volume_files(path):
+            record_checksum_of(file)
     with readable_name(path) as name:
         reader = itk.ImageFileReader()
         reader.SetFileName(name)

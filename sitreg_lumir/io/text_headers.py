@@ -82,7 +82,8 @@ def check_text_header(path: Path, text: TextHeader, *, header_only: bool) -> Non
     count = check_voxels(path, shape)
     if header_only:
         return
-    file, present = _voxels(path, text)
+    file = voxels_file(path, text)
+    present = path.stat().st_size - text.end if file == path else check_regular(file)
     expected = count * bytes_each
     if text.nrrd:
         encoding = text.fields.get("encoding", "").lower()
@@ -136,8 +137,17 @@ def _whole_number(stated: str, name: str) -> int:
     return int(stated)
 
 
-def _voxels(path: Path, text: TextHeader) -> tuple[Path, int]:
-    """The file that holds the voxels, and the bytes that are there for them."""
+def voxels_file(path: Path, text: TextHeader) -> Path:
+    """The file that holds the voxels, which may be that of the header.
+
+    Args:
+        path: of the header.
+        text: the header.
+
+    Raises:
+        InputError: several files hold them.
+        ValueError: the header does not name it.
+    """
     if text.nrrd:
         named = text.fields.get("data file") or text.fields.get("datafile") or ""
     else:
@@ -145,8 +155,7 @@ def _voxels(path: Path, text: TextHeader) -> tuple[Path, int]:
         if not named:
             raise ValueError("it does not name its voxels (ElementDataFile)")
     if not named or (not text.nrrd and named.upper() == "LOCAL"):
-        return path, path.stat().st_size - text.end
+        return path
     if named.split()[0].upper() == "LIST" or "%" in named:
         raise InputError(f"{path}: its voxels lie in several files; save it as a single one")
-    file = path.parent / named
-    return file, check_regular(file)
+    return path.parent / named

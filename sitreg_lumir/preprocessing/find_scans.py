@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES, has_suffix, refuse_dicom, without_suffix
+from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES, refuse_dicom, without_suffix
 from sitreg_lumir.io.table import read_table
+from sitreg_lumir.io.volume_files import has_suffix
 
 COLUMNS = ("image", "subject", "mask", "labels")
 """Columns of a table of scans; all but the first may be missing or empty."""

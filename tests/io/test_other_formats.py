@@ -10,11 +10,15 @@ import SimpleITK as sitk  # noqa: N813 (its usual name)
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from sitreg_lumir.data.cache import _made_from
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import map_points
+from sitreg_lumir.io.bounded import recorded_checksums
+from sitreg_lumir.io.checksum import sha256_file
 from sitreg_lumir.io.itk import load_itk_field, load_transform, save_itk_field
 from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES, without_suffix
 from sitreg_lumir.io.read import read_grid, read_image, read_labels
+from sitreg_lumir.io.volume_files import volume_files
 
 SHAPE = (6, 7, 5)
 
@@ -150,6 +154,23 @@ def _error(path: Path) -> InputError:
     with pytest.raises(InputError) as error:
         read_image(path)
     return error.value
+
+
+@pytest.mark.parametrize(
+    ("suffix", "of_voxels"), [(".mhd", ".raw"), (".nhdr", ".raw.gz"), (".img", ".img"), (".hdr", ".img")]
+)
+def test_the_checksum_of_a_volume_in_two_files_is_that_of_both(tmp_path: Path, suffix: str, of_voxels: str) -> None:
+    path = save(tmp_path / f"a{suffix}", voxels())
+    header, other = (tmp_path / f"a{'.hdr' if suffix == '.img' else suffix}"), tmp_path / f"a{of_voxels}"
+    assert volume_files(path) == [header, other]
+    with recorded_checksums() as read:
+        read_image(path)
+    before, stamp, text = sha256_file(path), _made_from(path), header.read_bytes()
+    assert read[str(path)] == before
+    save(path, voxels() + np.int16(1))
+    assert header.read_bytes() == text and sha256_file(path) != before and _made_from(path) != stamp
+    other.unlink()
+    assert volume_files(path) == [path]
 
 
 def test_fields_of_itk_in_other_formats(tmp_path: Path) -> None:
