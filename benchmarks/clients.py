@@ -60,9 +60,9 @@ def compare(folder: Path) -> None:
 def composites() -> Maps:
     """Clients that read the composite transform."""
     if sitk := _installed("SimpleITK"):
-        yield "SimpleITK", lambda path, points: _each(sitk.ReadTransform(str(path)).TransformPoint, points)
+        yield "SimpleITK", lambda path, points: _point_by_point(sitk.ReadTransform(str(path)).TransformPoint, points)
     if itk := _installed("itk"):
-        yield "itk", lambda path, points: _each(itk.transformread(str(path))[0].TransformPoint, points)
+        yield "itk", lambda path, points: _point_by_point(itk.transformread(str(path))[0].TransformPoint, points)
     if ants := _installed("ants"):
         yield "ants", lambda path, points: _by_ants(ants, path, points)
     if _installed("nitransforms"):
@@ -77,7 +77,7 @@ def fields() -> Maps:
 
         def by_sitk(path: Path, points: Points) -> Points:
             transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
-            return _each(transform.TransformPoint, points)
+            return _point_by_point(transform.TransformPoint, points)
 
         yield "SimpleITK", by_sitk
     if ants := _installed("ants"):
@@ -97,7 +97,7 @@ def _installed(name: str) -> Any:
         return None
 
 
-def _each(transform: Callable[[list[float]], Any], points: Points) -> Points:
+def _point_by_point(transform: Callable[[list[float]], Any], points: Points) -> Points:
     return np.array([list(transform(point)) for point in (points * LPS).tolist()]) * LPS
 
 

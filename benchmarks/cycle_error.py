@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sitreg_lumir.challenge.provenance import find_field
-from sitreg_lumir.data.lumir import Pair, read_dataset
+from sitreg_lumir.data.images import Pair
+from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.deform.ops import compose
 from sitreg_lumir.io.read import load_disp, read_volume
 from sitreg_lumir.losses import cycle_mask, group_consistency

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sitreg_lumir.data.lumir import Pair, read_dataset
+from sitreg_lumir.data.images import Pair
+from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.deform.ops import warp_labels
 from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.geometry.spline_map import Mask, SplineMap

@@ -16,7 +16,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from sitreg_lumir.data.lumir import Image, read_dataset
+from sitreg_lumir.data.images import Image
+from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.data.views import downsampled_by_two
 from sitreg_lumir.deform.jacobian import jacobian_determinant
 from sitreg_lumir.deform.ops import compose, mask_at, warp, warp_labels

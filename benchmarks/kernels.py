@@ -128,7 +128,7 @@ def all_kernels(device: torch.device, shape: tuple[int, ...], tolerance: float =
     spline = [(smooth(3, size, 0.2)[0], smooth(3, size, 0.2)[0]) for size in (half, shape)]
     many = torch.rand(3, max(a[0, 0].numel() // 8, 1), generator=generator, dtype=torch.float64).to(device)
     many = many * torch.tensor(shape, device=device)[:, None]
-    moving = (many, steps_of(2, False), *coefficients_of(spline), shape)
+    moving = (many, steps_of(2, False), coefficients_of(spline, shape))
     return [
         Kernel("upsample, spacing 2", lambda m: m.upsample_control_points(level, 2, shape), 3 + 3 / 8),
         Kernel("upsample, adjoint", lambda m: m.upsample_control_points_adjoint(grad, 2), 3 + 3 / 8),

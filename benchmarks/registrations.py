@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sitreg_lumir.data.lumir import Pair, read_dataset
+from sitreg_lumir.data.images import Pair
+from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.deform.ops import warp_labels
 from sitreg_lumir.deform.state import SymmetricState
 from sitreg_lumir.geometry.spline_map import SplineMap

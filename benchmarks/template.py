@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.average.build import build_template
 from sitreg_lumir.average.outputs import AFFINE_MEAN, TEMPLATE
-from sitreg_lumir.data.lumir import Image, read_dataset
+from sitreg_lumir.data.images import Image
+from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.geometry.resampling import resample_labels
 from sitreg_lumir.geometry.spline_map import SplineMap
@@ -63,11 +64,11 @@ def main() -> None:
         build_template(chosen, average, model=model, rounds=options.rounds, align="none", save="none")
         for image in validation_images(options.root):
             for way in WAYS:
-                carried = carried_file(options.out, way, image)
-                if not carried.is_file():
+                file = labels_file(options.out, way, image)
+                if not file.is_file():
                     logging.info("%s: %s", image.path.name, WAYS[way])
-                    with writing(carried) as temporary, temporary.open("wb") as stream:
-                        np.savez_compressed(stream, labels=carry(model, average, way, image))
+                    with writing(file) as temporary, temporary.open("wb") as stream:
+                        np.savez_compressed(stream, labels=moved_labels(model, average, way, image))
         logging.info("%.0f s of a processor in this run", time.process_time() - began)
     print(rounds_table(json.loads((average / "summary.json").read_text())))
     print(dice_table(options.root, options.out))
@@ -80,12 +81,12 @@ def validation_images(root: Path) -> list[Image]:
     return [images[path] for path in sorted(images)]
 
 
-def carried_file(out: Path, way: str, image: Image) -> Path:
+def labels_file(out: Path, way: str, image: Image) -> Path:
     """Where a subject's labels on the template's grid lie."""
     return out / "carried" / way.removesuffix(".nii.gz") / f"{image.path.name.removesuffix('.nii.gz')}.npz"
 
 
-def carry(model: Model, average: Path, way: str, image: Image) -> Labels:
+def moved_labels(model: Model, average: Path, way: str, image: Image) -> Labels:
     """A subject's labels on the template's grid, ``(X, Y, Z)``."""
     assert image.labels is not None
     transforms: Sequence[Transform] = [np.eye(4)]
@@ -135,7 +136,7 @@ def dice_table(root: Path, out: Path) -> str:
     """Agreement of the carried labels."""
     lines = ["| validation subjects | Dice, mean of all pairs | worst pair |", "|---|---|---|"]
     for way, name in WAYS.items():
-        files = [carried_file(out, way, image) for image in validation_images(root)]
+        files = [labels_file(out, way, image) for image in validation_images(root)]
         scores = pairwise_dice([np.load(file)["labels"] for file in files if file.is_file()])
         lines.append(f"| {name} | {np.mean(scores):.3f} | {min(scores):.3f} |")
     return "\n".join(lines)

@@ -155,7 +155,7 @@ class Bench:
             if maker is not None:
                 values, affine, known = maker(values, affine, rng)
             if case.kind == "spoiled weights":
-                model, known = self._spoiled(rng), None
+                model, known = self._degraded(rng), None
         return self._judge(case, model, fixed, (values, affine), known, names[second])
 
     def _judge(
@@ -215,12 +215,12 @@ class Bench:
         at = (slice(None), *voxels)
         right, mapped = (transform_by(affine, voxels + field[0][at].double().numpy()) for field in (reference, disp))
         own = np.linalg.inv(nib.load(original).affine)
-        seen = np.rint(transform_by(own, right)).astype(int)
+        nearest = np.rint(transform_by(own, right)).astype(int)
         shown = inside(transform_by(own, right), brain.shape)
-        shown[shown] = brain[tuple(seen[:, shown])]
+        shown[shown] = brain[tuple(nearest[:, shown])]
         return float(np.linalg.norm(transform_by(np.linalg.inv(placed), mapped) - right, axis=0)[shown].mean())
 
-    def _spoiled(self, rng: np.random.Generator) -> Model:
+    def _degraded(self, rng: np.random.Generator) -> Model:
         """The model with random weights added to those of the heads."""
         member = copy.deepcopy(self.model.members[0])
         strength = float(rng.uniform(0.5, 3))

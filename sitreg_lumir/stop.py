@@ -204,14 +204,14 @@ def _descendants() -> list[int]:
     children: dict[int, list[int]] = {}
     for process, parent in _parents():
         children.setdefault(parent, []).append(process)
-    found: list[int] = []
+    descendants: list[int] = []
     waiting = [os.getpid()]
     while waiting:
         for process in children.get(waiting.pop(), []):
             if not any(name in _command(process) for name in _LEFT_ALONE):
-                found.append(process)
+                descendants.append(process)
                 waiting.append(process)
-    return found
+    return descendants
 
 
 def _parents() -> Iterator[tuple[int, int]]:

@@ -27,7 +27,7 @@ PROMISED = {
     "register", "apply", "preprocess", "load_model", "evaluate", "Registration", "LumirDataModule", "MindRegistration",
     "RawRegistration", "NdvPenalty", "GroupConsistency",
 }  # fmt: skip
-REGISTERS = {"register", "Registration", "apply", "load_map"}
+REGISTERS = {"register", "Registration", "SplineMap", "apply", "load_map"}
 SLOW = {*REGISTERS, "build_template", "preprocess", "make_demo_data", "predict"}
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 

@@ -22,8 +22,8 @@ def commands(recipe: Path) -> list[list[str]]:
     values = {"$SLURM_ARRAY_TASK_ID": "1", "{wildcards.part}": "1", "{params.parts}": "4", "{params.options}": ""}
     for name, value in (values | {"{input}": "pairs.csv"}).items():
         text = text.replace(name, value)
-    found = re.findall(r"sitreg-lumir (register --pairs .*?)(?:\|\||$)", text.replace('"', ""), re.M)
-    return [shlex.split(line) for line in found]
+    lines = re.findall(r"sitreg-lumir (register --pairs .*?)(?:\|\||$)", text.replace('"', ""), re.M)
+    return [shlex.split(line) for line in lines]
 
 
 @pytest.mark.parametrize("name", ["register.sbatch", "Snakefile"])

@@ -33,12 +33,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from sitreg_lumir.data.lumir import Pair, read_dataset
+from sitreg_lumir.data.images import Pair
+from sitreg_lumir.data.lumir import read_dataset
 
 DATASETS = ("LUMIR_dataset.json", "LUMIR_dataset_multimodal.json")
 GROUPS = ("T1-T1", "T1-T2")
 OTHERS = {"convexadam": "ConvexAdam", "syn": "ANTs SyN", "fireants": "FireANTs, greedy"}
-HERE = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent
 SHIFT = (2, -3, 1)  # voxels: differs between the axes in size and sign
 THREADS = ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 ONE_THREAD = dict.fromkeys(THREADS, "1") | {"OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""}
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", type=Path, metavar="PATH", help="ours (default: the shipped ones)")
     parser.add_argument("--refine", type=int, metavar="N", help="ours once more, with N steps of instance optimisation")
     parser.add_argument("--pairs", nargs="+", metavar="NAME", help="only these, e.g. 0100_0000_0101_0001")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "others", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=FOLDER.parent / "results" / "others", help="default: %(default)s")
     parser.add_argument("--check", action="store_true", help="only test the fields' convention by a known shift")
     options = parser.parse_args()
     if options.python is None and set(options.only) != {"ours"}:
@@ -71,8 +72,8 @@ def main() -> None:
 
 def workers(options: argparse.Namespace) -> dict[str, list[str]]:
     """How one pair is registered by each row of the table: a command that takes FIXED MOVING FIELD."""
-    commands = {name: [str(options.python), str(HERE / "methods.py"), name] for name in OTHERS}
-    commands["ours"] = [sys.executable, str(HERE / "ours.py")]
+    commands = {name: [str(options.python), str(FOLDER / "methods.py"), name] for name in OTHERS}
+    commands["ours"] = [sys.executable, str(FOLDER / "ours.py")]
     if options.refine:
         commands[f"ours_refine{options.refine}"] = [*commands["ours"], "--refine", str(options.refine)]
     for row in commands:

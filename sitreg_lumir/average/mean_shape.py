@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from sitreg_lumir.deform.splines import SplineUpdates, from_integers, quantum, to_integers
+from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.geometry.transforms import Matrix
 from sitreg_lumir.preprocessing.intensity import inverse
 
@@ -61,29 +62,16 @@ def mean_updates(of_scans: Iterable[SplineUpdates]) -> SplineUpdates:
     Returns:
         rounded control points; sums are those of integers, so their order changes nothing.
     """
-    sums: list[list[NDArray[np.int64]]] = []
-    shape: tuple[int, int, int] = (0, 0, 0)
-    factors: tuple[int, ...] = ()
+    totals: dict[str, Tensor] = {}
     count = 0
     for updates in of_scans:
-        integers = [
-            [to_integers(points, quantum(factor)).numpy().astype(np.int64) for points in pair]
-            for factor, pair in zip(updates.factors, updates.updates, strict=True)
-        ]
-        if not sums:
-            sums, shape, factors = integers, updates.shape, updates.factors
-        else:
-            for total, pair in zip(sums, integers, strict=True):
-                for side, points in zip(total, pair, strict=True):
-                    side += points
+        integers = {name: points.long() for name, points in updates.integers().items()}
+        totals = {name: points + totals.get(name, 0) for name, points in integers.items()}
         count += 1
     if not count:
         raise ValueError("no maps to average")
-    means = []
-    for factor, (moving, fixed) in zip(factors, sums, strict=True):
-        sides = [torch.from_numpy(np.rint(side / count).astype(np.int16)) for side in (moving, fixed)]
-        means.append((from_integers(sides[0], quantum(factor)), from_integers(sides[1], quantum(factor))))
-    return SplineUpdates(means, shape)
+    means = {name: (total.double() / count).round().to(torch.int16) for name, total in totals.items()}
+    return SplineUpdates.of_integers(means, len(updates.updates), updates.shape)
 
 
 def _of_symmetric(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], matrix: Matrix) -> Matrix:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.preprocessing.strip import HEAD_STRIPS, HeadStrip
+from sitreg_lumir.preprocessing.strip import HeadStrip, check_strip
 from sitreg_lumir.registration.scan import ALIGN, Align
 
 Average: TypeAlias = Literal["trimmed", "mean", "median"]
@@ -51,8 +51,7 @@ class TemplateOptions:
             raise InputError(f"`refine` must be 0 or more steps, got {self.refine}")
         if self.align not in ALIGN:
             raise InputError(f"`align` must be auto, each or none, got {self.align}")
-        if self.strip not in (None, *HEAD_STRIPS):
-            raise InputError(f"`strip` must be deepbet or template, got {self.strip}")
+        check_strip(self.strip)
         _ = self.saved
 
     @property

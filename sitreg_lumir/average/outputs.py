@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from sitreg_lumir.average.intensities import MeanImage
 from sitreg_lumir.average.rounds import Registered, Rounds
 from sitreg_lumir.average.sampling import Grid
-from sitreg_lumir.challenge.provenance import compare
+from sitreg_lumir.challenge.provenance import compare, in_words
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.io.atomic import check_folder_is_writable, writing_folder
 from sitreg_lumir.io.maps import save_map
 from sitreg_lumir.io.write import of_type, save_volume
+from sitreg_lumir.registration.outputs import own_files
 
 TEMPLATE = "template.nii.gz"
 BRAIN = "template_brain.nii.gz"
@@ -30,8 +31,6 @@ SUMMARY = "summary.json"
 MAPS, WARPED, WORK = "maps", "warped", "work"
 FILES = (TEMPLATE, BRAIN, DEVIATION, AFFINE_MEAN, PICTURE, MAPS, WARPED)
 """What the folder may hold beside its summary and the work folder."""
-
-_OF_SYSTEMS = ("Thumbs.db", "desktop.ini")  # files that Windows leaves; those of others start with a point
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +62,7 @@ def check_output(folder: Path, *, write: bool = False) -> None:
     Raises:
         InputError: it is a file, holds other files alone, or cannot be written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; name a folder for the results with `out`")
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    foreign = [name for name in names if not name.startswith(".") and name not in _OF_SYSTEMS]
-    if foreign and not {SUMMARY, WORK, *FILES} & set(foreign):
-        raise InputError(f"{folder}: holds other files ({foreign[0]}); name a new or empty folder with `out`")
+    own_files(folder, {SUMMARY, WORK, *FILES})
     if (folder / SUMMARY).exists() and _stored(folder) is None:
         raise InputError(f"{folder / SUMMARY}: is no template's; name a new or empty folder with `out`")
     if write:
@@ -91,9 +85,8 @@ def finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> dict[s
     if not differences:
         return stored if all((folder / name).exists() for name in wanted) else None
     if not overwrite:
-        listed = ", ".join(str(difference) for difference in differences[:5])
         raise InputError(
-            f"{folder}: holds a template that was made otherwise: {listed}; name another folder, or add "
+            f"{folder}: holds a template that was made otherwise: {in_words(differences)}; name another folder, or add "
             "`overwrite=True`"
         )
     return None

@@ -22,7 +22,7 @@ from sitreg_lumir.average.options import TemplateOptions
 from sitreg_lumir.average.sampling import Grid, grid_points, region_of, sample_scan
 from sitreg_lumir.average.subjects import Subject, Subjects
 from sitreg_lumir.average.work import Arrays, WorkFolder, digest_of
-from sitreg_lumir.deform.splines import SplineUpdates, from_integers, quantum, to_integers
+from sitreg_lumir.deform.splines import ROLES, SplineUpdates
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import Transform, map_points
 from sitreg_lumir.preprocessing.intensity import Mask, inverse, normalise
@@ -186,7 +186,9 @@ class Rounds:
 
     def _updates(self, reference: Reference, scan: Subject, key: dict[str, Any]) -> SplineUpdates:
         """A scan's control points, from the disk if it was registered before."""
-        return _updates_of(self.work.kept("map", key, lambda: self._register(reference, scan)), self.model.shape)
+        arrays = self.work.kept("map", key, lambda: self._register(reference, scan))
+        integers = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        return SplineUpdates.of_integers(integers, len(integers) // len(ROLES), self.model.shape)
 
     def _register(self, reference: Reference, scan: Subject) -> Arrays:
         """Control points of one scan, rounded as files keep them."""
@@ -197,11 +199,8 @@ class Rounds:
         updates = self.model.control_points(fixed=pair.fixed, moving=pair.moving)
         if self.options.refine:
             updates = list(optimise_pair(self.model, pair, updates, self.options.refine, "lncc").control_points)
-        arrays = {}
-        for stage, (level, points) in enumerate(zip(reversed(range(len(updates))), updates, strict=True)):
-            for side, values in zip(("moving", "fixed"), points, strict=True):
-                arrays[f"{side}_{stage}"] = to_integers(values[0], quantum(2**level)).numpy()
-        return arrays
+        rounded = SplineUpdates.rounded(updates, self.model.shape)
+        return {name: integers.numpy() for name, integers in rounded.integers().items()}
 
     def _sampled(
         self,
@@ -239,15 +238,6 @@ def measures(mean: MeanImage, grid: Grid) -> dict[str, Any]:
         "averaged": sharpness(mean.unsharpened, mean.deviation, mean.brain, grid.spacing),
         "sharpened": sharpness(mean.image, mean.deviation, mean.brain, grid.spacing),
     }
-
-
-def _updates_of(arrays: Arrays, shape: tuple[int, int, int]) -> SplineUpdates:
-    stages = len(arrays) // 2
-    updates = []
-    for stage, level in enumerate(reversed(range(stages))):
-        sides = [torch.from_numpy(arrays[f"{side}_{stage}"]) for side in ("moving", "fixed")]
-        updates.append((from_integers(sides[0], quantum(2**level)), from_integers(sides[1], quantum(2**level))))
-    return SplineUpdates(updates, shape)
 
 
 def _stride(count: int) -> int:

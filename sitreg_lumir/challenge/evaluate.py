@@ -20,7 +20,8 @@ from sitreg_lumir import __version__
 from sitreg_lumir.challenge.means import summarise, table
 from sitreg_lumir.challenge.provenance import find_field, shared_names
 from sitreg_lumir.data.groups import NO_GROUP, other_labelling
-from sitreg_lumir.data.lumir import LumirDataset, Pair, groups_of_pairs, raise_problems
+from sitreg_lumir.data.images import Pair
+from sitreg_lumir.data.lumir import LumirDataset, groups_of_pairs, raise_problems
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing_together

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sitreg_lumir.challenge.provenance import Provenance, compare, make_provenance, plan_fields, save_field
-from sitreg_lumir.data.lumir import Pair
+from sitreg_lumir.data.images import Pair
 from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.spline_map import Mask, SplineMap

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from sitreg_lumir import __version__
-from sitreg_lumir.data.lumir import Pair
+from sitreg_lumir.data.images import Pair
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing_together
 from sitreg_lumir.io.checksum import file_entry, sha256_file
@@ -138,6 +138,11 @@ def compare(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Diff
     ]
 
 
+def in_words(differences: Sequence[Difference]) -> str:
+    """The first five differences; empty where there are none."""
+    return ", ".join(map(str, differences[:5]))
+
+
 def plan_fields(
     folder: Path,
     pairs: Sequence[Pair],
@@ -254,7 +259,7 @@ def _why_not(path: Path, wanted: Provenance) -> str | None:
         return f"{path}: is there without {provenance_path(path).name}, so what it was made from is unknown"
     differences = compare(stored, wanted)
     if differences:
-        return f"{path}: was made otherwise: {', '.join(str(difference) for difference in differences[:5])}"
+        return f"{path}: was made otherwise: {in_words(differences)}"
     if not is_described(path, stored):
         return f"{path}: is not the field that {provenance_path(path).name} describes"
     return None

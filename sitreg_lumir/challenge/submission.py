@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from sitreg_lumir.challenge.predictions import EXACT, map_path, of_map, options_of
 from sitreg_lumir.challenge.provenance import FoundField, Provenance, compare, find_field, provenance_path, shared_names
-from sitreg_lumir.data.lumir import LumirDataset, Pair
+from sitreg_lumir.data.images import Pair
+from sitreg_lumir.data.lumir import LumirDataset
 from sitreg_lumir.errors import InputError, printable
 from sitreg_lumir.io.atomic import check_folder_is_writable, temporary_folder_beside, writing
 from sitreg_lumir.io.maps import read_map

@@ -4,7 +4,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from sitreg_lumir.cli.parsing import Verbs, add_header_options, refuse, verb
+from sitreg_lumir.cli.parsing import Verbs, add_header_options, add_strip, of_arguments, refuse, verb
 from sitreg_lumir.errors import InputError
 
 _LISTED = 20  # scans whose errors are printed
@@ -38,14 +38,10 @@ def add_dataset(verbs: Verbs) -> None:
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that share the scans (default: 1)"
     )
+    add_strip(parser)
     parser.add_argument(
-        "--strip",
-        nargs="?",
-        const="deepbet",
-        choices=("deepbet", "template"),
-        help="find the brain in whole heads: deepbet (the default of --strip), or template, some mm off",
+        "--no-bias-correction", dest="bias_correction", action="store_false", help="leave bias fields as they are"
     )
-    parser.add_argument("--no-bias-correction", action="store_true", help="leave bias fields as they are")
     parser.add_argument(
         "--spacing", type=float, default=1.0, metavar="MM", help="voxel size of the volumes: 1, 2 or 4 (default: 1)"
     )
@@ -71,13 +67,7 @@ def _dataset(options: argparse.Namespace, rest: list[str]) -> None:
     made = make_dataset(
         options.source,
         options.output,
-        options=DatasetOptions(
-            strip=options.strip,
-            bias_correction=not options.no_bias_correction,
-            spacing=options.spacing,
-            header=options.header,
-            assume_orientation=options.assume_orientation,
-        ),
+        options=of_arguments(DatasetOptions, options),
         labels=options.labels,
         validation=options.validation,
         seed=options.seed,

@@ -2,11 +2,13 @@
 
 import argparse
 import re
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, TypeAlias, TypeVar
 
 from sitreg_lumir.errors import InputError
 
+Options = TypeVar("Options")
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _FLAGS = {  # of other names
     "out": "-o",
@@ -43,6 +45,44 @@ def add_header_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--assume-orientation", metavar="RAS", help="of images whose header does not say where the axes point to"
     )
+
+
+def add_strip(parser: argparse.ArgumentParser) -> None:
+    """How the brain is found in scans of whole heads."""
+    parser.add_argument(
+        "--strip",
+        nargs="?",
+        const="deepbet",
+        choices=("deepbet", "template"),
+        help="find the brain in scans of whole heads that come without a mask: deepbet (T1; the default of --strip), "
+        "or template, any contrast, some mm off",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The members that register scans, and how they compute."""
+    parser.add_argument(
+        "--members", nargs="+", metavar="PATH", help="trained members, files or folders (default: the shipped ones)"
+    )
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or gpu (default: auto)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    add_allow_imports(parser)
+    parser.add_argument(
+        "--flip", action="store_true", help="also run the members on mirrored scans, and average; twice the time"
+    )
+
+
+def load_chosen(options: argparse.Namespace) -> Any:
+    """The :class:`~sitreg_lumir.registration.model.Model` that the options of :func:`add_model` say."""
+    from sitreg_lumir.registration.model import load_model
+
+    names = ("device", "precision", "flip", "allow_imports")
+    return load_model(options.members, **{name: getattr(options, name) for name in names})
+
+
+def of_arguments(kind: Callable[..., Options], options: argparse.Namespace) -> Options:
+    """A dataclass of options whose fields have the names of the verb's."""
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def add_allow_imports(

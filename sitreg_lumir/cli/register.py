@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sitreg_lumir.cli.parsing import Verbs, add_allow_imports, add_header_options, refuse, verb
+from sitreg_lumir.cli.parsing import (
+    Verbs,
+    add_header_options,
+    add_model,
+    add_strip,
+    load_chosen,
+    of_arguments,
+    refuse,
+    verb,
+)
 from sitreg_lumir.errors import InputError
 
 FAILED = 3
@@ -75,14 +84,7 @@ def add_register(verbs: Verbs) -> None:
     )
     parser.add_argument("--fixed-mask", type=Path, metavar="FILE", help="brain mask of the fixed scan, any grid")
     parser.add_argument("--moving-mask", type=Path, metavar="FILE", help="of the moving scan")
-    parser.add_argument(
-        "--strip",
-        nargs="?",
-        const="deepbet",
-        choices=("deepbet", "template"),
-        help="find the brain in scans of whole heads that come without a mask: deepbet (T1; the default of --strip), "
-        "or template, any contrast, some mm off",
-    )
+    add_strip(parser)
     parser.add_argument("--align", choices=("auto", "each", "none"), default="auto", help="default: auto")
     parser.add_argument("--initial-transform", type=Path, metavar="XFM", help="ITK affine, fixed to moving")
     parser.add_argument("--fixed-to-template", type=Path, metavar="XFM", help="ITK affine, fixed to MNI152")
@@ -118,22 +120,19 @@ def add_register(verbs: Verbs) -> None:
     parser.add_argument("--fixed-lesion", type=Path, metavar="FILE", help="mask left out of what --refine compares")
     parser.add_argument("--moving-lesion", type=Path, metavar="FILE", help="the same of the moving scan")
     parser.add_argument(
-        "--padding", type=float, default=0.0, metavar="MM", help="border of the transforms (default: 0)"
+        "--padding",
+        dest="padding_mm",
+        type=float,
+        default=0.0,
+        metavar="MM",
+        help="border of the transforms (default: 0)",
     )
     parser.add_argument(
         "--uncertainty",
         action="store_true",
         help="also run each member alone, on mirrored scans too: how far their fields differ, mm",
     )
-    parser.add_argument(
-        "--members", nargs="+", metavar="PATH", help="trained members, files or folders (default: the shipped ones)"
-    )
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or gpu (default: auto)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    add_allow_imports(parser)
-    parser.add_argument(
-        "--flip", action="store_true", help="also run the members on mirrored scans, and average; twice the time"
-    )
+    add_model(parser)
     parser.add_argument(
         "--save", action="append", metavar="NAMES", help="outputs to write, see below (default: default)"
     )
@@ -143,25 +142,16 @@ def add_register(verbs: Verbs) -> None:
         help="OUT becomes a BIDS derivatives data set, names with the scans' entities; the folders as they are "
         "elsewhere lie in OUT/registrations",
     )
-    parser.add_argument("--no-report", action="store_true", help="do not write report.html")
+    parser.add_argument("--no-report", dest="report", action="store_false", help="do not write report.html")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier registration in OUT")
     parser.set_defaults(run=_register)
 
 
 def _register(options: argparse.Namespace, rest: list[str]) -> int:
     refuse(rest, "register")
-    single = (
-        "fixed",
-        "moving",
-        "fixed_mask",
-        "moving_mask",
-        "initial_transform",
-        "fixed_to_template",
-        "moving_to_template",
-        "fixed_lesion",
-        "moving_lesion",
-    )
-    files: dict[str, Any] = {name: getattr(options, name) for name in single}
+    from sitreg_lumir.registration.pairs_table import FILE_COLUMNS, PairRow, read_pairs
+
+    files: dict[str, Any] = {name: getattr(options, name) for name in FILE_COLUMNS}
     if options.pairs is not None:
         superfluous = next((name for name, value in files.items() if value is not None), None)
         if superfluous is not None:
@@ -176,39 +166,16 @@ def _register(options: argparse.Namespace, rest: list[str]) -> int:
     from sitreg_lumir.cli.progress import show_progress
     from sitreg_lumir.io.other_formats import without_suffix
     from sitreg_lumir.registration.batch import Shard, register_pairs
-    from sitreg_lumir.registration.model import load_model
     from sitreg_lumir.registration.options import RegisterOptions
     from sitreg_lumir.registration.pair_rows import TABLE
-    from sitreg_lumir.registration.pairs_table import PairRow, read_pairs
     from sitreg_lumir.registration.register import register_scans
 
     show_progress()
     shard = None if options.shard is None else Shard.parse(options.shard)
-    chosen = RegisterOptions(
-        align=options.align,
-        refine=options.refine,
-        refine_similarity=options.refine_similarity,
-        refine_mm=options.refine_mm,
-        header=options.header,
-        assume_orientation=options.assume_orientation,
-        padding_mm=options.padding,
-        uncertainty=options.uncertainty,
-        report=not options.no_report,
-        overwrite=options.overwrite,
-        save=options.save,
-        transform=options.transform,
-        strip=options.strip,
-        **{name: value for name, value in files.items() if name not in ("fixed", "moving")},
-    )
+    chosen = of_arguments(RegisterOptions, options)
     out, bids = _folders(options)
     pairs = None if options.pairs is None else read_pairs(options.pairs)
-    model = load_model(
-        options.members,
-        device=options.device,
-        precision=options.precision,
-        flip=options.flip,
-        allow_imports=options.allow_imports,
-    )
+    model = load_chosen(options)
     if pairs is None and bids is not None:
         chosen_files = {name: str(value) for name, value in files.items() if value is not None}
         stems = (without_suffix(Path(chosen_files[role]).name) for role in ("fixed", "moving"))
@@ -294,7 +261,9 @@ def add_preprocess(verbs: Verbs) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=".nii.gz or .nii")
     parser.add_argument("--mask", type=Path, metavar="MASK", help="NIfTI, above 0 in the brain")
     parser.add_argument("--strip", choices=("deepbet", "template", "none"), help="see below (default: deepbet)")
-    parser.add_argument("--no-bias-correction", action="store_true", help="leave the bias field as it is")
+    parser.add_argument(
+        "--no-bias-correction", dest="bias_correction", action="store_false", help="leave the bias field as it is"
+    )
     parser.add_argument(
         "--spacing", type=float, default=1.0, metavar="MM", help="voxel size of OUT: 1, 2 or 4 (default: 1)"
     )
@@ -311,7 +280,7 @@ def _preprocess(options: argparse.Namespace, rest: list[str]) -> None:
         options.output,
         mask=options.mask,
         strip=options.strip,
-        bias_correction=not options.no_bias_correction,
+        bias_correction=options.bias_correction,
         header=options.header,
         assume_orientation=options.assume_orientation,
         spacing=options.spacing,

@@ -5,7 +5,16 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from sitreg_lumir.cli.parsing import Verbs, add_allow_imports, add_header_options, refuse, verb
+from sitreg_lumir.cli.parsing import (
+    Verbs,
+    add_header_options,
+    add_model,
+    add_strip,
+    load_chosen,
+    of_arguments,
+    refuse,
+    verb,
+)
 
 _MORE = """\
 Scans of different brains, one contrast, any NIfTI files; skull-stripped, or with --masks, or --strip finds the brain.
@@ -33,23 +42,24 @@ def add_template(verbs: Verbs) -> None:
     parser.add_argument("--images", nargs="+", required=True, metavar="IMAGE", help="two or more scans")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--masks", nargs="+", metavar="FILE", help="a brain mask for each image, in their order")
-    parser.add_argument(
-        "--strip",
-        nargs="?",
-        const="deepbet",
-        choices=("deepbet", "template"),
-        help="find the brain in whole heads that come without a mask: deepbet (T1), or template, some mm off",
-    )
+    add_strip(parser)
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="at most so many (default: 3)")
     parser.add_argument(
         "--tolerance",
+        dest="tolerance_mm",
         type=float,
         default=0.1,
         metavar="MM",
         help="a round whose mean map moves the brain, or differs from the last round's, by less is the last, mean over "
         "the brain (default: 0.1)",
     )
-    parser.add_argument("--spacing", type=float, metavar="MM", help="voxel size of the template (default: the model's)")
+    parser.add_argument(
+        "--spacing",
+        dest="spacing_mm",
+        type=float,
+        metavar="MM",
+        help="voxel size of the template (default: the model's)",
+    )
     parser.add_argument(
         "--average",
         choices=("trimmed", "mean", "median"),
@@ -76,15 +86,7 @@ def add_template(verbs: Verbs) -> None:
     parser.add_argument(
         "--save", action="append", metavar="NAMES", help="of each scan: maps, warped, all or none (default: maps)"
     )
-    parser.add_argument(
-        "--members", nargs="+", metavar="PATH", help="trained members, files or folders (default: the shipped ones)"
-    )
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or gpu (default: auto)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    add_allow_imports(parser)
-    parser.add_argument(
-        "--flip", action="store_true", help="also run the members on mirrored scans, and average; twice the time"
-    )
+    add_model(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a template in OUT that was made otherwise")
     parser.set_defaults(run=_template)
 
@@ -95,30 +97,12 @@ def _template(options: argparse.Namespace, rest: list[str]) -> None:
     from sitreg_lumir.average.options import TemplateOptions
     from sitreg_lumir.average.subjects import list_files
     from sitreg_lumir.cli.progress import show_progress
-    from sitreg_lumir.registration.model import load_model
 
     show_progress()
-    chosen = TemplateOptions(
-        rounds=options.rounds,
-        tolerance_mm=options.tolerance,
-        average=options.average,
-        sharpen=options.sharpen,
-        spacing_mm=options.spacing,
-        refine=options.refine,
-        align=options.align,
-        header=options.header,
-        assume_orientation=options.assume_orientation,
-        strip=options.strip,
-        save=options.save or "maps",
-    )
+    options.save = options.save or "maps"
+    chosen = of_arguments(TemplateOptions, options)
     files = list_files(options.images, options.masks, chosen)  # before the members are loaded
-    model = load_model(
-        options.members,
-        device=options.device,
-        precision=options.precision,
-        flip=options.flip,
-        allow_imports=options.allow_imports,
-    )
+    model = load_chosen(options)
     summary = build(options.images, options.masks, options.output, model, chosen, overwrite=options.overwrite)
     for line in report_lines(summary):
         print(line)

@@ -1,6 +1,5 @@
 """One memory-mapped file that holds all volumes of a data set, shared by all workers and processes."""
 
-import fcntl
 import hashlib
 import json
 import math
@@ -25,10 +24,12 @@ from sitreg_lumir.data.lumir import raise_problems
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.json_file import read_json
+from sitreg_lumir.io.lock import locked
 from sitreg_lumir.io.read import read_volume
 from sitreg_lumir.io.volume_files import volume_files
 
 _VERSION = 1
+_REMEDY = "choose a folder with --data.cache"
 _SHOW_PROGRESS_FROM = 20
 _LARGE = 10 * 10**9  # bytes of a cache that is not filled without a word
 _DTYPES = (np.dtype(np.uint8).str, np.dtype(np.float32).str)
@@ -76,13 +77,10 @@ class VolumeCache:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / f"{self.key}.lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(self.folder / f".{self.key}.lock", wait=True, remedy=_REMEDY):
                 self._fill()
         except OSError as error:
-            raise InputError(
-                f"{self.folder}: the cache cannot be written ({error}); choose a folder with --data.cache"
-            ) from None
+            raise InputError(f"{self.folder}: the cache cannot be written ({error}); {_REMEDY}") from None
 
     def open(self) -> None:
         """Reads the index that ``build`` wrote, in this process or another.
@@ -118,7 +116,7 @@ class VolumeCache:
         with suppress(OSError, InputError):
             content = read_json(self.index, "the index of a cache", "")
             if content.get("volumes", {}).pop(str(path), None) is not None:
-                with writing(self.index) as index:
+                with writing(self.index, remedy=_REMEDY) as index:
                     index.write_text(json.dumps(content))
 
     def affine(self, path: Path) -> NDArray[np.float64]:
@@ -196,7 +194,7 @@ class VolumeCache:
                     progress.update()
                 raw.flush()
                 os.fsync(raw.fileno())
-                with writing(self.index, remedy="choose a folder with --data.cache") as index:
+                with writing(self.index, remedy=_REMEDY) as index:
                     index.write_text(json.dumps({"raw": self.raw.name, "volumes": volumes}))
         raise_problems(os.path.commonpath(self.paths), problems)
 

@@ -12,9 +12,10 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
 from sitreg_lumir.data.cache import VolumeCache, default_folder
+from sitreg_lumir.data.images import Image, Pair
 from sitreg_lumir.data.lightning_internals import batches_consumed, begin_epoch, running
 from sitreg_lumir.data.loaders import OneLineLoader
-from sitreg_lumir.data.lumir import Image, LumirDataset, Pair, groups_of_pairs, raise_problems, read_dataset
+from sitreg_lumir.data.lumir import LumirDataset, groups_of_pairs, raise_problems, read_dataset
 from sitreg_lumir.data.pair_dataset import PairDataset, collate_pairs
 from sitreg_lumir.data.sampler import (
     EpochLoader,

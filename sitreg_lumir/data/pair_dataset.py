@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sitreg_lumir.data.cache import VolumeCache
-from sitreg_lumir.data.lumir import Pair
+from sitreg_lumir.data.images import Pair
 from sitreg_lumir.io.read import read_labels
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from sitreg_lumir.data.cache import VolumeCache
+from sitreg_lumir.data.images import Image
 from sitreg_lumir.data.loaders import OneLineLoader
-from sitreg_lumir.data.lumir import Image
 from sitreg_lumir.errors import InputError
 
 # the first word of every seed sequence, so that the kinds of draws are independent

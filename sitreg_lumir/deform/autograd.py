@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from sitreg_lumir.deform.backends import backend_of
 from sitreg_lumir.deform.backends.cpu import layers as cpu_layers
 from sitreg_lumir.deform.backends.torch import layers as torch_layers
+from sitreg_lumir.deform.bspline import Coefficients, Steps
 
 
 class Upsample(torch.autograd.Function):
@@ -167,24 +168,22 @@ class Follow(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, coefficients: Tensor, points: Tensor, steps: Any, sizes: Any, factors: Any, shape: Any, path: Tensor,
-        needed: Any, tolerance: float, max_iterations: int,
+        ctx: Any, flat: Tensor, points: Tensor, steps: Steps, coefficients: Coefficients, path: Tensor,
+        needed: Sequence[bool], tolerance: float, max_iterations: int,
     ) -> Any:  # fmt: skip
-        layout = steps, coefficients, sizes, factors, shape
-        _, settled = backend_of(coefficients).trace_points(points, *layout, tolerance, max_iterations, path)
-        ctx.save_for_backward(points, coefficients)
-        ctx.path, ctx.layout = path, (steps, sizes, factors, shape, needed)
+        _, settled = backend_of(flat).trace_points(points, steps, coefficients, tolerance, max_iterations, path)
+        ctx.save_for_backward(points)
+        ctx.steps, ctx.coefficients, ctx.path, ctx.needed = steps, coefficients, path, needed
         return path[-1].clone(), torch.tensor(settled)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        points, coefficients = ctx.saved_tensors
-        steps, sizes, factors, shape, needed = ctx.layout
-        by_coefficients = backend_of(coefficients).trace_points_adjoint(
-            grads[0], points, steps, coefficients, sizes, factors, shape, ctx.path, needed
+        (points,) = ctx.saved_tensors
+        by_coefficients = backend_of(ctx.coefficients.flat).trace_points_adjoint(
+            grads[0], points, ctx.steps, ctx.coefficients, ctx.path, ctx.needed
         )
-        return by_coefficients, *(None,) * 9
+        return by_coefficients, *(None,) * 7
 
 
 class Lncc(torch.autograd.Function):

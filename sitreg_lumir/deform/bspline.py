@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from math import ceil
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,25 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[np.float64]
+Steps: TypeAlias = Sequence[tuple[int, bool]]
+"""Which updates move points in which order, by their numbers, and whether it is their inverses."""
+
+
+class Coefficients(NamedTuple):
+    """Control points of all updates, in full-resolution voxels, those of the moving image before the fixed one's.
+
+    Attributes:
+        flat: ``(X + 4, Y + 4, Z + 4, 4)`` for each update, one behind the other: the border is repeated twice on every
+            side, and a fourth component of 0 lets a control point fill a quarter of a vector.
+        sizes: ``(X + 4, Y + 4, Z + 4)`` of each update.
+        factors: spacing of each update's control points, full-resolution voxels.
+        shape: ``(X, Y, Z)`` of the full-resolution grid.
+    """
+
+    flat: Tensor
+    sizes: Sequence[tuple[int, int, int]]
+    factors: Sequence[int]
+    shape: Sequence[int]
 
 
 def cubic_bspline(t: Array) -> Array:

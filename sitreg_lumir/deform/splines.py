@@ -9,7 +9,7 @@ iterations converge to it. Network and training sample each product on their gri
 Source: Honkamaa & Marttinen, SITReg, Machine Learning for Biomedical Imaging 2024.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sitreg_lumir.deform.bspline import control_point_bound
+from sitreg_lumir.deform.bspline import Coefficients, Steps, control_point_bound
 
+ROLES = ("moving", "fixed")  # of the scans that control points belong to, in their order
 BORDER = 2  # control points that repeat on each side of a level's grid
 TOLERANCE = 1e-3  # voxels
 _LARGEST_INTEGER = 2**15 - 1
@@ -36,21 +37,6 @@ class Moved(NamedTuple):
 
     points: Tensor
     jacobians: Tensor | None
-
-
-class Coefficients(NamedTuple):
-    """Control points of all updates, in full-resolution voxels, those of the moving image before the fixed one's.
-
-    Attributes:
-        flat: ``(X + 4, Y + 4, Z + 4, 4)`` for each update, one behind the other: the border is repeated twice on every
-            side, and a fourth component of 0 lets a control point fill a quarter of a vector.
-        sizes: ``(X + 4, Y + 4, Z + 4)`` of each update.
-        factors: spacing of each update's control points, full-resolution voxels.
-    """
-
-    flat: Tensor
-    sizes: Sequence[tuple[int, int, int]]
-    factors: Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +74,30 @@ class SplineUpdates:
             updates: ``(1, 3, ...)`` each, on any device, within their bound; else as in the class.
             shape: ``(X, Y, Z)`` of the full-resolution grid.
         """
-        quanta = [quantum(2**level) for level in reversed(range(len(updates)))]
-        kept = [
-            tuple(from_integers(to_integers(points[0], step), step) for points in pair)
-            for step, pair in zip(quanta, updates, strict=True)
+        exact = cls([(first[0].cpu(), second[0].cpu()) for first, second in updates], shape)
+        return cls.of_integers(exact.integers(), len(updates), shape)
+
+    @classmethod
+    def of_integers(cls, integers: Mapping[str, Tensor], stages: int, shape: tuple[int, int, int]) -> "SplineUpdates":
+        """The updates of so many stages that :meth:`integers` gave, or files hold; other names do not matter."""
+        steps = [quantum(2**level) for level in reversed(range(stages))]
+        updates = [
+            tuple(from_integers(integers[f"{role}_{stage}"], step) for role in ROLES)
+            for stage, step in enumerate(steps)
         ]
-        return cls([(first, second) for first, second in kept], shape)
+        return cls([(moving, fixed) for moving, fixed in updates], shape)
+
+    def integers(self) -> dict[str, Tensor]:
+        """Control points as files keep them: int16 multiples of :func:`quantum`, ``moving_0``, ``fixed_0``, ...
+
+        Raises:
+            ValueError: they lie beyond the bound.
+        """
+        return {
+            f"{role}_{stage}": to_integers(points, quantum(factor))
+            for stage, (factor, pair) in enumerate(zip(self.factors, self.updates, strict=True))
+            for role, points in zip(ROLES, pair, strict=True)
+        }
 
     @property
     def factors(self) -> tuple[int, ...]:
@@ -126,7 +130,7 @@ class SplineUpdates:
             raise ValueError(f"points must be (3, N), got {tuple(points.shape)}")
         backend = backend_of(self.coefficients.flat)
         moved, derivatives, settled = backend.move_points(
-            points.double(), self.steps(inverse), *self.coefficients, self.shape, jacobians, tolerance, MOST_LOOK_UPS
+            points.double(), self.steps(inverse), self.coefficients, jacobians, tolerance, MOST_LOOK_UPS
         )
         if not settled:
             raise NotInvertedError(
@@ -134,14 +138,14 @@ class SplineUpdates:
             )
         return Moved(moved, derivatives)
 
-    def steps(self, inverse: bool) -> list[tuple[int, bool]]:
+    def steps(self, inverse: bool) -> Steps:
         """Which coefficients are applied in which order, and whether it is their inverse."""
         return steps_of(len(self.updates), inverse)
 
     @cached_property
     def coefficients(self) -> Coefficients:
         """The control points as backends take them."""
-        return coefficients_of([(first.float(), second.float()) for first, second in self.updates])
+        return coefficients_of([(first.float(), second.float()) for first, second in self.updates], self.shape)
 
     def sample(self, *, inverse: bool = False, planes: int = 16) -> Tensor:
         """The map on its own full-resolution grid as a field ``(3, X, Y, Z)`` float32, voxels."""
@@ -155,17 +159,19 @@ class SplineUpdates:
         return disp
 
 
-def steps_of(stages: int, inverse: bool) -> list[tuple[int, bool]]:
+def steps_of(stages: int, inverse: bool) -> Steps:
     """Which coefficients of so many stages are applied in which order, and whether it is their inverse."""
     first, second = (1, 0) if not inverse else (0, 1)
     order = (*range(stages), *reversed(range(stages)))
     return [step for k in order for step in ((2 * k + first, True), (2 * k + second, False))]
 
 
-def coefficients_of(updates: Sequence[tuple[Tensor, Tensor]]) -> Coefficients:
-    """Control points ``(3, ...)``, voxels of their level, of all stages down to level 0, as backends take them.
+def coefficients_of(updates: Sequence[tuple[Tensor, Tensor]], shape: Sequence[int]) -> Coefficients:
+    """Control points of all stages down to level 0 as backends take them; gradients go through it.
 
-    Gradients go through it.
+    Args:
+        updates: ``(3, ...)`` each, voxels of their level.
+        shape: ``(X, Y, Z)`` of the full-resolution grid.
     """
     parts, factors = [], []
     for level, pair in zip(reversed(range(len(updates))), updates, strict=True):
@@ -174,7 +180,7 @@ def coefficients_of(updates: Sequence[tuple[Tensor, Tensor]]) -> Coefficients:
             parts.append(F.pad(padded.movedim(0, -1), (0, 1)))
             factors.append(2**level)
     sizes = [(part.shape[0], part.shape[1], part.shape[2]) for part in parts]
-    return Coefficients(torch.cat([part.flatten() for part in parts]), sizes, factors)
+    return Coefficients(torch.cat([part.flatten() for part in parts]), sizes, factors, shape)
 
 
 class FollowedPoints:
@@ -207,14 +213,15 @@ class FollowedPoints:
         steps = steps_of(len(updates), inverse)
         self.coarse = [(first.detach(), second.detach()) for first, second in updates[:kept]]
         self.shape, self.tolerance, self.points = shape, tolerance, points
-        coefficients = coefficients_of(updates)
-        flat = coefficients.flat.detach()
-        limits = tolerance, MOST_LOOK_UPS
-        self.begin, _, _ = backend_of(flat).move_points(
-            points, steps[: 2 * kept], flat, *coefficients[1:], shape, False, *limits
+        coefficients = coefficients_of(updates, shape)
+        coefficients = coefficients._replace(flat=coefficients.flat.detach())
+        self.begin, _, _ = backend_of(coefficients.flat).move_points(
+            points, steps[: 2 * kept], coefficients, False, tolerance, MOST_LOOK_UPS
         )
         self.steps = steps[2 * kept :]
-        self.path = torch.full((len(self.steps), *points.shape), torch.nan, dtype=flat.dtype, device=points.device)
+        self.path = torch.full(
+            (len(self.steps), *points.shape), torch.nan, dtype=coefficients.flat.dtype, device=points.device
+        )
 
     def __call__(self, finest: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The displacement of each point, ``(3, N)``, voxels, with gradients to the control points.
@@ -227,10 +234,10 @@ class FollowedPoints:
         """
         from sitreg_lumir.deform import autograd  # it brings the compiled loops along
 
-        coefficients = coefficients_of([*self.coarse, *finest])
+        coefficients = coefficients_of([*self.coarse, *finest], self.shape)
         needed = [index >= 2 * len(self.coarse) for index in range(len(coefficients.sizes))]
-        limits = self.tolerance, MOST_LOOK_UPS
-        args = self.begin, self.steps, *coefficients[1:], self.shape, self.path, needed, *limits
+        detached = coefficients._replace(flat=coefficients.flat.detach())
+        args = self.begin, self.steps, detached, self.path, needed, self.tolerance, MOST_LOOK_UPS
         followed: tuple[Tensor, Tensor] = autograd.Follow.apply(coefficients.flat, *args)
         moved, settled = followed
         if not settled:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -54,6 +54,15 @@ def _sha256(path: str, size: int, mtime: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def file_entry(path: Path) -> dict[str, str]:
-    """How a provenance names a file: its name without the folder, and its SHA-256."""
-    return {"name": path.name, "sha256": sha256_file(path)}
+def file_entry(path: Path, read: Mapping[str, str] | None = None) -> dict[str, str]:
+    """How a provenance names a file: its name without the folder, and its SHA-256.
+
+    Args:
+        path: of the file.
+        read: SHA-256 of the bytes that were read, by absolute paths, see
+            :func:`~sitreg_lumir.io.bounded.recorded_checksums`; of other files it is that of the file as it is now.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return {"name": path.name, "sha256": (read or {}).get(os.path.abspath(path)) or sha256_file(path)}

@@ -71,11 +71,16 @@ def read_foreign_affine(path: Path, grids: tuple[Grid, Grid] | None) -> NDArray[
         fixed, moving = (_fsl_to_world(*grid) for grid in grids)
         with np.errstate(all="ignore"):
             matrix = fixed @ flirt @ np.linalg.inv(moving)
+    return np.asarray(np.linalg.inv(checked_affine(matrix, path)), dtype=np.float64)
+
+
+def checked_affine(matrix: Matrix, path: Path) -> NDArray[np.float64]:
+    """An affine of a file, if it can be inverted and leads to where scans can be; else InputError, which names it."""
     with np.errstate(all="ignore"):
         usable = np.isfinite(matrix).all() and np.abs(matrix).max() < 1e9 and abs(np.linalg.det(matrix)) > 1e-9
     if not usable:
         raise InputError(f"{path}: the affine cannot be inverted; align the images again")
-    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+    return matrix
 
 
 def _fsl_to_world(shape: tuple[int, int, int], affine: Matrix) -> Matrix:

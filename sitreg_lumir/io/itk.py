@@ -18,7 +18,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.geometry.transforms import DisplacementField, Matrix, Transform, checked_disp, checked_matrix
 from sitreg_lumir.io.atomic import writing
-from sitreg_lumir.io.foreign_affines import Grid, read_foreign_affine
+from sitreg_lumir.io.foreign_affines import Grid, checked_affine, read_foreign_affine
 from sitreg_lumir.io.itk_parts import TransformPart, as_text, read_parts
 from sitreg_lumir.io.other_formats import IMAGE_SUFFIXES
 from sitreg_lumir.io.read import read_vectors
@@ -154,10 +154,10 @@ def matrix_of_parts(parts: Sequence[TransformPart], path: Path) -> NDArray[np.fl
     Raises:
         InputError: a part is not linear, not 3-D or cannot be inverted; ``path`` is named.
     """
-    other = next((part for part in parts if not (part.is_linear and part.dimensions == 3)), None)
-    if other is not None:
-        remedy = "give one of the volumes" if other.dimensions != 3 else "give fields as NIfTI files"
-        raise InputError(f"{path}: a 3-D affine is needed, this is a {other.kind}; {remedy}")
+    unfit = next((part for part in parts if not (part.is_linear and part.dimensions == 3)), None)
+    if unfit is not None:
+        remedy = "give one of the volumes" if unfit.dimensions != 3 else "give fields as NIfTI files"
+        raise InputError(f"{path}: a 3-D affine is needed, this is a {unfit.kind}; {remedy}")
     with tempfile.TemporaryDirectory() as folder:  # ITK knows what the parameters of its kinds mean
         name = str(Path(folder) / "parts.tfm")
         Path(name).write_text(as_text(parts))
@@ -173,15 +173,6 @@ def matrix_of_parts(parts: Sequence[TransformPart], path: Path) -> NDArray[np.fl
     lps[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
     lps[:3, :3] = np.transpose([transform.TransformPoint(axis) for axis in np.eye(3).tolist()]) - lps[:3, 3:]
     return checked_affine(np.asarray(LPS @ lps @ LPS, dtype=np.float64), path)
-
-
-def checked_affine(matrix: Matrix, path: Path) -> NDArray[np.float64]:
-    """An affine of a file, if it can be inverted and leads to where scans can be; else InputError, which names it."""
-    with np.errstate(all="ignore"):
-        usable = np.isfinite(matrix).all() and np.abs(matrix).max() < 1e9 and abs(np.linalg.det(matrix)) > 1e-9
-    if not usable:
-        raise InputError(f"{path}: the affine cannot be inverted; align the images again")
-    return matrix
 
 
 def load_transform(path: Path, header: str | None = None, grids: tuple[Grid, Grid] | None = None) -> Transform:

@@ -49,12 +49,13 @@ def read_json(path: Path, wanted: str, remedy: str) -> dict[str, Any]:
     return value
 
 
-def plain_problem(value: Any, deepest: int = DEEPEST) -> str | None:
+def plain_problem(value: Any, deepest: int = DEEPEST, *, finite: bool = False) -> str | None:
     """What keeps values from being those of a JSON file; None if nothing does.
 
     Args:
         value: lists, objects, text, numbers, truth values and None.
         deepest: levels of lists and objects.
+        finite: whether NaN is none of them, as in no setting.
     """
     waiting = [(value, 0)]
     while waiting:
@@ -69,6 +70,6 @@ def plain_problem(value: Any, deepest: int = DEEPEST) -> str | None:
                 return f"holds text that is not Unicode ({ascii(entry)[:40]})"
         elif isinstance(entry, int) and abs(entry) >= _LARGEST_INTEGER:
             return "holds a whole number beyond 64 bits"
-        elif isinstance(entry, float) and math.isinf(entry):
-            return "holds an infinite number"
+        elif isinstance(entry, float) and (math.isinf(entry) or (finite and math.isnan(entry))):
+            return "holds a number that is not finite"
     return None

@@ -39,23 +39,25 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.stop import before_leaving
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # how a file system says that it has none
+_REMEDY = "choose a folder with space and access"
 _TRIES, _PAUSE = 3, 0.02  # seconds between two tries for a lock that is not waited for
 _held: dict[int, Path] = {}  # this process's locks: descriptors and files
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = False, busy: str = "") -> Iterator[None]:
+def locked(path: Path, *, wait: bool = False, busy: str = "", remedy: str = _REMEDY) -> Iterator[None]:
     """Holds a lock within the block.
 
     Args:
         path: of the lock's file, which is made; its folder exists. It is removed at the end.
         wait: whether to wait for another process that holds it, or to refuse.
         busy: what the refusal says; by default that another process is writing in the folder.
+        remedy: what to do where the file cannot be made.
 
     Raises:
         InputError: another process holds the lock, or its file cannot be made.
     """
-    descriptor = acquire(path, wait=wait)
+    descriptor = acquire(path, wait=wait, remedy=remedy)
     if descriptor is None:
         raise InputError(
             busy or f"{path.parent}: another process is writing there; wait until it has ended, or name another folder"
@@ -84,13 +86,14 @@ def lock_if_free(path: Path) -> Iterator[bool]:
             release(path, descriptor)
 
 
-def acquire(path: Path, *, wait: bool = False, proof: bool = False) -> int | None:
+def acquire(path: Path, *, wait: bool = False, proof: bool = False, remedy: str = _REMEDY) -> int | None:
     """Takes a lock for :func:`release` to end, where a block of :func:`locked` does not fit.
 
     Args:
         path: of the lock's file, which is made.
         wait: for another process that holds it.
         proof: take it only if the file system shows that no other process holds it, which those without locks cannot.
+        remedy: what to do where the file cannot be made.
 
     Returns:
         the descriptor that holds the lock; None if another process holds it and is not waited for.
@@ -104,9 +107,7 @@ def acquire(path: Path, *, wait: bool = False, proof: bool = False) -> int | Non
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise InputError(
-                f"{path.parent}: cannot be written ({reason}); choose a folder with space and access"
-            ) from None
+            raise InputError(f"{path.parent}: cannot be written ({reason}); {remedy}") from None
         _held[descriptor] = path.absolute()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

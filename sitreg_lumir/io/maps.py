@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from sitreg_lumir.deform.splines import SplineUpdates, from_integers, quantum, to_integers
+from sitreg_lumir.deform.splines import ROLES, SplineUpdates, quantum
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.geometry.transforms import Matrix, checked_matrix
@@ -70,10 +70,7 @@ def save_map(
     file = path / MAP if path.is_dir() else path
     updates = forward.updates
     tensors: dict[str, Any] = {name: np.asarray(getattr(forward, name), np.float64) for name in _MATRICES}
-    steps = [quantum(factor) for factor in updates.factors]
-    for stage, (step, pair) in enumerate(zip(steps, updates.updates, strict=True)):
-        for role, points in zip(("moving", "fixed"), pair, strict=True):
-            tensors[f"{role}_{stage}"] = to_integers(points, step).numpy()
+    tensors |= {name: integers.numpy() for name, integers in updates.integers().items()}
     for name, brain in (("fixed_brain", forward.brain), ("moving_brain", forward.other_brain)):
         tensors[name] = np.packbits(brain)
     spacing = np.linalg.norm(forward.model_affine[:3, :3], axis=0)
@@ -83,7 +80,7 @@ def save_map(
         "shape": list(updates.shape),
         "levels": len(updates.updates),
         "control_point_spacing_mm": [[float(factor * step) for step in spacing] for factor in updates.factors],
-        "quanta_voxels_of_the_level": steps,
+        "quanta_voxels_of_the_level": [quantum(factor) for factor in updates.factors],
         "grids": {role: {"shape": list(shape), "affine": affine.tolist()} for role, (shape, affine) in grids.items()},
         **{name: getattr(forward, name).tolist() for name in _MATRICES},
         **({} if made_from is None else {"made_from": dict(made_from)}),
@@ -141,14 +138,11 @@ def read_map(path: Path) -> SavedMap:
         levels = int(description["levels"])
         if not 1 <= levels <= _MOST_LEVELS:
             raise ValueError(f"{levels} levels")
-        steps = [quantum(2**level) for level in reversed(range(levels))]
-        updates = [
-            (_points(tensors[f"moving_{stage}"], step), _points(tensors[f"fixed_{stage}"], step))
-            for stage, step in enumerate(steps)
-        ]
+        names = [f"{role}_{stage}" for stage in range(levels) for role in ROLES]
+        updates = SplineUpdates.of_integers({name: _points(tensors[name]) for name in names}, levels, shape)
         fixed, moving, model = (checked_matrix(tensors[name], name) for name in _MATRICES)
         fixed_brain, moving_brain = (_brain(tensors[name], shape) for name in ("fixed_brain", "moving_brain"))
-        forward = SplineMap(fixed, moving, model, SplineUpdates(updates, shape), fixed_brain, moving_brain)
+        forward = SplineMap(fixed, moving, model, updates, fixed_brain, moving_brain)
         grids = {role: _grid(description["grids"][role]) for role in ("fixed", "moving")}
         made_from = description.get("made_from")
         if made_from is not None and not isinstance(made_from, dict):
@@ -184,10 +178,10 @@ def _description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _points(integers: Any, step: float) -> torch.Tensor:
+def _points(integers: Any) -> torch.Tensor:
     if integers.dtype != np.int16 or integers.ndim != 4 or integers.size == 0 or integers.min() == -(2**15):
         raise ValueError("control points are no int16 within their bound")
-    return from_integers(torch.from_numpy(integers), step)
+    return torch.from_numpy(integers)
 
 
 def _brain(packed: Any, shape: tuple[int, int, int]) -> Any:

@@ -2,10 +2,13 @@
 
 import csv
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.atomic import writing
 
 DELIMITERS = (",", ";", "\t")
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # bytes that no text holds
@@ -57,6 +60,17 @@ def read_table(path: Path, remedy: str) -> Table:
         names.pop()
     header = rows[0][1][: len(names)] if rows else []
     return Table(header, names, [(line, _without_empty_end(row, len(names))) for line, row in rows[1:]], delimiter)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows with the names of the first one's cells above them, whole or not at all."""
+    with (
+        writing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _text(content: bytes) -> str:

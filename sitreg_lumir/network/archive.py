@@ -108,14 +108,14 @@ def _check_pickle(content: bytes) -> None:
         raise DamagedArchiveError(f"{len(content)} bytes of plain values")
     try:
         named = [str(argument) for code, argument, _ in pickletools.genops(content) if code.name in ("GLOBAL", "INST")]
-        other = any(code.name == "STACK_GLOBAL" for code, _, _ in pickletools.genops(content))
+        unusual = any(code.name == "STACK_GLOBAL" for code, _, _ in pickletools.genops(content))
     except Exception as error:
         raise DamagedArchiveError(f"no pickle ({' '.join(str(error).split())[:80]})") from None
     for name in named:
         module, _, attribute = name.partition(" ")
         if not _MODULES.fullmatch(module) and f"{module}.{attribute}" not in _NEEDLESS:
             raise DamagedArchiveError(f"it names {module}.{attribute}, which is no tensor")
-    if other:
+    if unusual:
         raise DamagedArchiveError("its values are stored in a form that PyTorch does not write")
 
 

@@ -177,9 +177,9 @@ def _reconsidered(targets: list[Level], scan: _OwnFrame, usual: Matrix, header: 
     others = by_header(targets, scan.levels, header)
     if not others[0].clear:
         others += search(targets, scan.levels, header, scan.cut)
-    for other in others:
-        if other.score > _MUCH_BETTER * best.score or (not plausible and other.score > best.score):
-            best, plausible = other, True
+    for candidate in others:
+        if candidate.score > _MUCH_BETTER * best.score or (not plausible and candidate.score > best.score):
+            best, plausible = candidate, True
     return best.transform, best.part
 
 

@@ -1,6 +1,5 @@
 """A folder of T1 scans -> a data set in LUMIR's layout, which `fit` trains on."""
 
-import csv
 import json
 import logging
 import shlex
@@ -14,20 +13,22 @@ from typing import Any
 import numpy as np
 
 from sitreg_lumir import __version__
-from sitreg_lumir.challenge.provenance import compare
+from sitreg_lumir.challenge.provenance import compare, in_words
 from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.geometry.resampling import resample_labels
 from sitreg_lumir.io.atomic import check_folder_is_writable, writing
 from sitreg_lumir.io.bounded import recorded_checksums
 from sitreg_lumir.io.checksum import file_entry
+from sitreg_lumir.io.json_file import read_json
 from sitreg_lumir.io.lock import locked
 from sitreg_lumir.io.read import read_image
+from sitreg_lumir.io.table import write_table
 from sitreg_lumir.io.write import save_volume
 from sitreg_lumir.preprocessing.dataset_split import ListedVolume, draw_validation, write_listing
 from sitreg_lumir.preprocessing.find_scans import RawScan, find_scans
 from sitreg_lumir.preprocessing.intensity import inverse
 from sitreg_lumir.preprocessing.preprocess import MASK, RAW_MASK, TRANSFORM, Prepared, VolumeFiles, prepare_volume
-from sitreg_lumir.preprocessing.strip import HEAD_STRIPS, HeadStrip
+from sitreg_lumir.preprocessing.strip import HeadStrip, check_strip
 from sitreg_lumir.preprocessing.template import SPACINGS, lumir_grid
 from sitreg_lumir.workers import WorkerDied, share_out
 
@@ -50,8 +51,7 @@ class DatasetOptions:
     def __post_init__(self) -> None:
         if self.spacing not in SPACINGS:
             raise InputError(f"`spacing` must be 1, 2 or 4 mm, got {self.spacing:g}")
-        if self.strip not in (None, *HEAD_STRIPS):
-            raise InputError(f"`strip` must be deepbet or template, got {self.strip}")
+        check_strip(self.strip)
 
 
 @dataclass(frozen=True)
@@ -112,22 +112,22 @@ def make_dataset(
         raise InputError(
             f"`workers` must be 1 or more, `seed` and `validation` 0 or more, got {workers}, {seed}, {validation}"
         )
-    found = find_scans(source, labels=None if labels is None else Path(labels), without=out)
-    for reason, count in found.left_out.items():
+    listing = find_scans(source, labels=None if labels is None else Path(labels), without=out)
+    for reason, count in listing.left_out.items():
         _log.info("left out: %d volumes %s", count, reason)
-    subjects = sorted({scan.subject for scan in found.scans})
+    subjects = sorted({scan.subject for scan in listing.scans})
     validated = draw_validation(subjects, validation, seed, str(source))
     if not overwrite:
-        _refuse_others(found.scans, out, options)
+        _refuse_others(listing.scans, out, options)
     check_folder_is_writable(out / MADE)
     with locked(out / ".dataset.lock", busy=f"{out}: another process is making this data set; wait until it has ended"):
-        rows = _prepare_all(found.scans, _Settings(out, options), workers)
-        for scan, row in zip(found.scans, rows, strict=True):
+        rows = _prepare_all(listing.scans, _Settings(out, options), workers)
+        for scan, row in zip(listing.scans, rows, strict=True):
             row["split"] = "" if row["error"] else "validation" if scan.subject in validated else "training"
-        _write_table(out / TABLE, rows)
+        write_table(out / TABLE, rows)
         listed = [
             ListedVolume(f"./{_files(out, scan).volume.relative_to(out).as_posix()}", scan.subject, row["split"])
-            for scan, row in zip(found.scans, rows, strict=True)
+            for scan, row in zip(listing.scans, rows, strict=True)
             if row["split"]
         ]
         if not listed:
@@ -231,13 +231,8 @@ def _made_from(
 ) -> dict[str, Any]:
     """What a volume is made from; equal entries mean equal volumes."""
     files = {"image": scan.image, "mask": scan.mask, "labels": scan.labels}
-
-    def entry(file: Path) -> dict[str, str]:
-        checksum = (read or {}).get(str(file.absolute()))
-        return file_entry(file) if checksum is None else {"name": file.name, "sha256": checksum}
-
     return {
-        "files": {name: entry(file) for name, file in files.items() if file is not None},
+        "files": {name: file_entry(file, read) for name, file in files.items() if file is not None},
         "options": asdict(options) | {"strip": stripped_by},
         "version": __version__,
     }
@@ -245,8 +240,8 @@ def _made_from(
 
 def _stored(out: Path, scan: RawScan) -> dict[str, Any] | None:
     """What a prepared volume was made from; None if there is none, or if it is not whole."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        stored = json.loads(_entry_path(out, scan).read_text(encoding="utf-8"))["made_from"]
+    with suppress(InputError, KeyError):
+        stored = read_json(_entry_path(out, scan), "what a volume was made from", "")["made_from"]
         if isinstance(stored, dict) and _files(out, scan).volume.is_file():
             return stored
     return None
@@ -264,7 +259,7 @@ def _differs(scan: RawScan, out: Path, options: DatasetOptions) -> str:
     differences = compare(stored, wanted)
     if (stored.get("options") or {}).get("strip") is None:  # a brain alone, or a mask: stripping changes nothing
         differences = [difference for difference in differences if difference.entry != "options.strip"]
-    return ", ".join(str(difference) for difference in differences[:5])
+    return in_words(differences)
 
 
 def _refuse_others(scans: Sequence[RawScan], out: Path, options: DatasetOptions) -> None:
@@ -290,16 +285,6 @@ def _row(scan: RawScan, made: str, error: str, remarks: str = "", has_labels: bo
         "remarks": remarks,
         "error": error,
     }
-
-
-def _write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    with (
-        writing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
-    ):
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def next_command(out: Path, spacing: float) -> str:

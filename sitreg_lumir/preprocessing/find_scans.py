@@ -249,15 +249,15 @@ def _of_table(table: Path) -> list[RawScan]:
 
 def _by_stem(files: Iterable[Path], ends: Sequence[str]) -> dict[tuple[str, str], Path]:
     """Files that are named as an image with an ending, by the image's folder and name without it."""
-    found: dict[tuple[str, str], Path] = {}
+    by_name: dict[tuple[str, str], Path] = {}
     for file in files:
         stem = without_suffix(file.name)
         for end in ends:
             if stem.lower().endswith(end):
                 bare = stem[: -len(end)]
                 for name in (bare, f"{bare}_T1w"):
-                    found.setdefault((str(file.parent), name), file)
-    return found
+                    by_name.setdefault((str(file.parent), name), file)
+    return by_name
 
 
 class _LabelMaps:

@@ -19,6 +19,12 @@ HEAD_STRIPS: tuple[HeadStrip, ...] = get_args(HeadStrip)
 _INSTALL = "pip install 'sitreg-lumir[strip]'"
 
 
+def check_strip(method: str | None) -> None:
+    """Refuses a way of stripping heads that there is not; None is for scans that show brains alone."""
+    if method not in (None, *HEAD_STRIPS):
+        raise InputError(f"`strip` must be deepbet or template, got {method}")
+
+
 def strip_head(scan: Scan, method: HeadStrip, template: Template, *, mask: str) -> tuple[Mask, str | None]:
     """The brain of a scan that may show a whole head.
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sitreg_lumir.challenge.provenance import compare
+from sitreg_lumir.challenge.provenance import compare, in_words
 from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.io.atomic import check_folder_is_writable
 from sitreg_lumir.io.lock import lock_if_free, locked
+from sitreg_lumir.io.table import write_table
 from sitreg_lumir.registration.bids import check_names, lay_out, prepare_dataset
 from sitreg_lumir.registration.made_from import made_from
 from sitreg_lumir.registration.model import Model, load_model
@@ -27,7 +28,6 @@ from sitreg_lumir.registration.pair_rows import (
     read_summary,
     record_error,
     row_of,
-    write_table,
 )
 from sitreg_lumir.registration.pairs_table import PairRow
 from sitreg_lumir.registration.placed_scans import PlacedScans
@@ -267,5 +267,5 @@ def _why_not(pair: PairRow, folder: Path, model: Model, options: RegisterOptions
         return None  # a file is unreadable now: the results are of when it was
     differences = compare(stored, wanted)
     if differences:
-        return f"{folder}: was registered otherwise: {', '.join(str(difference) for difference in differences[:5])}"
+        return f"{folder}: was registered otherwise: {in_words(differences)}"
     return None

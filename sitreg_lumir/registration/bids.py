@@ -76,9 +76,9 @@ class BidsName:
         ordered = [*(entity for entity in kept if entity not in last), *more.items(), *last]
         return "_".join([*(f"{key}-{value}" for key, value in ordered), suffix])
 
-    def seen_from(self, other: "BidsName | None") -> str:
+    def as_space_of(self, reference: "BidsName | None") -> str:
         """Names this scan as a space, in letters and digits: what tells it from another scan, and its suffix."""
-        theirs = dict(other.entities) if other else {}
+        theirs = dict(reference.entities) if reference else {}
         same_subject = theirs.get("sub") == dict(self.entities)["sub"]
         own = [f"{key}{value}" for key, value in self.entities if not (same_subject and theirs.get(key) == value)]
         return re.sub(r"[^A-Za-z0-9]", "", "".join(own)) + self.suffix
@@ -118,10 +118,10 @@ def check_names(pairs: Sequence[tuple[str, str, str]]) -> None:
                 "sub-01_T1w.nii.gz; rename one, or leave `bids` out"
             )
         for derivative in _derivatives(fixed, moving):
-            other, scans = taken.setdefault(derivative.target, (name, {fixed, moving}))
+            earlier, scans = taken.setdefault(derivative.target, (name, {fixed, moving}))
             if derivative.of_pair and scans != {fixed, moving}:  # exchanged scans give the same results
                 raise InputError(
-                    f"the pairs {other} and {name} would both be {derivative.target}; leave one out, or give them "
+                    f"the pairs {earlier} and {name} would both be {derivative.target}; leave one out, or give them "
                     "folders of their own"
                 )
 
@@ -187,22 +187,22 @@ def _derivatives(fixed: str | Path, moving: str | Path) -> Iterator[_Derivative]
     """The files of a registration that have a name in BIDS, whether they are there or not."""
     names = {"fixed": BidsName.of(fixed), "moving": BidsName.of(moving)}
     files = {"fixed": fixed, "moving": moving}
-    for role, other in (("moving", "fixed"), ("fixed", "moving")):
+    for role, partner in (("moving", "fixed"), ("fixed", "moving")):
         own = names[role]
         if own is None:
             continue
-        space = _space(files[other], own)
+        space = _space(files[partner], own)
         image = f"{own.derived(own.suffix, space=space)}.nii.gz"
-        yield _Derivative(WARPED[other], own.folder / image, reference=Path(files[other]).name)
+        yield _Derivative(WARPED[partner], own.folder / image, reference=Path(files[partner]).name)
         template = own.derived("xfm", **{"from": own.suffix, "to": MNI152_SPACE, "mode": "points"})
         yield _Derivative(ALIGNMENTS[role], own.folder / f"{template}.tfm", of_pair=False)
         yield _Derivative(BRAINS[role], own.folder / f"{own.derived('mask', desc='brain')}.nii.gz", of_pair=False)
     role = "fixed" if names["moving"] is None else "moving"
-    own, other = names[role], "moving" if role == "fixed" else "fixed"
+    own, partner = names[role], "moving" if role == "fixed" else "fixed"
     if own is None:
         return
-    space = _space(files[other], own)
-    for to, ends in ((other, (own.suffix, space)), (role, (space, own.suffix))):
+    space = _space(files[partner], own)
+    for to, ends in ((partner, (own.suffix, space)), (role, (space, own.suffix))):
         transform = own.derived("xfm", **{"from": ends[0], "to": ends[1], "mode": "image"})
         yield _Derivative(COMPOSITES_TO[to], own.folder / f"{transform}.h5")  # type: ignore[index]
         yield _Derivative(IMAGES_TO[to], own.folder / f"{transform}.nii.gz")  # type: ignore[index]
@@ -230,7 +230,7 @@ def _space(image: str | Path, own: BidsName) -> str:
         return MNI152_SPACE
     name = BidsName.of(image)
     if name is not None:
-        return name.seen_from(own)
+        return name.as_space_of(own)
     return re.sub(r"[^A-Za-z0-9]", "", without_suffix(Path(image).name)) or "other"
 
 

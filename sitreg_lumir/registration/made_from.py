@@ -1,6 +1,5 @@
 """What a registration was made from: the SHA-256 of every file, the members, and the options that change results."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -38,14 +37,10 @@ def made_from(
     """
     values = asdict(options)
     files = {name: values[name] for name in values if name.endswith(_FILE_OPTIONS)}
-    files = {"fixed": fixed, "moving": moving} | {name: file for name, file in files.items() if file is not None}
-
-    def entry(file: Path) -> dict[str, str]:
-        checksum = (read or {}).get(os.path.abspath(file))
-        return file_entry(file) if checksum is None else {"name": file.name, "sha256": checksum}
-
+    files = {"fixed": fixed, "moving": moving} | files
+    named = {name: str(file) for name, file in files.items() if file is not None}
     return {
-        "files": {name: str(file) if str(file) in BUILT_IN else entry(Path(file)) for name, file in files.items()},
+        "files": {name: file if file in BUILT_IN else file_entry(Path(file), read) for name, file in named.items()},
         "options": _of_effect(options),
         "members": [dict(entry) for entry in model.checksums],
         "precision": model.precision,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.preprocessing.strip import HEAD_STRIPS, HeadStrip
+from sitreg_lumir.preprocessing.strip import HeadStrip, check_strip
 from sitreg_lumir.registration.linear import TRANSFORMS, TransformKind
 from sitreg_lumir.registration.optimise import SIMILARITIES
 from sitreg_lumir.registration.outputs import chosen_outputs
@@ -58,8 +58,7 @@ class RegisterOptions:
             raise InputError(f"`padding_mm` must be 0 or more and below 1000 mm, got {self.padding_mm:g}")
 
         chosen_outputs(self.save)
-        if self.strip not in (None, *HEAD_STRIPS):
-            raise InputError(f"`strip` must be deepbet or template, got {self.strip}")
+        check_strip(self.strip)
         if self.transform not in TRANSFORMS:
             raise InputError(f"`transform` must be deformable, affine or rigid, got {self.transform}")
         if self.transform != "deformable" and (self.refine or self.uncertainty):

@@ -1,7 +1,7 @@
 """What the folder of a registration may hold: names of outputs, which `save` chooses, and the files of each."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
@@ -70,6 +70,22 @@ def chosen_outputs(save: str | Sequence[str] | None) -> frozenset[str] | None:
 _OF_SYSTEMS = ("Thumbs.db", "desktop.ini")  # files that Windows leaves; those of others start with a point
 
 
+def own_files(folder: Path, own: Collection[str]) -> list[str]:
+    """The names in a folder, which need not exist, that are among those which results have.
+
+    Raises:
+        InputError: it is a file, or holds files and none of these, beside those that systems leave (``.DS_Store``).
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder for the results with `out`")
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    existing = [name for name in names if name in own]
+    foreign = [name for name in names if name not in own and not name.startswith(".") and name not in _OF_SYSTEMS]
+    if foreign and not existing:
+        raise InputError(f"{folder}: holds other files ({foreign[0]}); name a new or empty folder with `out`")
+    return existing
+
+
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Refuses a folder that a registration cannot go to, before any work is done.
 
@@ -79,14 +95,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """
     for place in (folder.absolute().parent, folder):
         clean_leftovers(place)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; name a folder for the results with `out`")
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    existing = [name for name in names if name in FILES]
-    foreign = [name for name in names if name not in FILES and not name.startswith(".") and name not in _OF_SYSTEMS]
-    if foreign and not existing:
-        raise InputError(f"{folder}: holds other files ({foreign[0]}); name a new or empty folder with `out`")
-    if existing and not overwrite:
+    if own_files(folder, FILES) and not overwrite:
         raise InputError(f"{folder}: holds a registration already; name another folder, or add `overwrite=True`")
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(parent, os.W_OK | os.X_OK):

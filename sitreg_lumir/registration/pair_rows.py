@@ -1,17 +1,17 @@
 """What is known of the pairs of a table: results, errors, what is missing; and the table ``pairs.csv``."""
 
-import csv
 import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sitreg_lumir.challenge.provenance import compare
+from sitreg_lumir.challenge.provenance import compare, in_words
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
 from sitreg_lumir.io.checksum import file_entry
 from sitreg_lumir.io.json_file import read_json
+from sitreg_lumir.io.table import write_table
 from sitreg_lumir.registration.made_from import with_later_options
 from sitreg_lumir.registration.outputs import REPORT, SUMMARY
 from sitreg_lumir.registration.pairs_table import PairRow
@@ -117,17 +117,6 @@ def row_of(pair: PairRow, folder: Path, verdict: str = "", reasons: str = "") ->
     return row
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes the table, whole or not at all."""
-    with (
-        writing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
-    ):
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def collect(pairs: Sequence[PairRow], folder: Path) -> list[dict[str, Any]]:
     """Writes ``folder/pairs.csv`` of what is there, whichever processes made it.
 
@@ -164,10 +153,9 @@ def collect(pairs: Sequence[PairRow], folder: Path) -> list[dict[str, Any]]:
     for name, own in settings.items():
         differences = compare(settings[first], own)
         if differences:
-            listed = ", ".join(str(difference) for difference in differences[:5])
             raise InputError(
-                f"{folder}: {first} and {name} were registered with different settings ({listed}, seen from the "
-                f"first); register them again with the same ones and `overwrite=True` ({TABLE} is written)"
+                f"{folder}: {first} and {name} were registered with different settings ({in_words(differences)}, seen "
+                f"from the first); register them again with the same ones and `overwrite=True` ({TABLE} is written)"
             )
     return rows
 

@@ -76,12 +76,12 @@ def _without_missing_lists(args: Sequence[str], root: Path) -> list[str]:
     folder = root if root.is_dir() else root.parent
     if not isinstance(lists, list) or not folder.is_dir():
         return []
-    there = [name for name in lists if (folder / str(name)).is_file()]
-    missing = [str(name) for name in lists if name not in there]
+    present = [name for name in lists if (folder / str(name)).is_file()]
+    missing = [str(name) for name in lists if name not in present]
     if not missing:
         return []
     print(f"note: {', '.join(missing)} of the config is not in {folder}: validated without", file=sys.stderr)
-    return [f"--data.validation={json.dumps(there)}"]
+    return [f"--data.validation={json.dumps(present)}"]
 
 
 def with_config_paths(args: Sequence[str]) -> list[str]:

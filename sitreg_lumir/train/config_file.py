@@ -1,6 +1,5 @@
 """A config's YAML, measured before it becomes settings: aliases that multiply, depth, numbers that no setting has."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,9 @@ import yaml
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.bounded import read_bytes
+from sitreg_lumir.io.json_file import plain_problem
 
 _LARGEST, _MOST_VALUES, _DEEPEST = 1 << 20, 20_000, 30
-_LARGEST_NUMBER = 2**63
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -33,10 +32,10 @@ def read_config(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: is nested too deeply for a config") from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, LookupError) as error:
         raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())[:300]})") from None
-    if not isinstance(content, dict):
-        return {}
-    _check_numbers(file, content)
-    return content
+    problem = plain_problem(content, finite=True)
+    if problem:
+        raise InputError(f"{file}: {problem}")
+    return content if isinstance(content, dict) else {}
 
 
 def _measure(node: yaml.Node, depth: int, known: dict[int, int]) -> int:
@@ -64,17 +63,3 @@ def _measure(node: yaml.Node, depth: int, known: dict[int, int]) -> int:
         raise InputError(f"holds more than {_MOST_VALUES} values, aliases counted out; no config does")
     known[id(node)] = count
     return count
-
-
-def _check_numbers(file: Path, content: Any) -> None:
-    waiting = [content]
-    while waiting:
-        entry = waiting.pop()
-        if isinstance(entry, dict):
-            waiting += [*entry.values()]
-        elif isinstance(entry, list | tuple):
-            waiting += entry
-        elif isinstance(entry, int) and abs(entry) >= _LARGEST_NUMBER:
-            raise InputError(f"{file}: holds a whole number beyond 64 bits")
-        elif isinstance(entry, float) and not math.isfinite(entry):
-            raise InputError(f"{file}: holds a number that is not finite")

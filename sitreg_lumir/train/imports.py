@@ -37,12 +37,12 @@ def importing_only(allow_imports: Sequence[str] = ()) -> Iterator[None]:
             if not _is_allowed(name, allow_imports):
                 refused.append(name)
                 raise ValueError(f"{name} is not imported")
-            found = original(name)
-            home = getattr(found, "__module__", None)
-            if callable(found) and not _is_allowed(f"{home}.{name}", allow_imports):  # reached through another module
+            value = original(name)
+            home = getattr(value, "__module__", None)
+            if callable(value) and not _is_allowed(f"{home}.{name}", allow_imports):  # reached through another module
                 refused.append(name)
                 raise ValueError(f"{name} is not imported")
-            return found
+            return value
         return original(name)
 
     places: tuple[Any, ...] = (_typehints, _actions)

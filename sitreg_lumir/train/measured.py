@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.groups import other_labelling
-from sitreg_lumir.data.lumir import Pair
+from sitreg_lumir.data.images import Pair
 from sitreg_lumir.errors import CollectiveError
 from sitreg_lumir.metrics import PairTable, score_pair, values_outside
 from sitreg_lumir.train.processes import named_by_process

@@ -1,8 +1,7 @@
 """The LightningModules, one per variant: each names its own defaults, and what the network sees of an image."""
 
-from typing import Literal
+from typing import Any
 
-from sitreg_lumir.data.views import Augmentation
 from sitreg_lumir.network.mind import Mind
 from sitreg_lumir.train.registration import RegistrationModule as RegistrationModule
 
@@ -21,21 +20,9 @@ class RawRegistration(RegistrationModule):
         features: list[int] = [12, 32, 64, 128, 128, 128],  # noqa: B006 (read only)
         head_features: list[int] = [12, 64, 128, 256, 256, 256],  # noqa: B006
         learning_rate: float = 4e-4,
-        diffusion_weight: float = 1.0,
-        stage_weight: float = 0.01,
-        window: int = 11,
-        augmentation: Augmentation | None = None,
-        recompute: bool | Literal["auto"] = "auto",
-        coarse_epochs: int = 0,
-        coarse_window: int | None = None,
-        stage_every: int = 1,
-        one_direction: bool = False,
-        final_rate_share: float = 1.0,
+        **others: Any,
     ) -> None:
-        super().__init__(
-            None, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation,
-            recompute, coarse_epochs, coarse_window, stage_every, one_direction, final_rate_share,
-        )  # fmt: skip
+        super().__init__(None, features, head_features, learning_rate, input_transform=None, **others)
 
 
 class MindRegistration(RegistrationModule):
@@ -75,19 +62,7 @@ class MindRegistration(RegistrationModule):
         features: list[int] = [12, 32, 64, 128, 128, 128],  # noqa: B006 (read only)
         head_features: list[int] = [12, 64, 128, 256, 256, 256],  # noqa: B006
         learning_rate: float = 4e-4,
-        diffusion_weight: float = 1.0,
-        stage_weight: float = 0.01,
-        window: int = 11,
-        augmentation: Augmentation | None = None,
-        recompute: bool | Literal["auto"] = "auto",
-        coarse_epochs: int = 0,
-        coarse_window: int | None = None,
-        stage_every: int = 1,
-        one_direction: bool = False,
-        final_rate_share: float = 1.0,
         sigma: float = 0.5,
+        **others: Any,
     ) -> None:
-        super().__init__(
-            None, features, head_features, learning_rate, diffusion_weight, stage_weight, window, augmentation,
-            recompute, coarse_epochs, coarse_window, stage_every, one_direction, final_rate_share, Mind(sigma),
-        )  # fmt: skip
+        super().__init__(None, features, head_features, learning_rate, input_transform=Mind(sigma), **others)

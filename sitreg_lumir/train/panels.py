@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 
 from sitreg_lumir.data.datamodule import LumirDataModule
 from sitreg_lumir.data.groups import ordered
+from sitreg_lumir.data.images import Pair
 from sitreg_lumir.data.lightning_internals import datamodule_of
-from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.deform.ops import warp
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sitreg_lumir.data.lightning_internals import failed_while_restoring
 from sitreg_lumir.data.sampler import epoch_length
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import refusal_of
@@ -34,6 +35,22 @@ def refusing_in_one_line(folder: Path) -> Iterator[None]:
             f"{error.filename or folder}: cannot be written ({error.strerror}); make room or choose another "
             "--runs, then go on with --resume if there is a checkpoint"
         ) from None
+
+
+@contextmanager
+def refusing_unrestorable(checkpoint: Path | None) -> Iterator[None]:
+    """What goes wrong while Lightning takes its state from a checkpoint becomes one line.
+
+    Args:
+        checkpoint: that a run goes on from, or is scored; None where there is none.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if checkpoint is None or isinstance(error, InputError) or not failed_while_restoring(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise InputError(f"{checkpoint}: its state cannot be restored ({reason}); use an earlier checkpoint") from None
 
 
 def check_weights(model: RegistrationModule, checkpoint: dict[str, Any], path: Path) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from sitreg_lumir.data.datamodule import LumirDataModule
+from sitreg_lumir.data.images import Pair
 from sitreg_lumir.data.lightning_internals import batches_done, datamodule_of
-from sitreg_lumir.data.lumir import Pair
 from sitreg_lumir.data.views import Augmentation, clean_view, downsampled_by_two
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.losses import warped_lncc

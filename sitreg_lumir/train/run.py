@@ -9,17 +9,16 @@ import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from sitreg_lumir.data.datamodule import LumirDataModule
-from sitreg_lumir.data.lightning_internals import RunMetrics, failed_while_restoring, leave_signals_alone
+from sitreg_lumir.data.lightning_internals import RunMetrics, leave_signals_alone
 from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.io.atomic import alone
 from sitreg_lumir.network.input_transform import ALLOW_VARIABLE, find_in_working_folder, module_of
@@ -27,13 +26,19 @@ from sitreg_lumir.network.weights import read_checkpoint
 from sitreg_lumir.train.arguments import complete
 from sitreg_lumir.train.averaging import WeightAverage
 from sitreg_lumir.train.callbacks import AtomicCheckpointIO, checkpoint_callbacks, drop_rows_from
-from sitreg_lumir.train.configs import nearest
+from sitreg_lumir.train.config_errors import explained
 from sitreg_lumir.train.final_epochs import GroupConsistency, NdvPenalty
 from sitreg_lumir.train.imports import importing_only
 from sitreg_lumir.train.module import MindRegistration, RawRegistration, RegistrationModule
 from sitreg_lumir.train.panels import Panels
 from sitreg_lumir.train.processes import ending_together
-from sitreg_lumir.train.refusals import check_resumable, check_weights, refusing_in_one_line, unfinished_micro_batch
+from sitreg_lumir.train.refusals import (
+    check_resumable,
+    check_weights,
+    refusing_in_one_line,
+    refusing_unrestorable,
+    unfinished_micro_batch,
+)
 from sitreg_lumir.train.settings import give_back_freed_memory, keep_freed_memory, prepare_process
 from sitreg_lumir.train.signals import StopOnSignal
 from sitreg_lumir.train.start_again import holds_run, is_first_process, remove_unfinished_start
@@ -191,7 +196,7 @@ def build(
     except (InputError, MemoryError, OSError):
         raise
     except Exception as error:  # settings reach constructors of many kinds, which raise as many
-        raise InputError(_explain(str(error) or type(error).__name__, resolved)) from None
+        raise InputError(explained(str(error) or type(error).__name__, resolved)) from None
 
 
 def fit(args: Sequence[str], options: RunOptions) -> None:
@@ -228,14 +233,14 @@ def _fit(args: Sequence[str], options: RunOptions) -> None:
     done = False
     try:
         resume = options.resume and str(options.resume)
-        with ending_together(cli.trainer), refusing_in_one_line(options.folder):
+        with (
+            refusing_unrestorable(options.resume),
+            ending_together(cli.trainer),
+            refusing_in_one_line(options.folder),
+        ):
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
         done = True
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if options.resume is not None and not isinstance(error, InputError) and failed_while_restoring(error):
-            raise InputError(unrestorable(options.resume, error)) from None
-        if not isinstance(error, RuntimeError):
-            raise
+    except RuntimeError as error:
         if cli.trainer.world_size == 1 or not _LOST_PEER.search(str(error)):
             raise
         raise RunStoppedError(
@@ -262,25 +267,14 @@ def _next_command(cli: RunCLI, folder: Path) -> str:
     return shlex.join(["sitreg-lumir", *words, *(["--allow-imports", module] if module else [])])
 
 
-def unrestorable(checkpoint: Path, error: Exception) -> str:
-    """What to say of a checkpoint that Lightning cannot take its state from."""
-    reason = " ".join(str(error).split())[:160]
-    return f"{checkpoint}: its state cannot be restored ({type(error).__name__}: {reason}); use an earlier checkpoint"
-
-
 def validate(args: Sequence[str], checkpoint: Path, stage: str = "validate", allow_imports: Sequence[str] = ()) -> None:
     """Scores one checkpoint on the validation pairs and prints the numbers."""
     content = read_checkpoint(checkpoint)
     cli = build(args, allow_imports=allow_imports)
     check_weights(cli.model, content, checkpoint)
     run = cli.trainer.validate if stage == "validate" else cli.trainer.test
-    try:
-        with ending_together(cli.trainer):
-            run(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError) or not failed_while_restoring(error):
-            raise
-        raise InputError(unrestorable(checkpoint, error)) from None
+    with refusing_unrestorable(checkpoint), ending_together(cli.trainer):
+        run(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
 
 
 def check_folder(options: RunOptions) -> None:
@@ -300,57 +294,3 @@ def check_folder(options: RunOptions) -> None:
         )
     if options.resume is not None:
         read_checkpoint(options.resume)
-
-
-_UNKNOWN_KEY = (  # how jsonargparse says it
-    r"Group '([\w.]+)' does not accept (?:nested key|option) '([\w.]+)'",
-    r"[Kk]ey '([\w.]+)' is not expected",
-    r"[Uu]nrecognized arguments?: --([\w.]+)",
-    r"Option '([\w.]+)' is not accepted",
-)
-
-
-_NO_CLASS = re.compile(
-    r"Problem with given class_path '([^']+)': (No module named '[^']+'|module '[^']+' has no attribute '[^']+')"
-)
-
-
-def _explain(message: str, args: Sequence[str]) -> str:
-    """One line out of jsonargparse's message; an unknown key comes with its file and the nearest known key."""
-    text = " ".join(message.split())
-    if misnamed := _NO_CLASS.search(text):
-        return (
-            f"{misnamed[1]}: no such class ({misnamed[2]}); a class of yours is looked for in the working folder "
-            "and on PYTHONPATH, as module.Class, with --allow-imports module"
-        )
-    unknown = next(filter(None, (re.search(pattern, text) for pattern in _UNKNOWN_KEY)), None)
-    if unknown is None:
-        return text[:400]
-    wrong = ".".join(unknown.groups())
-    known = _known_keys() if "." in wrong else [key.split(".")[-1] for key in _known_keys()]
-    files = [file for option, file in pairwise(args) if option in ("--config", "-c")]
-    word = re.compile(rf"\b{wrong.split('.')[-1]}\b")
-    where = next((f"{file}: " for file in files if word.search(Path(file).read_text())), "")
-    if wrong in known:
-        return (
-            f"{where}the key {wrong!r} is not one of the class that was chosen; leave it out, or choose another class"
-        )
-    return f"{where}unknown key {wrong!r}{nearest(wrong, known)}"
-
-
-def _known_keys() -> list[str]:
-    """All keys that configs and the command line may have."""
-    parser = LightningArgumentParser()
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_lightning_class_args(LumirDataModule, "data")
-    keys = [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
-    for module in (RegistrationModule, *_subclasses(RegistrationModule)):
-        model = LightningArgumentParser()
-        model.add_lightning_class_args(module, "model.init_args")
-        keys += [action.dest for action in model._actions if action.dest.startswith("model.")]
-    return [*keys, "model.class_path", "seed_everything"]
-
-
-def _subclasses(base: type) -> list[type]:
-    direct: list[type] = base.__subclasses__()
-    return [subclass for child in direct for subclass in (child, *_subclasses(child))]

@@ -42,8 +42,8 @@ def test_what_is_left_of_the_sizes_has_the_mean_logarithm_zero() -> None:
 def test_the_atlas_that_scans_are_aligned_to_does_not_lead_the_size() -> None:
     """Another common target gives the same template, turned at most."""
     target = alignments(1)[0]
-    size, other = mean_size(alignments(5)), mean_size([target @ matrix for matrix in alignments(5)])
-    between = np.linalg.inv(size)[:3, :3] @ np.linalg.inv(target)[:3, :3] @ other[:3, :3]
+    size, of_target = mean_size(alignments(5)), mean_size([target @ matrix for matrix in alignments(5)])
+    between = np.linalg.inv(size)[:3, :3] @ np.linalg.inv(target)[:3, :3] @ of_target[:3, :3]
     np.testing.assert_allclose(between @ between.T, np.eye(3), atol=1e-9)
     assert abs(mean_size(alignments(1)) - np.eye(4)).max() > 0.01
 
@@ -66,14 +66,14 @@ def exchanged(updates: SplineUpdates) -> SplineUpdates:
 def test_the_mean_map_is_one_of_bounded_updates_whatever_the_order() -> None:
     several = [maps(seed) for seed in range(5)]
     mean, back = mean_updates(several), mean_updates(several[::-1])
-    for factor, pair, other in zip(mean.factors, mean.updates, back.updates, strict=True):
-        for points, same in zip(pair, other, strict=True):
+    for factor, pair, exchanged in zip(mean.factors, mean.updates, back.updates, strict=True):
+        for points, same in zip(pair, exchanged, strict=True):
             assert points.abs().max() < control_point_bound((factor,) * 3)
             assert torch.equal(points, same)
     points = torch.rand(3, 50, dtype=torch.float64) * 7
-    there = mean.move(points).points
-    assert (mean.move(there, inverse=True).points - points).abs().max() < 1e-3
-    assert (there - points).abs().max() > 0.01
+    moved = mean.move(points).points
+    assert (mean.move(moved, inverse=True).points - points).abs().max() < 1e-3
+    assert (moved - points).abs().max() > 0.01
 
 
 def test_maps_and_their_inverses_have_the_identity_as_their_mean() -> None:
@@ -88,9 +88,9 @@ def test_maps_and_their_inverses_have_the_identity_as_their_mean() -> None:
 def test_for_small_displacements_it_is_the_mean_of_the_maps() -> None:
     several = [maps(seed, share=0.02) for seed in range(4)]
     points = torch.rand(3, 50, dtype=torch.float64) * 7
-    mean = torch.stack([one.move(points).points for one in several]).mean(dim=0)
+    mean = torch.stack([updates.move(points).points for updates in several]).mean(dim=0)
     apart = (mean_updates(several).move(points).points - mean).abs().max()
-    assert apart < 0.05 * max((one.move(points).points - points).abs().max() for one in several)
+    assert apart < 0.05 * max((updates.move(points).points - points).abs().max() for updates in several)
 
 
 @pytest.mark.parametrize(("average", "expected"), [("mean", 4.6), ("trimmed", 2.0), ("median", 2.0)])
@@ -107,8 +107,8 @@ def test_robust_means_ignore_what_a_scan_alone_shows(average: Average, expected:
     ratio = mean.image[2, 2, 2] / mean.image[-1, -1, -1]
     assert ratio == pytest.approx(expected / 10, rel=1e-5)
     again = mean_image(scans[::-1], region, average, 0.0, SPACING)
-    for one, other in ((mean.image, again.image), (mean.deviation, again.deviation)):
-        np.testing.assert_array_equal(one, other)
+    for first, second in ((mean.image, again.image), (mean.deviation, again.deviation)):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_sharpening_raises_edges_and_leaves_even_tissue() -> None:
@@ -120,5 +120,5 @@ def test_sharpening_raises_edges_and_leaves_even_tissue() -> None:
     more = sharpened(image, brain, 0.5, SPACING)
     assert more[12, 12, 12] > 151 and more[12, 12, 11] < 99
     assert sharpened(image, brain, 0.0, SPACING) is image
-    plain, edged = (sharpness(one, np.zeros_like(one), brain, SPACING) for one in (image, more))
+    plain, edged = (sharpness(values, np.zeros_like(values), brain, SPACING) for values in (image, more))
     assert edged["gradient_per_mm"] > plain["gradient_per_mm"] > 0

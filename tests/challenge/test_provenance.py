@@ -19,7 +19,7 @@ from sitreg_lumir.challenge.provenance import (
     read_provenance,
     save_field,
 )
-from sitreg_lumir.data.lumir import Image, Pair
+from sitreg_lumir.data.images import Image, Pair
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.checksum import sha256_file
 

@@ -21,7 +21,8 @@ from sitreg_lumir.challenge import submission
 from sitreg_lumir.challenge.provenance import make_provenance, provenance_path, save_field
 from sitreg_lumir.challenge.submission import submission_name
 from sitreg_lumir.cli import main
-from sitreg_lumir.data.lumir import Image, Pair, read_dataset
+from sitreg_lumir.data.images import Image, Pair
+from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.checksum import sha256_file
 from sitreg_lumir.io.write import save_disp

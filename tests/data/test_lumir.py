@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from data_samples import SHAPE, content, head, make_dataset, save, write
 
-from sitreg_lumir.data.lumir import Image, read_dataset
+from sitreg_lumir.data.images import Image
+from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.errors import InputError
 
 SHARED = Path(__file__).parents[3] / "shared"

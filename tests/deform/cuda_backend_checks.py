@@ -283,7 +283,7 @@ def test_points_move_as_in_plain_torch(inverse: bool) -> None:
         updates.append((pair[0].to(DEVICE), pair[1].to(DEVICE)))
     points = (torch.rand(3, 150, generator=generator, dtype=torch.float64) * 16 - 3).to(DEVICE)
     points[1, 3] = torch.nan
-    args = (points, steps_of(2, inverse), *coefficients_of(updates), shape)
+    args = (points, steps_of(2, inverse), coefficients_of(updates, shape))
     for jacobians in (False, True):
         moved, derivatives, settled = backend.move_points(*args, jacobians, 1e-4, 200)
         expected, gradients, _ = torch_backend.move_points(*args, jacobians, 1e-4, 200)

@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sitreg_lumir.deform.backends.cuda import backend, images
+from sitreg_lumir.deform.bspline import Coefficients
 
 TARGETS = (80, 90, 120)  # compute capabilities of A100, H100 and RTX 50: one of each generation
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64", torch.int8: "*i8"}
@@ -69,19 +70,10 @@ def test_every_kernel_compiles(compiled: set[str]) -> None:
     backend.diffusion(disp, [[1.0] * 3] * 3)
     backend.diffusion_adjoint(torch.ones(()), disp, [[1.0] * 3] * 3)
     backend.mind(image, 0.5, 2)
-    coefficients, steps = torch.zeros(2 * 4 * 12 * 10 * 8), [(1, True), (0, False)]
+    coefficients = Coefficients(torch.zeros(2 * 4 * 12 * 10 * 8), [(12, 10, 8)] * 2, [1, 1], (8, 6, 4))
+    points, steps = torch.zeros(3, 5, dtype=torch.float64), [(1, True), (0, False)]
     for jacobians in (False, True):
-        backend.move_points(
-            torch.zeros(3, 5, dtype=torch.float64),
-            steps,
-            coefficients,
-            [(12, 10, 8)] * 2,
-            [1, 1],
-            (8, 6, 4),
-            jacobians,
-            1e-3,
-            50,
-        )
+        backend.move_points(points, steps, coefficients, jacobians, 1e-3, 50)
     assert compiled == {
         "compose", "scatter_compose", "invert", "scatter_invert", "multiply_axis", "lookup", "scatter_lookup",
         "inside_mask", "sum_products", "sum_axis", "correlate", "correlate_adjoint", "fold", "squared_differences",

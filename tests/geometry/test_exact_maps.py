@@ -107,7 +107,7 @@ def spline(r: float) -> tuple[np.ndarray, np.ndarray]:
     return cubic_bspline(offsets), (cubic_bspline(offsets + small) - cubic_bspline(offsets - small)) / (2 * small)
 
 
-def slopes_sum(*place: float) -> np.ndarray:
+def gradients_sum(*place: float) -> np.ndarray:
     """``(4, 4, 4)``: what each control point around a place adds to the sum of a component's three derivatives."""
     (x, dx), (y, dy), (z, dz) = (spline(r) for r in place)
     terms = (dx, y, z), (x, dy, z), (x, y, dz)
@@ -117,7 +117,7 @@ def slopes_sum(*place: float) -> np.ndarray:
 def test_bounded_updates_are_contractions_between_the_samples_too() -> None:
     """The bound is made for sampled updates; it proves the continuous ones invertible, wherever they are evaluated."""
     places = np.linspace(0, 1, 21)
-    steepest = max(np.abs(slopes_sum(*place)).sum() for place in product(places, repeat=3))
+    steepest = max(np.abs(gradients_sum(*place)).sum() for place in product(places, repeat=3))
     assert 2.4 < steepest < 2.5
     for factor in (1, 2, 4, 8, 16, 32, 64):
         assert steepest * control_point_bound((factor,) * 3) < 0.9991
@@ -129,7 +129,7 @@ def test_the_steepest_control_points_can_be_inverted(signs: tuple[int, int]) -> 
 
     What comes back from there is not known to a voxel, but it leads to where it came from.
     """
-    pattern, updates = -np.sign(slopes_sum(0.17, 0.17, 0.17)), []
+    pattern, updates = -np.sign(gradients_sum(0.17, 0.17, 0.17)), []
     for level in reversed(range(4)):
         size = [-(-n // 2**level) for n in SHAPE]
         tiled = np.tile(pattern, [-(-n // 4) for n in size])[: size[0], : size[1], : size[2]]
@@ -138,11 +138,11 @@ def test_the_steepest_control_points_can_be_inverted(signs: tuple[int, int]) -> 
     steep = SplineUpdates.rounded(updates, SHAPE)
     points = random_points(0, 3000)
     for inverse in (False, True):
-        there = steep.move(points, inverse=inverse, jacobians=True)
-        assert there.jacobians is not None
-        assert torch.linalg.det(there.jacobians.movedim(-1, 0)).min() > 0
-        back = steep.move(there.points, inverse=not inverse).points
-        assert (steep.move(back, inverse=inverse).points - there.points).abs().max() < 2 * TOLERANCE
+        moved = steep.move(points, inverse=inverse, jacobians=True)
+        assert moved.jacobians is not None
+        assert torch.linalg.det(moved.jacobians.movedim(-1, 0)).min() > 0
+        back = steep.move(moved.points, inverse=not inverse).points
+        assert (steep.move(back, inverse=inverse).points - moved.points).abs().max() < 2 * TOLERANCE
 
 
 def test_beyond_the_bound_is_an_error_of_one_line() -> None:
@@ -394,9 +394,9 @@ def _umask() -> int:
     ("damage", "words"),
     [
         (lambda d: (d / MAP).unlink(), "cannot be read"),
-        (lambda d: (d / DESCRIPTION).unlink(), "cannot be read"),
-        (lambda d: (d / DESCRIPTION).write_text("[" * 100_000), "no JSON"),
-        (lambda d: (d / DESCRIPTION).write_text("[]"), "does not describe"),
+        (lambda d: (d / DESCRIPTION).unlink(), "no such file"),
+        (lambda d: (d / DESCRIPTION).write_text("[" * 100_000), "nested too deeply"),
+        (lambda d: (d / DESCRIPTION).write_text("[]"), "holds one object"),
         (lambda d: _change(d, version=2), "version 2"),
         (lambda d: _change(d, shape=[10**9, 1, 1]), "shape"),
         (lambda d: _change(d, levels=10**9), "levels"),

@@ -57,8 +57,8 @@ def test_clients_and_this_package_read_it_as_the_map(exact: SplineMap, tmp_path:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            chain = TransformChain.from_filename(path, fmt="itk").map(points)
-        assert np.median(distance(np.asarray(chain), expected)) < 0.1
+            by_nitransforms = TransformChain.from_filename(path, fmt="itk").map(points)
+        assert np.median(distance(np.asarray(by_nitransforms), expected)) < 0.1
 
 
 def test_equal_maps_give_equal_bytes(exact: SplineMap, tmp_path: Path) -> None:

@@ -148,8 +148,10 @@ def test_masks_of_a_whole_head() -> None:
                 check_mask(scan, mask, kind)
 
 
-@pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("kind", ["spline", "spline, clipped", "lanczos"])
+@pytest.mark.parametrize(
+    ("contrast", "kind"),
+    [("T1", "spline"), ("T1", "spline, clipped"), ("T1", "lanczos"), ("T2", "spline"), ("FLAIR", "lanczos")],
+)
 def test_stripped_scans_with_ripples_are_stripped(contrast: str, kind: str, scans: dict[str, Scan]) -> None:
     scan, shift = scans[contrast], (0.4, 0.5, 0.3)
     values, brain = scan.data.astype(np.float32), (scan.data > 0).astype(np.float32)

@@ -197,9 +197,9 @@ def test_who_a_scan_shows(files: list[str], subjects: list[str], tmp_path: Path)
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    found = find_scans(tmp_path, without=tmp_path / "out").scans
-    assert [scan.subject for scan in found] == subjects
-    assert len({scan.name.casefold() for scan in found}) == len(found)
+    scans = find_scans(tmp_path, without=tmp_path / "out").scans
+    assert [scan.subject for scan in scans] == subjects
+    assert len({scan.name.casefold() for scan in scans}) == len(scans)
 
 
 def test_masks_labels_and_tables(tmp_path: Path) -> None:

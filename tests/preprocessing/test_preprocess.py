@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import nibabel
@@ -72,6 +73,7 @@ def made(folder: Path) -> Path:
     return out
 
 
+@cache
 def template() -> tuple[Array, Array]:
     """The template and its brain on LUMIR's grid."""
     template = load_template()

@@ -103,10 +103,10 @@ def test_a_pair_that_another_process_registers_is_left_to_it(
     (out / STATE).mkdir(parents=True)
     code = "from sitreg_lumir.io.lock import locked; from pathlib import Path; import sys, time\n"
     code += f"with locked(Path({str(out / STATE / '.a.lock')!r})): print('held', flush=True); time.sleep(2)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
         assert register(table, out, members) in (0, 3)
-        assert other.poll() == 0  # it was waited for, and its pair, which it left undone, was registered
+        assert process.poll() == 0  # it was waited for, and its pair, which it left undone, was registered
     assert "waiting for other processes, which register 1 of the pairs" in capsys.readouterr().out
     assert (out / "a/summary.json").is_file() and "running" not in {row["verdict"] for row in rows(out).values()}
 

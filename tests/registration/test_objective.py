@@ -68,9 +68,9 @@ def test_exchanging_the_images_exchanges_the_results_of_a_finer_comparison(pair:
     start, finer = draw_points(seed=2, share=0.2), finer_pair(pair)
     result = optimise(start, **pair, finer=finer, steps=3)
     swapped = ImagePair(**exchanged(dict(vars(finer)) | {"fixed_lesion": None, "moving_lesion": None}))
-    other = optimise([(reverse, points) for points, reverse in start], **exchanged(pair), finer=swapped, steps=3)
+    opposite = optimise([(reverse, points) for points, reverse in start], **exchanged(pair), finer=swapped, steps=3)
     assert result.improved
-    assert torch.equal(other.disp, result.disp_inv) and torch.equal(other.disp_inv, result.disp)
+    assert torch.equal(opposite.disp, result.disp_inv) and torch.equal(opposite.disp_inv, result.disp)
 
 
 def test_a_finer_comparison_does_not_depend_on_threads(pair: dict[str, Tensor]) -> None:

@@ -101,7 +101,7 @@ def test_exchanging_the_scans_exchanges_the_maps(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (0, 1)), ((2, 0, 1), (2,)), ((1, 0, 2), ())])
+@pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (0, 1)), ((2, 0, 1), (2,))])
 def test_the_order_of_the_voxels_does_not_matter(
     result: sitreg_lumir.Registration,
     t1: Path,

@@ -27,6 +27,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data_samples.make_dataset(tmp_path_factory.mktemp("final") / "data", training=6)
 
 
+@pytest.fixture(scope="module")
+def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs with ``whole``: an epoch of pairs, then one of triplets, without a stop."""
+    runs = tmp_path_factory.mktemp("trained") / "runs"
+    assert main(arguments(root, runs, "whole")) == 0
+    return runs
+
+
 def checkpoint(runs: Path, name: str) -> dict[str, Any]:
     return torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True)
 
@@ -63,25 +71,25 @@ def test_scaling_a_gradient_keeps_the_value() -> None:
     assert float(scaled.detach()) == 4 and float(value.grad) == 12
 
 
-def test_a_run_changes_phase_on_its_own(root: Path, tmp_path: Path) -> None:
-    assert main(arguments(root, tmp_path / "runs", "both")) == 0
-    logged = rows(tmp_path / "runs", "both")
+def test_a_run_changes_phase_on_its_own(trained: Path) -> None:
+    logged = rows(trained, "whole")
     assert len(logged) == 6
     assert [bool(row["train/group_consistency"]) for row in logged] == [False, False, False, False, True, True]
     assert [bool(row["train/ndv_sum"]) for row in logged] == [False] * 3 + [True] * 3
-    assert checkpoint(tmp_path / "runs", "both")["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-4
+    assert checkpoint(trained, "whole")["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-4
 
 
 @pytest.mark.slow
-def test_the_final_epochs_follow_a_finished_first_phase_with_their_own_rate(root: Path, tmp_path: Path) -> None:
+def test_the_final_epochs_follow_a_finished_first_phase_with_their_own_rate(
+    root: Path, trained: Path, tmp_path: Path
+) -> None:
     runs = tmp_path / "runs"
-    assert main(arguments(root, runs, "whole")) == 0
     assert main(arguments(root, runs, "first", epochs=1)) == 0
     first = runs / "first" / "checkpoints" / "last.ckpt"
     assert checkpoint(runs, "first")["optimizer_states"][0]["param_groups"][0]["lr"] == 4e-4
     assert main(arguments(root, runs, "second", "--resume", str(first))) == 0
     assert checkpoint(runs, "second")["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-4
-    for name, tensor in weights(runs, "whole").items():
+    for name, tensor in weights(trained, "whole").items():
         assert torch.equal(tensor, weights(runs, "second")[name]), name
 
 
@@ -112,12 +120,11 @@ def test_recomputing_the_pairs_in_turn_gives_the_gradient_of_keeping_them(recomp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["32-true", "64-true"])
-def test_three_processes_and_one_device_take_the_same_step(root: Path, tmp_path: Path, precision: str) -> None:
-    """Augmented views, ramp, NDV and consistency on: after three steps the weights agree."""
+def test_three_processes_and_one_device_take_the_same_step(root: Path, tmp_path: Path) -> None:
+    """Augmented views, ramp, NDV and consistency on: after three steps the weights agree, in float64."""
     runs = tmp_path / "runs"
     common = {"start": 0, "epochs": 1}
-    exact = ("--trainer.precision", precision)
+    exact = ("--trainer.precision", "64-true")
     assert main(arguments(root, runs, "one", *exact, **common)) == 0
     three = arguments(root, runs, "three", *exact, "--data.batch_size", "3", **common)
     three[three.index("--trainer.devices") + 1] = "3"
@@ -131,7 +138,7 @@ def test_three_processes_and_one_device_take_the_same_step(root: Path, tmp_path:
         assert float(single["train/lncc"]) == pytest.approx(float(shared["train/lncc"]), abs=1e-5)
     scores = [validation(runs, name) for name in ("one", "three")]
     assert {"val/lncc", "val/dsc/T1-T1", "val/ndv"} <= scores[0].keys()
-    assert scores[0] == pytest.approx(scores[1], abs=1e-6 if precision == "64-true" else 1e-5)
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -166,19 +173,20 @@ def test_two_processes_are_refused_before_anything_runs(root: Path, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill_at", [2, 4])
-def test_a_killed_run_resumes_as_if_it_had_never_stopped(root: Path, tmp_path: Path, kill_at: int) -> None:
+def test_a_killed_run_resumes_as_if_it_had_never_stopped(
+    root: Path, trained: Path, tmp_path: Path, kill_at: int
+) -> None:
     runs = tmp_path / "runs"
-    steps = {"start": 1, "epochs": 2}
-    assert main(arguments(root, runs, "whole", **steps)) == 0
     environment = {**QUIET, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed_run = arguments(root, runs, "killed", **steps)
+    killed_run = arguments(root, runs, "killed")
     done = warm_processes.run(killed_run, environment=environment, code=KILLED.format(kill_at=kill_at))
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert checkpoint(runs, "killed")["global_step"] == kill_at
-    assert main(arguments(root, runs, "killed", "--resume", **steps)) == 0
-    for name, tensor in weights(runs, "whole").items():
+    assert main(arguments(root, runs, "killed", "--resume")) == 0
+    for name, tensor in weights(trained, "whole").items():
         assert torch.equal(tensor, weights(runs, "killed")[name]), name
-    whole, killed = ([(row["step"], row["train/loss"]) for row in rows(runs, name)] for name in ("whole", "killed"))
+    logged = ((trained, "whole"), (runs, "killed"))
+    whole, killed = ([(row["step"], row["train/loss"]) for row in rows(*run)] for run in logged)
     assert whole == killed
 
 

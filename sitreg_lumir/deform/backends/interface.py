@@ -11,6 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sitreg_lumir.deform.bspline import Coefficients, Steps
+
 
 class Backend(Protocol):
     """The operations, as plain functions of tensors that autograd does not see; ``torch.backend`` explains each."""
@@ -62,11 +64,8 @@ class Backend(Protocol):
     def move_points(
         self,
         points: Tensor,
-        steps: Sequence[tuple[int, bool]],
-        coefficients: Tensor,
-        sizes: Sequence[tuple[int, int, int]],
-        factors: Sequence[int],
-        shape: Sequence[int],
+        steps: Steps,
+        coefficients: Coefficients,
         jacobians: bool,
         tolerance: float,
         max_iterations: int,
@@ -77,11 +76,8 @@ class Backend(Protocol):
     def trace_points(
         self,
         points: Tensor,
-        steps: Sequence[tuple[int, bool]],
-        coefficients: Tensor,
-        sizes: Sequence[tuple[int, int, int]],
-        factors: Sequence[int],
-        shape: Sequence[int],
+        steps: Steps,
+        coefficients: Coefficients,
         tolerance: float,
         max_iterations: int,
         path: Tensor,
@@ -93,11 +89,8 @@ class Backend(Protocol):
         self,
         grad: Tensor,
         points: Tensor,
-        steps: Sequence[tuple[int, bool]],
-        coefficients: Tensor,
-        sizes: Sequence[tuple[int, int, int]],
-        factors: Sequence[int],
-        shape: Sequence[int],
+        steps: Steps,
+        coefficients: Coefficients,
         path: Tensor,
         needed: Sequence[bool],
     ) -> Tensor:

@@ -24,6 +24,7 @@ from sitreg_lumir.deform.backends.cpu.sampling import warp_adjoint as warp_adjoi
 from sitreg_lumir.deform.backends.cpu.upsampling import (
     upsample_control_points_adjoint as upsample_control_points_adjoint,
 )
+from sitreg_lumir.deform.bspline import Coefficients, Steps
 
 NAME = "cpu"
 
@@ -62,55 +63,31 @@ def compose(disps: Sequence[Tensor]) -> Tensor:
 
 
 def move_points(
-    points: Tensor,
-    steps: Sequence[tuple[int, bool]],
-    coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int],
-    shape: Sequence[int],
-    jacobians: bool,
-    tolerance: float,
-    max_iterations: int,
+    points: Tensor, steps: Steps, coefficients: Coefficients, jacobians: bool, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor | None, bool]:
     """Points ``(3, N)`` through continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
-    moved: tuple[Tensor, Tensor | None, bool] = working("move_points", coefficients.dtype)(
-        points, steps, coefficients, sizes, factors, shape, jacobians, tolerance, max_iterations
+    moved: tuple[Tensor, Tensor | None, bool] = working("move_points", coefficients.flat.dtype)(
+        points, steps, coefficients, jacobians, tolerance, max_iterations
     )
     return moved
 
 
 def trace_points(
-    points: Tensor,
-    steps: Sequence[tuple[int, bool]],
-    coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int],
-    shape: Sequence[int],
-    tolerance: float,
-    max_iterations: int,
-    path: Tensor,
+    points: Tensor, steps: Steps, coefficients: Coefficients, tolerance: float, max_iterations: int, path: Tensor
 ) -> tuple[Tensor, bool]:
     """Follows points ``(3, N)`` through a chain of continuous updates: see ``torch.splines``."""
-    followed: tuple[Tensor, bool] = working("trace_points", coefficients.dtype)(
-        points, steps, coefficients, sizes, factors, shape, tolerance, max_iterations, path
+    followed: tuple[Tensor, bool] = working("trace_points", coefficients.flat.dtype)(
+        points, steps, coefficients, tolerance, max_iterations, path
     )
     return followed
 
 
 def trace_points_adjoint(
-    grad: Tensor,
-    points: Tensor,
-    steps: Sequence[tuple[int, bool]],
-    coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int],
-    shape: Sequence[int],
-    path: Tensor,
-    needed: Sequence[bool],
+    grad: Tensor, points: Tensor, steps: Steps, coefficients: Coefficients, path: Tensor, needed: Sequence[bool]
 ) -> Tensor:
     """Gradient of where points end with respect to the coefficients: see ``torch.splines``."""
-    gradient: Tensor = working("trace_points_adjoint", coefficients.dtype)(
-        grad, points, steps, coefficients, sizes, factors, shape, path, needed
+    gradient: Tensor = working("trace_points_adjoint", coefficients.flat.dtype)(
+        grad, points, steps, coefficients, path, needed
     )
     return gradient
 

@@ -17,6 +17,7 @@ from sitreg_lumir.deform.backends.cpu import stepwise
 from sitreg_lumir.deform.backends.torch import backend as torch_backend
 from sitreg_lumir.deform.backends.torch import layers as torch_layers
 from sitreg_lumir.deform.backends.torch import splines as torch_splines
+from sitreg_lumir.deform.bspline import Coefficients
 
 _TRUTH: dict[str, Callable[..., Any]] = {
     "upsample_control_points": torch_backend.upsample_control_points,
@@ -82,8 +83,8 @@ def _small_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
         return field, torch.cat([field, -field], dim=1), torch.zeros(6, 3, 3, 3, 3, dtype=dtype), 1, 1
     if name in ("move_points", "trace_points", "trace_points_adjoint"):
         points = torch.linspace(-1, 6, 3 * 7, dtype=torch.float64).view(3, 7)
-        coefficients = 0.2 * torch.linspace(0, 60, 2 * 4 * 7 * 8 * 9, dtype=dtype).sin()
-        updates = [(1, True), (0, False)], coefficients, [(7, 8, 9), (7, 8, 9)], [1, 1], (3, 4, 5)
+        flat = 0.2 * torch.linspace(0, 60, 2 * 4 * 7 * 8 * 9, dtype=dtype).sin()
+        updates = [(1, True), (0, False)], Coefficients(flat, [(7, 8, 9), (7, 8, 9)], [1, 1], (3, 4, 5))
         path = torch.linspace(-0.1, 0.1, 2 * 3 * 7, dtype=dtype).view(2, 3, 7)
         if name == "trace_points_adjoint":
             return points.cos(), points, *updates, path, [True, False]

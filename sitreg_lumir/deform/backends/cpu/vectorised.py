@@ -27,6 +27,7 @@ from sitreg_lumir.deform.backends.cpu import (
 )
 from sitreg_lumir.deform.backends.cpu.arrays import array, by_voxel, empty, flat, planes, rows, run_tiles
 from sitreg_lumir.deform.backends.cpu.threads import run
+from sitreg_lumir.deform.bspline import Coefficients, Steps
 
 _TASKS = 16  # a gradient is shared out among so many threads at most: by parts of the volume, or of the weights
 _TILE_SUMS = 2**12  # tiles times outputs of a task, whose sums stay in a processor's own cache
@@ -91,62 +92,38 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
 
 
 def move_points(
-    points: Tensor,
-    steps: Sequence[tuple[int, bool]],
-    coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int],
-    shape: Sequence[int],
-    jacobians: bool,
-    tolerance: float,
-    max_iterations: int,
+    points: Tensor, steps: Steps, coefficients: Coefficients, jacobians: bool, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor | None, bool]:
     """Points ``(3, N)`` through continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
     count = points.shape[1]
     moved, derivatives = torch.empty_like(points), torch.empty(9, count if jacobians else 0, dtype=torch.float64)
     unsettled = np.zeros(count, np.bool_)
-    args = *_step_arrays(steps), coefficients.numpy(), *_layout(sizes, factors, shape), tolerance, max_iterations
+    args = *_step_arrays(steps), *_layout(coefficients), tolerance, max_iterations
     arrays = moved.numpy(), derivatives.numpy(), unsettled
     run(splines.move_points, -(-count // splines.POINTS), points.contiguous().numpy(), *args, *arrays)
     return moved, derivatives.view(3, 3, count) if jacobians else None, not bool(unsettled.any())
 
 
 def trace_points(
-    points: Tensor,
-    steps: Sequence[tuple[int, bool]],
-    coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int],
-    shape: Sequence[int],
-    tolerance: float,
-    max_iterations: int,
-    path: Tensor,
+    points: Tensor, steps: Steps, coefficients: Coefficients, tolerance: float, max_iterations: int, path: Tensor
 ) -> tuple[Tensor, bool]:
     """Follows points ``(3, N)`` through a chain of continuous updates: see ``torch.splines``."""
     count = points.shape[1]
     tasks, unsettled = -(-count // splines.POINTS), np.zeros(count, np.bool_)
-    args = *_step_arrays(steps), coefficients.numpy(), *_layout(sizes, factors, shape), tolerance, max_iterations
+    args = *_step_arrays(steps), *_layout(coefficients), tolerance, max_iterations
     run(spline_gradients.trace_points, tasks, points.numpy(), *args, path.numpy(), unsettled)
     return path, not bool(unsettled.any())
 
 
 def trace_points_adjoint(
-    grad: Tensor,
-    points: Tensor,
-    steps: Sequence[tuple[int, bool]],
-    coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int],
-    shape: Sequence[int],
-    path: Tensor,
-    needed: Sequence[bool],
+    grad: Tensor, points: Tensor, steps: Steps, coefficients: Coefficients, path: Tensor, needed: Sequence[bool]
 ) -> Tensor:
     """Gradient of where points end with respect to the coefficients: see ``torch.splines``."""
-    tasks, result = -(-points.shape[1] // splines.POINTS), torch.zeros_like(coefficients)
-    args = *_step_arrays(steps), np.array(needed), coefficients.numpy(), *_layout(sizes, factors, shape), result.numpy()
+    tasks, result = -(-points.shape[1] // splines.POINTS), torch.zeros_like(coefficients.flat)
+    args = *_step_arrays(steps), np.array(needed), *_layout(coefficients), result.numpy()
     boxes, colours = np.empty((tasks, 3, 2)), np.empty(tasks, np.int64)
     run(spline_gradients.find_boxes, tasks, points.numpy(), path.numpy(), boxes)
-    margin = 2.0 * max(factor for factor, need in zip(factors, needed, strict=True) if need)
+    margin = 2.0 * max(factor for factor, need in zip(coefficients.factors, needed, strict=True) if need)
     spline_gradients.colour_boxes(boxes, margin, colours)
     for colour in range(int(colours.max()) + 1):
         members = np.flatnonzero(colours == colour)
@@ -155,15 +132,16 @@ def trace_points_adjoint(
     return result
 
 
-def _step_arrays(steps: Sequence[tuple[int, bool]]) -> tuple[Any, Any]:
+def _step_arrays(steps: Steps) -> tuple[Any, Any]:
     """Which update each step applies, and whether its inverse."""
     return np.array([index for index, _ in steps], np.int64), np.array([inverted for _, inverted in steps], np.bool_)
 
 
-def _layout(sizes: Sequence[tuple[int, int, int]], factors: Sequence[int], shape: Sequence[int]) -> tuple[Any, ...]:
-    """Where each update's control points begin, their grids' sizes and spacings, and the full-resolution grid."""
+def _layout(coefficients: Coefficients) -> tuple[Any, ...]:
+    """Control points, where each update's begin, their grids' sizes and spacings, and the full-resolution grid."""
+    flat, sizes, factors, shape = coefficients
     starts = np.cumsum([0, *(4 * prod(size) for size in sizes[:-1])])
-    return starts, np.array(sizes), np.array(factors, np.float64), np.array(shape)
+    return flat.numpy(), starts, np.array(sizes), np.array(factors, np.float64), np.array(shape)
 
 
 def weight_gradient(values: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

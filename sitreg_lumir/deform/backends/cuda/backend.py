@@ -24,7 +24,7 @@ from sitreg_lumir.deform.backends.cuda.images import ndv_sum_and_gradient as ndv
 from sitreg_lumir.deform.backends.cuda.launch import blocks, launch
 from sitreg_lumir.deform.backends.torch.splines import trace_points as trace_points
 from sitreg_lumir.deform.backends.torch.splines import trace_points_adjoint as trace_points_adjoint
-from sitreg_lumir.deform.bspline import upsampling_matrix
+from sitreg_lumir.deform.bspline import Coefficients, Steps, upsampling_matrix
 
 NAME = "cuda"
 _BLOCK = 128  # lanes of a program, one for each thread of four warps
@@ -142,18 +142,11 @@ def compose_adjoint(grad: Tensor, disps: Sequence[Tensor], needed: Sequence[bool
 
 
 def move_points(
-    points: Tensor,
-    steps: Sequence[tuple[int, bool]],
-    coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int],
-    shape: Sequence[int],
-    jacobians: bool,
-    tolerance: float,
-    max_iterations: int,
+    points: Tensor, steps: Steps, coefficients: Coefficients, jacobians: bool, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor | None, bool]:
     """Points ``(3, N)`` through a sequence of continuous updates: see :mod:`sitreg_lumir.deform.splines`."""
-    count, device = points.shape[1], coefficients.device
+    flat, sizes, factors, shape = coefficients
+    count, device = points.shape[1], flat.device
     moved = torch.empty(3, count, dtype=torch.float64, device=device)
     derivatives = torch.empty(9, count if jacobians else 0, device=device)
     unsettled = torch.zeros(count, dtype=torch.int8, device=device)
@@ -164,12 +157,12 @@ def move_points(
             for index, inverted in steps
         ]
         table = torch.tensor(rows, dtype=torch.int64).reshape(-1, splines.ENTRIES).to(device)
-        tensors = points.to(device).contiguous(), table, coefficients, moved, derivatives, unsettled
+        tensors = points.to(device).contiguous(), table, flat, moved, derivatives, unsettled
         args = (*tensors, count, len(steps), *shape, float(tolerance), max_iterations)
         launch(
             splines.move_points,
             (blocks((count,), _BLOCK),),
-            coefficients,
+            flat,
             *args,
             with_jacobians=jacobians,
             block=_BLOCK,

@@ -5,29 +5,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sitreg_lumir.deform.bspline import Coefficients, Steps
+
 _LARGEST_RESIDUAL = 0.995  # of that before: otherwise a Newton step is replaced by one of the fixed-point iteration
 _POINTS_AT_ONCE = 1 << 16  # bounds what is looked up at a time to some 200 MB
 
 
 def move_points(
-    points: Tensor,
-    steps: Sequence[tuple[int, bool]],
-    coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int],
-    shape: Sequence[int],
-    jacobians: bool,
-    tolerance: float,
-    max_iterations: int,
+    points: Tensor, steps: Steps, coefficients: Coefficients, jacobians: bool, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor | None, bool]:
     """See :meth:`~sitreg_lumir.deform.splines.SplineUpdates.move`; also returns whether all inversions converged."""
-    updates = _by_update(coefficients, sizes)
+    updates = _by_update(coefficients.flat, coefficients.sizes)
     moved, derivatives, settled = [], [], True
     for part in points.split(_POINTS_AT_ONCE, dim=1):
         position = part
         total = torch.eye(3, dtype=part.dtype, device=part.device)[..., None].expand(3, 3, part.shape[1])
         for index, inverted in steps:
-            update = updates[index], factors[index], shape
+            update = updates[index], coefficients.factors[index], coefficients.shape
             if inverted:
                 position, converged = _invert(position, *update, tolerance, max_iterations)
                 settled = settled and converged
@@ -118,35 +112,24 @@ def _invert(
 
 
 def trace_points(
-    points: Tensor,
-    steps: Sequence[tuple[int, bool]],
-    coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int],
-    shape: Sequence[int],
-    tolerance: float,
-    max_iterations: int,
-    path: Tensor,
+    points: Tensor, steps: Steps, coefficients: Coefficients, tolerance: float, max_iterations: int, path: Tensor
 ) -> tuple[Tensor, bool]:
     """Follows points ``(3, N)`` through continuous updates: their filled ``path``, and whether inversions converged.
 
     Args:
         points: float64, voxels.
-        steps: as :func:`move_points` takes it, like the four that follow.
+        steps: in which order, and whether by their inverses.
         coefficients: of all updates.
-        sizes: of their grids.
-        factors: of their spacings.
-        shape: of the full-resolution grid.
         tolerance: of the inversions, voxels.
         max_iterations: upper limit of look-ups for one inversion.
         path: ``(S, 3, N)`` for ``S`` steps, of the coefficients' dtype, is filled with how far each step's end lies
             from the point. An inversion starts from what was there before, or where the step starts if that is NaN.
     """
-    updates, settled = _by_update(coefficients, sizes), True
+    updates, settled = _by_update(coefficients.flat, coefficients.sizes), True
     for part in torch.arange(points.shape[1], device=points.device).split(_POINTS_AT_ONCE):
         begin = position = points[:, part]
         for step, (index, inverted) in enumerate(steps):
-            update = updates[index], factors[index], shape
+            update = updates[index], coefficients.factors[index], coefficients.shape
             if inverted:
                 before = path[step][:, part]
                 guess = torch.where(before.isnan(), position, begin + before)
@@ -159,15 +142,7 @@ def trace_points(
 
 
 def trace_points_adjoint(
-    grad: Tensor,
-    points: Tensor,
-    steps: Sequence[tuple[int, bool]],
-    coefficients: Tensor,
-    sizes: Sequence[tuple[int, int, int]],
-    factors: Sequence[int],
-    shape: Sequence[int],
-    path: Tensor,
-    needed: Sequence[bool],
+    grad: Tensor, points: Tensor, steps: Steps, coefficients: Coefficients, path: Tensor, needed: Sequence[bool]
 ) -> Tensor:
     """Gradient of where points end with respect to the coefficients, 0 for updates that are not ``needed``.
 
@@ -177,15 +152,13 @@ def trace_points_adjoint(
     Args:
         grad: ``(3, N)`` of where the points end.
         points: ``(3, N)`` float64, where they start, voxels.
-        steps: as :func:`trace_points` takes it, like the four that follow.
+        steps: in which order, and whether by their inverses.
         coefficients: of all updates.
-        sizes: of their grids.
-        factors: of their spacings.
-        shape: of the full-resolution grid.
         path: as :func:`trace_points` filled it.
         needed: of each update.
     """
-    updates, result = _by_update(coefficients, sizes), torch.zeros_like(coefficients)
+    flat, sizes, factors, shape = coefficients
+    updates, result = _by_update(flat, sizes), torch.zeros_like(flat)
     targets = _by_update(result, sizes)
     for part in torch.arange(points.shape[1], device=points.device).split(_POINTS_AT_ONCE):
         pulled = grad[:, part].to(points.dtype)
