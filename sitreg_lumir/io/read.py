@@ -184,15 +184,6 @@ def read_labels(path: str | Path, *, shape: tuple[int, ...] | None = None) -> ND
     return np.array(values, dtype=np.int32, order="C")
 
 
-def read_shape(path: str | Path) -> tuple[int, ...]:
-    """The shape that a NIfTI file's header states; the voxels are not read.
-
-    Raises:
-        InputError: the file is missing or has no readable NIfTI header.
-    """
-    return _without_single_frame(open_nifti(path, strict=False, header_only=True).shape)
-
-
 def read_stated_grid(path: str | Path) -> tuple[tuple[int, ...], NDArray[np.float64] | None]:
     """The shape that a header states, and where it places the voxels; these are not read.
 

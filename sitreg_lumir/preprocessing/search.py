@@ -151,13 +151,13 @@ def _climb(target: Level, scan: Level, start: Matrix) -> Matrix:
         return to_matrix(np.exp(steps[6]) * turn, steps[3:6]) @ start
 
     simplex = np.vstack([np.zeros(7), _FIRST_STEPS])
-    found = minimize(
+    best = minimize(
         lambda steps: -_coarse_score(target, scan, moved(steps)),
         np.zeros(7),
         method="Nelder-Mead",
         options={"initial_simplex": simplex, "maxfev": _CLIMBED, "xatol": 5e-3, "fatol": 1e-3},
     )
-    return np.round(moved(found.x), _DIGITS)
+    return np.round(moved(best.x), _DIGITS)
 
 
 def _turned(level: Level, turn: Matrix) -> Level:

@@ -57,13 +57,6 @@ class Template:
     affine: NDArray[np.float64]
 
 
-def lumir_affine() -> NDArray[np.float64]:
-    """``(4, 4)`` voxel-to-world matrix of LUMIR's grid ``LUMIR_SHAPE``: 1 mm, RAS, in the template's world."""
-    affine = np.eye(4)
-    affine[:3, 3] = LUMIR_CENTRE - (np.array(LUMIR_SHAPE) - 1) / 2
-    return affine
-
-
 def lumir_grid(spacing: float = 1.0) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """LUMIR's field of view in voxels of another size: ``(X, Y, Z)`` and the ``(4, 4)`` voxel-to-world matrix, RAS, mm.
 

@@ -34,19 +34,10 @@ from sitreg_lumir.io.nifti_stream import writing_planes
 from sitreg_lumir.io.points import read_points, save_points
 from sitreg_lumir.io.read import LABEL_INTENT, Scan, read_grid, read_image
 from sitreg_lumir.io.write import of_type, plain_header
+from sitreg_lumir.registration.outputs import COMPOSITES_TO, IMAGES_TO
 
 Target: TypeAlias = Literal["fixed", "moving"]
 Sampling: TypeAlias = Literal["linear", "nearest labels", "linear labels"]
-
-IMAGES_TO: dict[Target, str] = {  # in a registration's folder: the field on the grid that images go to
-    "fixed": "from-moving_to-fixed_xfm.nii.gz",
-    "moving": "from-fixed_to-moving_xfm.nii.gz",
-}
-COMPOSITES_TO: dict[Target, str] = {  # likewise: alignments and deformation in one file
-    "fixed": "from-moving_to-fixed_xfm.h5",
-    "moving": "from-fixed_to-moving_xfm.h5",
-}
-POINTS_TO: dict[Target, str] = {"fixed": IMAGES_TO["moving"], "moving": IMAGES_TO["fixed"]}
 
 _VALUES_AT_ONCE = 1 << 25  # of the result, bounds it to some 128 MB
 _PROBES = 16  # points along each axis that stand for a grid

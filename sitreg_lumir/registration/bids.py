@@ -20,10 +20,11 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import reason_of, writing
 from sitreg_lumir.io.maps import DESCRIPTION, MAP
 from sitreg_lumir.io.other_formats import without_suffix
-from sitreg_lumir.registration.apply import COMPOSITES_TO, IMAGES_TO
 from sitreg_lumir.registration.outputs import (
     ALIGNMENTS,
     BRAINS,
+    COMPOSITES_TO,
+    IMAGES_TO,
     JACOBIANS,
     LOG_JACOBIANS,
     PICTURE,
@@ -204,8 +205,8 @@ def _derivatives(fixed: str | Path, moving: str | Path) -> Iterator[_Derivative]
     space = _space(files[partner], own)
     for to, ends in ((partner, (own.suffix, space)), (role, (space, own.suffix))):
         transform = own.derived("xfm", **{"from": ends[0], "to": ends[1], "mode": "image"})
-        yield _Derivative(COMPOSITES_TO[to], own.folder / f"{transform}.h5")  # type: ignore[index]
-        yield _Derivative(IMAGES_TO[to], own.folder / f"{transform}.nii.gz")  # type: ignore[index]
+        yield _Derivative(COMPOSITES_TO[to], own.folder / f"{transform}.h5")
+        yield _Derivative(IMAGES_TO[to], own.folder / f"{transform}.nii.gz")
     for source, suffix, description, ending in (
         (MAP, "map", "exact", ".safetensors"),
         (DESCRIPTION, "map", "exact", ".json"),

@@ -7,8 +7,11 @@ from pathlib import Path
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.maps import DESCRIPTION, MAP
 from sitreg_lumir.io.temporary import clean_leftovers
-from sitreg_lumir.registration.apply import COMPOSITES_TO, IMAGES_TO
 
+IMAGES_TO = {"fixed": "from-moving_to-fixed_xfm.nii.gz", "moving": "from-fixed_to-moving_xfm.nii.gz"}
+"""The field on the grid that images go to."""
+COMPOSITES_TO = {"fixed": "from-moving_to-fixed_xfm.h5", "moving": "from-fixed_to-moving_xfm.h5"}
+"""Likewise, alignments and deformation in one file."""
 SUMMARY = "summary.json"
 REPORT = "report.html"
 PICTURE = "picture.png"

@@ -17,12 +17,13 @@ from sitreg_lumir.io.composite import reaching_grid, save_composite
 from sitreg_lumir.io.itk import field_grid, save_affine_tfm, save_itk_field
 from sitreg_lumir.io.maps import save_map
 from sitreg_lumir.io.write import of_type, save_disp, save_volume
-from sitreg_lumir.registration.apply import COMPOSITES_TO, IMAGES_TO
 from sitreg_lumir.registration.outputs import (
     ALIGNMENTS,
     BRAINS,
+    COMPOSITES_TO,
     DEFAULT,
     FILES,
+    IMAGES_TO,
     JACOBIANS,
     LOG_JACOBIANS,
     MODEL_FIELDS,
@@ -106,7 +107,7 @@ def _write_transforms(folder: Path, registration: Registration, wanted: set[str]
     if "fields" in wanted:
         for to, scan in (("fixed", fixed), ("moving", moving)):
             field = registration.field_on(*field_grid(scan.shape, scan.affine, padding_mm), to=to)
-            save_itk_field(folder / IMAGES_TO[to], field.disp, field.affine)  # type: ignore[index]
+            save_itk_field(folder / IMAGES_TO[to], field.disp, field.affine)
     if "map" in wanted:
         save_map(folder, forward, {"fixed": (fixed.shape, fixed.affine), "moving": (moving.shape, moving.affine)})
     if "alignments" in wanted:

@@ -32,22 +32,8 @@ class MindRegistration(RegistrationModule):
         features: channels of the encoder, finest level first.
         head_features: channels of the control point heads, finest level first.
         learning_rate: of Adam.
-        diffusion_weight: of the fields' smoothness.
-        stage_weight: of each earlier stage's loss (deep supervision).
-        window: of the LNCC, voxels.
-        augmentation: of the views that the network sees in training.
-        recompute: compute activations again in the backward pass: less memory, more time, the same numbers; ``auto``
-            does so where the memory that is free does not suffice otherwise.
-        coarse_epochs: so many epochs at the beginning see the images at half resolution, where a step costs about a
-            sixth; the weights go on to the full one.
-        coarse_window: of the LNCC in these epochs, voxels of half resolution; None: ``window``.
-        stage_every: the losses of earlier stages count in every so many-th step only, with so many times the weight:
-            the same gradient on average, and less work.
-        one_direction: compare pairs on the fixed grid alone. Images come in both orders, so that both directions
-            learn; a step computes less. Triplets always compare on both grids.
-        final_rate_share: share of the learning rate that is left at the end of training; below 1, the rate falls
-            along half a cosine over the Trainer's ``max_epochs``.
         sigma: of MIND's patches, voxels.
+        **others: as :class:`~sitreg_lumir.train.registration.RegistrationModule` takes them.
 
     Examples:
         >>> module = sitreg_lumir.MindRegistration(features=[4, 4], head_features=[4, 4])

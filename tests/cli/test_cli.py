@@ -60,15 +60,6 @@ def root(tmp_path: Path) -> Path:
     return data_samples.make_dataset(tmp_path / "data")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A data set and the checkpoint of a run on it."""
-    folder = tmp_path_factory.mktemp("trained")
-    root = data_samples.make_dataset(folder / "data")
-    assert main(fit_arguments(root, folder / "runs")) == 0
-    return root, folder / "runs" / "tiny" / "checkpoints" / "last.ckpt"
-
-
 def test_help_answers_within_two_seconds_and_names_every_verb() -> None:
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "sitreg_lumir.cli", "--help"], capture_output=True, text=True)
@@ -86,7 +77,7 @@ def test_each_verb_s_help_has_an_example(verb: str, capsys: pytest.CaptureFixtur
     assert f"example: sitreg-lumir {verb}" in capsys.readouterr().out
 
 
-def test_fit_leaves_a_run_folder_and_says_what_comes_next(
+def test_fit_leaves_a_run_folder_and_goes_on_in_it_only_if_asked_to(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(fit_arguments(root, tmp_path / "runs")) == 0
@@ -97,15 +88,9 @@ def test_fit_leaves_a_run_folder_and_says_what_comes_next(
     for key in ("train/lncc", "train/diffusion", "train/earlier_stages", "train/loss", "val/dsc/T1-T1", "val/ndv"):
         assert any(row.get(key) for row in rows), key
     assert "val/lncc" in rows[0]
-
-
-def test_a_second_run_into_a_folder_is_refused_and_resuming_is_offered(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(fit_arguments(root, tmp_path / "runs")) == 0
     refused(capsys, fit_arguments(root, tmp_path / "runs"), "tiny", "--resume")
     assert main(fit_arguments(root, tmp_path / "runs", "--resume", "--trainer.max_epochs", "3")) == 0
-    rows = list(csv.DictReader((tmp_path / "runs/tiny/metrics.csv").open()))
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
     steps = [int(row["step"]) for row in rows if row["val/dsc/T1-T1"]]
     assert steps == [1, 3, 5]  # the first run's rows are kept, none is doubled
 

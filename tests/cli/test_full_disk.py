@@ -1,12 +1,12 @@
 """A disk that is full in the middle of a file, and a read-only folder: one line, and what was there is whole."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
-import data_samples
 import pytest
 import warm_processes
-from cli_calls import SMALL, TINY, predict_arguments
+from cli_calls import fit_tiny, predict_arguments
 
 from sitreg_lumir.cli import main
 from sitreg_lumir.network.weights import load_members, read_checkpoint
@@ -19,20 +19,6 @@ sys.exit(main())
 """
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A data set, and the checkpoint of a short training on it."""
-    folder = tmp_path_factory.mktemp("full")
-    root = data_samples.make_dataset(folder / "data")
-    assert main(fit(root, folder)) == 0
-    return root, folder / "runs" / "tiny" / "checkpoints" / "last.ckpt"
-
-
-def fit(root: Path, folder: Path) -> list[str]:
-    cache = ["--data.root", str(root), "--data.cache", str(root.parent / "cache")]
-    return ["fit", "--runs", str(folder / "runs"), "--name", "tiny", *cache, *TINY, *SMALL]
-
-
 def refused(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("sitreg-lumir: error:")]
@@ -42,9 +28,9 @@ def refused(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
 @pytest.mark.parametrize("limit", [1000, 3000])
 @pytest.mark.parametrize("verb", ["export", "predict", "evaluate", "submit", "fit"])
 def test_a_disk_that_is_full_in_the_middle_of_a_file(
-    data: tuple[Path, Path], tmp_path: Path, verb: str, limit: int
+    trained: tuple[Path, Path], tmp_path: Path, verb: str, limit: int
 ) -> None:
-    (root, checkpoint), out = data, tmp_path / "out"
+    (root, checkpoint), out = trained, tmp_path / "out"
     fields = root.parent / "fields"
     if verb == "submit" and not fields.exists():
         assert main(predict_arguments(root, checkpoint, fields)) == 0
@@ -53,7 +39,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(
         "predict": predict_arguments(root, checkpoint, out),
         "evaluate": ["evaluate", "--identity", "--report", "--data", str(root / "LUMIR_dataset.json"), "-o", str(out)],
         "submit": ["submit", str(fields), "--data", str(root / "LUMIR_dataset.json"), "-o", str(out / "fields.zip")],
-        "fit": fit(root, out),
+        "fit": fit_tiny(root, out, root.parent / "cache"),
     }
     if verb == "predict":
         commands[verb] = [
@@ -67,14 +53,15 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(
         assert main(commands[verb]) == 0
 
 
-def test_a_full_disk_keeps_the_checkpoint_and_the_member(data: tuple[Path, Path], tmp_path: Path) -> None:
-    root, checkpoint = data
+def test_a_full_disk_keeps_the_checkpoint_and_the_member(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    root, checkpoint = trained
     member = tmp_path / "member.safetensors"
-    assert main(fit(root, tmp_path)) == 0 and main(["export", str(checkpoint), "-o", str(member)]) == 0
+    shutil.copytree(checkpoint.parents[2], tmp_path / "runs")
+    assert main(["export", str(checkpoint), "-o", str(member)]) == 0
     saved = tmp_path / "runs" / "tiny" / "checkpoints" / "last.ckpt"
     before = {path: path.read_bytes() for path in (saved, member, member.with_suffix(".json"))}
     for arguments in (
-        [*fit(root, tmp_path), "--resume", "--trainer.max_epochs", "2"],
+        [*fit_tiny(root, tmp_path, root.parent / "cache"), "--resume", "--trainer.max_epochs", "2"],
         ["export", str(checkpoint), "-o", str(member)],
     ):
         refused(warm_processes.run(arguments, tmp_path, None, LIMITED.format(limit=9000)), "cannot be written")
@@ -84,14 +71,14 @@ def test_a_full_disk_keeps_the_checkpoint_and_the_member(data: tuple[Path, Path]
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that the superuser cannot write to, too")
 @pytest.mark.parametrize("verb", ["export", "predict", "evaluate", "fit"])
-def test_a_folder_that_nobody_may_write_to(data: tuple[Path, Path], verb: str) -> None:
-    root, checkpoint = data
+def test_a_folder_that_nobody_may_write_to(trained: tuple[Path, Path], verb: str) -> None:
+    root, checkpoint = trained
     out = Path("/proc/self")  # the superuser, too, cannot make files there
     commands = {
         "export": ["export", str(checkpoint), "-o", str(out / "member.safetensors")],
         "predict": predict_arguments(root, checkpoint, out / "x"),
         "evaluate": ["evaluate", "--identity", "--data", str(root / "LUMIR_dataset.json"), "-o", str(out / "x")],
-        "fit": fit(root, out),
+        "fit": fit_tiny(root, out, root.parent / "cache"),
     }
     cache = ["--data.cache", str(root.parent / "cache")] if verb == "predict" else []
     refused(warm_processes.run([*commands[verb], *cache]), "cannot be")

@@ -7,10 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import data_samples
 import pytest
 import warm_processes
-from cli_calls import SMALL, TINY, predict_arguments
+from cli_calls import fit_tiny, predict_arguments
 
 from sitreg_lumir.cli import main
 
@@ -184,20 +183,6 @@ sys.exit(main())
 """
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A data set, and the checkpoint of a short training on it."""
-    folder = tmp_path_factory.mktemp("signals")
-    root = data_samples.make_dataset(folder / "data")
-    assert main(fit(root, folder)) == 0
-    return root, folder / "runs" / "tiny" / "checkpoints" / "last.ckpt"
-
-
-def fit(root: Path, folder: Path) -> list[str]:
-    cache = ["--data.root", str(root), "--data.cache", str(folder / "cache")]
-    return ["fit", "--runs", str(folder / "runs"), "--name", "tiny", *cache, *TINY, *SMALL]
-
-
 @pytest.mark.parametrize(
     ("verb", "number"),
     [
@@ -210,11 +195,11 @@ def fit(root: Path, folder: Path) -> list[str]:
     ],
 )
 def test_a_verb_stopped_while_it_writes(
-    data: tuple[Path, Path], tmp_path: Path, verb: str, number: signal.Signals
+    trained: tuple[Path, Path], tmp_path: Path, verb: str, number: signal.Signals
 ) -> None:
-    (root, checkpoint), out = data, tmp_path / "out"
+    (root, checkpoint), out = trained, tmp_path / "out"
     commands = {
-        "fit": fit(root, tmp_path / "out"),
+        "fit": fit_tiny(root, tmp_path / "out", tmp_path / "out" / "cache"),
         "predict": predict_arguments(root, checkpoint, out),
         "predict by two": [*predict_arguments(root, checkpoint, out), "--devices", "2", "--device", "cpu"],
         "container": [

@@ -37,6 +37,12 @@ TINY = [
 ]  # fmt: skip
 
 
+def fit_tiny(root: Path, folder: Path, cache: Path) -> list[str]:
+    """Arguments of a training of two steps into ``folder/runs/tiny``."""
+    data = ["--data.root", str(root), "--data.cache", str(cache)]
+    return ["fit", "--runs", str(folder / "runs"), "--name", "tiny", *data, *TINY, *SMALL]
+
+
 def shell(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
     """The installed command in a process of its own, which has no working folder on its path."""
     command = [str(Path(sys.executable).with_name("sitreg-lumir")), *arguments]

@@ -9,7 +9,7 @@ import pytest
 from data_samples import AFFINE, SHAPE, head, save
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.read import read_labels, read_shape, read_volume
+from sitreg_lumir.io.read import read_labels, read_stated_grid, read_volume
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
@@ -19,7 +19,7 @@ def test_integers_come_as_uint8_whatever_type_is_stored(tmp_path: Path, dtype: t
     assert values.dtype == np.uint8
     np.testing.assert_array_equal(values, head(0))
     np.testing.assert_array_equal(affine, AFFINE)
-    assert read_shape(path) == SHAPE
+    assert read_stated_grid(path)[0] == SHAPE
 
 
 def test_fractions_come_as_float32(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_unreadable_files_end_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_volume(tmp_path / "missing.nii.gz")
     with pytest.raises(InputError, match="missing"):
-        read_shape(tmp_path / "missing.nii.gz")
+        read_stated_grid(tmp_path / "missing.nii.gz")
 
 
 def test_labels_are_integers(tmp_path: Path) -> None:

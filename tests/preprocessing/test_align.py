@@ -17,7 +17,7 @@ from sitreg_lumir.preprocessing.align import Alignment, align_to_template
 from sitreg_lumir.preprocessing.intensity import inverse, support_mask
 from sitreg_lumir.preprocessing.place import align_brain
 from sitreg_lumir.preprocessing.skull_check import check_brain, outside_share, refuse_head
-from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, check_model_world, load_template, lumir_affine
+from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, check_model_world, load_template, lumir_grid
 
 TRUTH = turn((12, -8, 20), (6, -15, 9), (1.1, 0.95, 1.05))
 
@@ -150,9 +150,9 @@ def test_voxel_sizes_in_another_unit_are_refused(unit: float, sample: Sample) ->
 
 
 def test_a_model_of_another_world_is_refused() -> None:
-    check_model_world(load_template(), LUMIR_SHAPE, lumir_affine(), "model")
+    check_model_world(load_template(), LUMIR_SHAPE, lumir_grid()[1], "model")
     with pytest.raises(InputError, match=r"model: its grid holds \d+% of the MNI152 brain.*`align=none`"):
-        check_model_world(load_template(), LUMIR_SHAPE, turn((0, 0, 0), (0, 40, 0)) @ lumir_affine(), "model")
+        check_model_world(load_template(), LUMIR_SHAPE, turn((0, 0, 0), (0, 40, 0)) @ lumir_grid()[1], "model")
 
 
 def test_lumirs_grid_is_that_of_its_files(shared: Any) -> None:
@@ -160,6 +160,6 @@ def test_lumirs_grid_is_that_of_its_files(shared: Any) -> None:
 
     shape, affine = read_grid(shared / "minilumir/1mm/imagesVal/LUMIRMRI_0101_0000.nii.gz")
     assert shape == LUMIR_SHAPE
-    np.testing.assert_allclose(affine, lumir_affine())
+    np.testing.assert_allclose(affine, lumir_grid()[1])
     coarse = inverse(affine) @ read_grid(shared / "minilumir/2mm/imagesVal/LUMIRMRI_0101_0000.nii.gz")[1]
     np.testing.assert_allclose(coarse[:3, 3], 0.5)  # the first coarse voxel's centre lies within, in fine voxels

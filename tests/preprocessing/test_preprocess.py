@@ -22,7 +22,7 @@ from sitreg_lumir.preprocessing import place
 from sitreg_lumir.preprocessing import preprocess as module
 from sitreg_lumir.preprocessing.align import Alignment
 from sitreg_lumir.preprocessing.preprocess import MASK, RAW_MASK, TRANSFORM, preprocess
-from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, load_template, lumir_affine
+from sitreg_lumir.preprocessing.template import LUMIR_SHAPE, load_template, lumir_grid
 
 TRUTH = turn((10, -7, 15), (5, -12, 8), (1.06, 0.95, 1.02))
 FILES = ("t1.nii.gz", "t1" + MASK, "t1" + TRANSFORM, "t1" + RAW_MASK)
@@ -78,7 +78,7 @@ def template() -> tuple[Array, Array]:
     """The template and its brain on LUMIR's grid."""
     template = load_template()
     image, share = (
-        resample(volume, template.affine, np.eye(4), LUMIR_SHAPE, lumir_affine())
+        resample(volume, template.affine, np.eye(4), LUMIR_SHAPE, lumir_grid()[1])
         for volume in (template.image, template.mask.astype(np.float32))
     )
     return image, share >= 0.5
@@ -91,7 +91,7 @@ def dice(first: Array, second: Array) -> float:
 def test_the_volume_is_as_lumirs_are(made: Path) -> None:
     assert sorted(path.name for path in made.parent.iterdir()) == sorted(FILES)
     values, affine = read_volume(made, shape=LUMIR_SHAPE)
-    np.testing.assert_array_equal(affine, lumir_affine())
+    np.testing.assert_array_equal(affine, lumir_grid()[1])
     assert values.dtype == np.uint8 and values.max() == 255
     mask = nibabel.load(made.with_name(FILES[1]))  # type: ignore[attr-defined]
     np.testing.assert_array_equal(mask.affine, affine)

@@ -18,7 +18,8 @@ from sitreg_lumir.geometry.transforms import composite_field, map_points
 from sitreg_lumir.io.itk import save_affine_tfm, save_itk_field
 from sitreg_lumir.io.write import save_disp, save_volume
 from sitreg_lumir.registration import apply as apply_module
-from sitreg_lumir.registration.apply import IMAGES_TO, apply
+from sitreg_lumir.registration.apply import apply
+from sitreg_lumir.registration.outputs import IMAGES_TO
 
 FIXED, MOVING = (14, 12, 10), (13, 15, 11)
 FIXED_AFFINE = matrix("RAS", (1, 1.2, 1.1), (5, -8, 10), FIXED, (1, -17, 19))
