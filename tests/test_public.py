@@ -92,6 +92,7 @@ def make_member(folder: Path) -> None:
         "--data.batch_size", "1", "--data.pairs_per_epoch", "1", "--data.num_workers", "0", "--trainer.max_epochs", "1",
         "--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
         "--trainer.log_every_n_steps", "1", "--model.features=[4,4]", "--model.head_features=[4,4]",
+        "--model.recompute=false",
     ]  # fmt: skip
     assert main(arguments) == 0
     (folder / "runs/member/checkpoints/last.ckpt").rename(folder / "member.ckpt")

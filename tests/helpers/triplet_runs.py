@@ -24,6 +24,7 @@ def arguments(
         "--checkpoint-every", "1", "--data.root", str(root), "--data.batch_size", "1",
         "--data.pairs_per_epoch", str(pairs), "--data.num_workers", "0", "--data.cache", str(runs.parent / "cache"),
         "--model.features", "[8,8]", "--model.head_features", "[8,8]", "--model.window", "3",
-        "--model.augmentation", "Augmentation", "--trainer.max_epochs", str(epochs), "--trainer.accelerator", "cpu",
-        "--trainer.devices", "1", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1", *more,
+        "--model.augmentation", "Augmentation", "--model.recompute", "false",
+        "--trainer.max_epochs", str(epochs), "--trainer.accelerator", "cpu", "--trainer.devices", "1",
+        "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1", *more,
     ]  # fmt: skip

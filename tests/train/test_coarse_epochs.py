@@ -18,7 +18,8 @@ def fit(root: Path, runs: Path, name: str, *more: str, epochs: int = 2) -> dict[
         "fit", "--config", "mind", "--name", name, "--runs", str(runs), "--wandb", "off",
         "--data.root", str(root), "--data.batch_size", "1", "--data.pairs_per_epoch", "2", "--data.num_workers", "0",
         "--data.cache", str(runs / "cache"), "--model.features", "[4,4]", "--model.head_features", "[4,4]",
-        "--model.window", "3", "--model.augmentation", "Augmentation", "--model.coarse_epochs", "1",
+        "--model.window", "3", "--model.recompute", "false", "--model.augmentation", "Augmentation",
+        "--model.coarse_epochs", "1",
         "--trainer.max_epochs", str(epochs), "--trainer.accelerator", "cpu", "--trainer.devices", "1",
         "--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0", *more,
     ])  # fmt: skip

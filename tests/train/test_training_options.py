@@ -31,7 +31,8 @@ def arguments(root: Path, runs: Path, name: str, *more: str, epochs: int = 2) ->
         "fit", "--config", "mind", "--name", name, "--runs", str(runs), "--wandb", "off", "--checkpoint-every", "1",
         "--data.root", str(root), "--data.batch_size", "1", "--data.pairs_per_epoch", "3", "--data.num_workers", "0",
         "--data.cache", str(runs.parent / "cache"), "--model.features", "[4,4]", "--model.head_features", "[4,4]",
-        "--model.window", "5", "--model.coarse_epochs", "1", "--trainer.max_epochs", str(epochs),
+        "--model.window", "5", "--model.recompute", "false", "--model.coarse_epochs", "1",
+        "--trainer.max_epochs", str(epochs),
         "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false",
         "--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "1", *more,
     ]  # fmt: skip
