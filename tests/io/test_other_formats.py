@@ -161,15 +161,15 @@ def _error(path: Path) -> InputError:
 )
 def test_the_checksum_of_a_volume_in_two_files_is_that_of_both(tmp_path: Path, suffix: str, of_voxels: str) -> None:
     path = save(tmp_path / f"a{suffix}", voxels())
-    header, other = (tmp_path / f"a{'.hdr' if suffix == '.img' else suffix}"), tmp_path / f"a{of_voxels}"
-    assert volume_files(path) == [header, other]
+    header, partner = (tmp_path / f"a{'.hdr' if suffix == '.img' else suffix}"), tmp_path / f"a{of_voxels}"
+    assert volume_files(path) == [header, partner]
     with recorded_checksums() as read:
         read_image(path)
     before, stamp, text = sha256_file(path), _made_from(path), header.read_bytes()
     assert read[str(path)] == before
     save(path, voxels() + np.int16(1))
     assert header.read_bytes() == text and sha256_file(path) != before and _made_from(path) != stamp
-    other.unlink()
+    partner.unlink()
     assert volume_files(path) == [path]
 
 
