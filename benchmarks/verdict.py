@@ -33,12 +33,13 @@ from torch import Tensor
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import inside, transform_by
+from sitreg_lumir.io.json_file import json_values
 from sitreg_lumir.network.shipped import default_members
 from sitreg_lumir.preprocessing.align import align_to_template
 from sitreg_lumir.preprocessing.intensity import conform
 from sitreg_lumir.preprocessing.template import load_template
 from sitreg_lumir.registration.model import Model, as_tensor, load_model
-from sitreg_lumir.registration.quality import brain_points, json_values, similarities
+from sitreg_lumir.registration.quality import brain_points, similarities
 from sitreg_lumir.registration.summary import describe_alignment, template_match
 from sitreg_lumir.registration.verdict import judge, placement_reasons
 
@@ -110,7 +111,7 @@ def main() -> None:
         for count, case in enumerate(wanted):
             if case.key not in rows:
                 start = time.process_time()
-                rows[case.key] = {**vars(case), **json_values(bench.measure(case))}
+                rows[case.key] = {**vars(case), **json_values(bench.measure(case), 6)}
                 rows[case.key]["seconds"] = round(time.process_time() - start, 2)
                 print(
                     f"{count}/{len(wanted)} {case.key}: {judged(rows[case.key])[0]}, {rows[case.key]['truth']}",

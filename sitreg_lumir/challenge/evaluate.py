@@ -25,6 +25,7 @@ from sitreg_lumir.data.lumir import LumirDataset, groups_of_pairs, raise_problem
 from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing_together
+from sitreg_lumir.io.json_file import json_values
 from sitreg_lumir.io.read import load_disp, read_labels, read_stated_grid, read_volume
 from sitreg_lumir.losses import warped_lncc
 from sitreg_lumir.metrics import METRICS, score_pair, values_outside
@@ -111,7 +112,7 @@ def evaluate(
     if target is not None:
         with writing_together(target / "evaluation.csv", target / "evaluation.json") as (rows, means):
             _write_csv(rows, cases)
-            means.write_text(json.dumps(_plain(summary), indent=1) + "\n", encoding="utf-8")
+            means.write_text(json.dumps(json_values(summary), indent=1) + "\n", encoding="utf-8")
         print(f"written: {target / 'evaluation.csv'}, {target / 'evaluation.json'}")
     return Evaluation(cases, summary)
 
@@ -277,15 +278,6 @@ def _write_csv(path: Path, cases: Sequence[dict[str, Any]]) -> None:
         writer.writeheader()
         for case in cases:
             writer.writerow({key: "" if value != value else value for key, value in case.items()})
-
-
-def _plain(value: Any) -> Any:
-    """The same with None for nan and inf, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _some(names: Sequence[str], count: int = 5) -> str:

@@ -34,7 +34,7 @@ class Difference(NamedTuple):
     wanted: Any
 
     def __str__(self) -> str:
-        return f"{self.entry} is {_short(self.stored)} there, {_short(self.wanted)} now"
+        return f"{self.entry} is {short_text(self.stored)} there, {short_text(self.wanted)} now"
 
 
 class PlannedField(NamedTuple):
@@ -282,6 +282,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {key: entry for name, child in items for key, entry in _flat(child, f"{prefix}{name}.").items()}
 
 
-def _short(value: Any) -> str:
+def short_text(value: Any) -> str:
+    """A value in at most 24 letters; ``absent`` for None."""
     text = "absent" if value is None else str(value)
     return text if len(text) <= 24 else f"{text[:12]}.."

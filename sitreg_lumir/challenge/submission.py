@@ -26,7 +26,15 @@ import numpy as np
 from tqdm import tqdm
 
 from sitreg_lumir.challenge.predictions import EXACT, map_path, of_map, options_of
-from sitreg_lumir.challenge.provenance import FoundField, Provenance, compare, find_field, provenance_path, shared_names
+from sitreg_lumir.challenge.provenance import (
+    FoundField,
+    Provenance,
+    compare,
+    find_field,
+    provenance_path,
+    shared_names,
+    short_text,
+)
 from sitreg_lumir.data.images import Pair
 from sitreg_lumir.data.lumir import LumirDataset
 from sitreg_lumir.errors import InputError, printable
@@ -181,7 +189,8 @@ def _compare_provenances(checked: _Checked) -> None:
         differences = compare(stored, usual)
         if differences:
             what = ", ".join(
-                f"{entry} is {_text(own)}, {_text(elsewhere)} in most" for entry, own, elsewhere in differences[:3]
+                f"{entry} is {short_text(own)}, {short_text(elsewhere)} in most"
+                for entry, own, elsewhere in differences[:3]
             )
             checked.reasons.append(f"{name}: was made otherwise than the other fields: {what}; predict it again")
     members = usual["members"]
@@ -217,8 +226,3 @@ def _write_zip(out: Path, files: Mapping[str, Path]) -> None:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
-
-
-def _text(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 24 else f"{text[:12]}.."

@@ -49,6 +49,20 @@ def read_json(path: Path, wanted: str, remedy: str) -> dict[str, Any]:
     return value
 
 
+def json_values(value: Any, digits: int | None = None) -> Any:
+    """Converts values for JSON: what is not finite to None, numpy's numbers to Python's, rounded to so many digits."""
+    if isinstance(value, dict):
+        return {str(key): json_values(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(item, digits) for item in value]
+    if hasattr(value, "item"):  # a number of numpy's
+        value = value.item()
+    if isinstance(value, float):
+        rounded = value if digits is None else float(f"{value:.{digits}g}")
+        return rounded if math.isfinite(value) else None
+    return value
+
+
 def plain_problem(value: Any, deepest: int = DEEPEST, *, finite: bool = False) -> str | None:
     """What keeps values from being those of a JSON file; None if nothing does.
 

@@ -1,7 +1,6 @@
 """Measures of a registration's quality: similarity, inverse error, coverage, displacement, uncertainty."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -130,16 +129,3 @@ def uncertainty_in_brain(values: NDArray[np.float32], brain: Mask, spacing: floa
     """Median and 95th percentile, mm, of how far members' own fields differ, ``(X, Y, Z)``, voxels, in the brain."""
     inside_brain = values[brain] * spacing
     return {"median": float(np.median(inside_brain)), "p95": float(np.percentile(inside_brain, 95))}
-
-
-def json_values(value: Any) -> Any:
-    """Converts values for JSON: NaN to None, numpy's numbers to Python's, rounded to six digits."""
-    if isinstance(value, dict):
-        return {str(key): json_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_values(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value

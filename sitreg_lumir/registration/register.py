@@ -19,6 +19,7 @@ from sitreg_lumir.geometry.transforms import Matrix
 from sitreg_lumir.io.atomic import alone
 from sitreg_lumir.io.bounded import recorded_checksums
 from sitreg_lumir.io.itk import load_affine
+from sitreg_lumir.io.json_file import json_values
 from sitreg_lumir.network.sitreg import Update
 from sitreg_lumir.preprocessing.strip import HeadStrip
 from sitreg_lumir.preprocessing.template import check_model_world, load_template
@@ -31,7 +32,6 @@ from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import check_folder
 from sitreg_lumir.registration.pair import ModelPair, finer_factor, meet_half_way, pair_on_finer_grid, pair_on_grid
 from sitreg_lumir.registration.placed_scans import PlacedScans
-from sitreg_lumir.registration.quality import json_values
 from sitreg_lumir.registration.result import Registration
 from sitreg_lumir.registration.scan import Align, PlacedScan
 from sitreg_lumir.registration.summary import summarise
@@ -204,7 +204,7 @@ def _register_scans(
         registration = Registration(*scans, model, forward, spread)
         registration.summary.update(summarise(registration, pair, align=options.align, refined=refined, linear=linear))
     registration.summary["made_from"] = made_from(fixed, moving, options, model, read)
-    registration.summary["seconds"] = json_values(seconds)
+    registration.summary["seconds"] = json_values(seconds, 6)
     if out is not None:
         registration.save(
             out, padding_mm=options.padding_mm, report=options.report, overwrite=options.overwrite, save=options.save

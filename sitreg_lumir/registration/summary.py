@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sitreg_lumir import __version__
+from sitreg_lumir.io.json_file import json_values
 from sitreg_lumir.network.precision import tf32_is_on
 from sitreg_lumir.preprocessing.align import Alignment
 from sitreg_lumir.preprocessing.intensity import Mask, Matrix, conform
@@ -24,7 +25,6 @@ from sitreg_lumir.registration.quality import (
     displacement,
     folded_percent,
     inverse_error,
-    json_values,
     similarities,
     uncertainty_in_brain,
 )
@@ -112,7 +112,7 @@ def summarise(
             "mutual_information": linear.mutual_information,
         }
     summary["verdict"], summary["reasons"] = judge(summary) if linear is None else judge_linear(summary)
-    result: dict[str, Any] = json_values(summary)
+    result: dict[str, Any] = json_values(summary, 6)
     return result
 
 

@@ -5,7 +5,6 @@ Each part is looked at independently, since this must answer where something is 
 
 import os
 import platform
-import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -109,7 +108,9 @@ def _version(name: str) -> str | None:
 def _device(reasons: list[str]) -> Report:
     import torch
 
-    total, free = _memory()
+    from sitreg_lumir.train.memory import system_memory
+
+    total, free = system_memory()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     report: Report = {
         "system": f"{platform.system()} {platform.machine()}",
@@ -267,18 +268,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory() -> tuple[int | None, int | None]:
-    """Memory of the machine and what is free of it, bytes; None where the system does not say."""
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        entries = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        total, free = (int(entries[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-        return total, free
-    if sys.platform == "darwin":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
-    return None, None
 
 
 def _gigabytes(count: int | None) -> str | None:

@@ -6,6 +6,8 @@ it allocates; elsewhere :class:`LiveTensors` counts the tensors that live at onc
 """
 
 import math
+import os
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -73,7 +75,7 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
-    available = _available()
+    _, available = system_memory()
     limit = _limit_of_group()
     known = [value for value in (available, limit) if value is not None]
     return min(known) if known else None
@@ -184,13 +186,14 @@ def kept_bytes(forward: Callable[[], Any], parameters: Sequence[Tensor]) -> int:
     return total
 
 
-def _available() -> int | None:
-    """Memory that the system could give, bytes."""
+def system_memory() -> tuple[int | None, int | None]:
+    """Memory of the machine, and what the system could give of it, bytes; None where it does not say."""
     info = Path("/proc/meminfo")
     if not info.is_file():
-        return None
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if sys.platform == "darwin" else None, None
     entries = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-    return int(entries["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in entries else None
+    total, free = (entries.get(name, "").split() for name in ("MemTotal", "MemAvailable"))
+    return int(total[0]) * 1024 if total else None, int(free[0]) * 1024 if free else None
 
 
 def _limit_of_group() -> int | None:

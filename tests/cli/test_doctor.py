@@ -16,7 +16,7 @@ from sitreg_lumir.errors import InputError, RunStoppedError
 from sitreg_lumir.network import shipped
 from sitreg_lumir.network.sitreg import SITReg
 from sitreg_lumir.network.weights import ModelCard, load_members, save_member
-from sitreg_lumir.train import doctor
+from sitreg_lumir.train import doctor, memory
 
 
 def make_member(file: Path, shape: tuple[int, int, int] = (16, 24, 20), spacing: float = 4.0) -> Path:
@@ -141,7 +141,7 @@ def test_a_part_that_breaks_does_not_hide_the_others(
     def broken(*arguments: Any) -> None:
         raise OSError("no /proc here")
 
-    monkeypatch.setattr(doctor, "_memory", broken)
+    monkeypatch.setattr(memory, "system_memory", broken)
     report = doctor.examine()
     assert report["device"] == {"error": "OSError: no /proc here"}
     assert report["ready"] and report["models"]["members"], "what memory there is does not decide"
