@@ -18,6 +18,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.resampling import resample
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.io.atomic import check_folder_is_writable, writing_folder
+from sitreg_lumir.io.json_file import read_json
 from sitreg_lumir.io.maps import save_map
 from sitreg_lumir.io.write import of_type, save_volume
 from sitreg_lumir.registration.outputs import own_files
@@ -94,11 +95,10 @@ def finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> dict[s
 
 def _stored(folder: Path) -> dict[str, Any] | None:
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        summary = read_json(folder / SUMMARY, "a summary", "")
+    except InputError:
         return None
-    whole = isinstance(summary, dict) and isinstance(summary.get("made_from"), dict) and "rounds" in summary
-    return dict(summary) if whole else None
+    return summary if isinstance(summary.get("made_from"), dict) and "rounds" in summary else None
 
 
 def save_template(folder: Path, results: Results, summary: dict[str, Any], saved: frozenset[str]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def evaluate(
         )
     summary = summarise(cases) | {
         "version": __version__,
-        "fields": "identity" if folder is None or identity else folder.resolve().name,
+        "fields": "identity" if folder is None or identity else Path(os.path.realpath(folder)).name,
     }
     names = {label: name for dataset in datasets for label, name in dataset.label_names.items()}
     summary["labels"] = _label_means(cases, names)

@@ -6,6 +6,7 @@ whole, what is made on the new grid never is.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -184,13 +185,13 @@ def _read_moving(path: Path, nearest: bool, header: str | None, assume_orientati
 
 
 def _check_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
-    taken = {path.resolve() for path in inputs}
+    taken = {os.path.realpath(path) for path in inputs}
     for path in outputs:
         if not path.name.endswith((".nii", ".nii.gz")):
             raise InputError(f"{path}: the name must end in .nii.gz or .nii")
-        if path.resolve() in taken:
+        if os.path.realpath(path) in taken:
             raise InputError(f"{path}: is named twice, as input or output; give the result a name of its own")
-        taken.add(path.resolve())
+        taken.add(os.path.realpath(path))
 
 
 def _check_reached(

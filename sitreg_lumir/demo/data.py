@@ -31,6 +31,7 @@ from sitreg_lumir.demo.brain import (
 )
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import alone, writing_folder
+from sitreg_lumir.io.json_file import read_json
 from sitreg_lumir.preprocessing.template import LUMIR_CENTRE
 
 RECORD = "demo.json"  # holds the parameters: a folder made with equal ones is used again
@@ -123,8 +124,8 @@ def _is_made(folder: Path, made_with: Mapping[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        record = dict(json.loads((folder / RECORD).read_text())["made_with"])
-    except (OSError, ValueError, KeyError, TypeError):
+        record = dict(read_json(folder / RECORD, "a record", "")["made_with"])
+    except (ValueError, KeyError, TypeError):
         message = f"{folder}: exists already and is not the demo's data; choose another folder"
         raise InputError(message) from None
     if record != made_with:

@@ -155,6 +155,19 @@ def read_bytes(path: Path, most: int, kind: str) -> bytes:
     raise InputError(f"{path}: has {size} bytes, {kind} has at most {most}; give another file")
 
 
+@contextmanager
+def unpacking(path: Path) -> Iterator["Unpacked"]:
+    """Opens a file, which need not be compressed; pipes, devices and folders are refused before they are opened.
+
+    Raises:
+        OSError: there is no such file, or it cannot be reached.
+        InputError: it is something else than a file.
+    """
+    size = check_regular(path)
+    with path.open("rb") as raw:
+        yield Unpacked(raw, path, size)
+
+
 class HashingStream:
     """A file that is read from its start to its end, and the SHA-256 of what was read.
 

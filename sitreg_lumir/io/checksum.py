@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.bounded import checksum_record
+from sitreg_lumir.io.bounded import check_regular, checksum_record
 from sitreg_lumir.io.volume_files import PAIR_SUFFIXES, has_suffix, volume_files
 
 
@@ -40,6 +40,7 @@ def record_volume(path: Path) -> None:
 
 def _of_one(path: Path) -> str:
     try:
+        check_regular(path)
         state = path.stat()
         return _sha256(str(path.absolute()), state.st_size, state.st_mtime_ns)
     except FileNotFoundError:

@@ -5,6 +5,7 @@ holds both grids; a FLIRT matrix belongs to two grids that it does not name.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,6 +23,7 @@ Grid: TypeAlias = tuple[tuple[int, int, int], Matrix]
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _VOXELS, _WORLD = 0, 1  # types of LTA
 _LONGEST = 1 << 20  # bytes of a file of text
+_LONGEST_NUMBER = 100  # letters
 
 
 def read_foreign_affine(path: Path, grids: tuple[Grid, Grid] | None) -> NDArray[np.float64] | None:
@@ -55,12 +57,8 @@ def read_foreign_affine(path: Path, grids: tuple[Grid, Grid] | None) -> NDArray[
         except (ValueError, OverflowError):  # a grid that cannot be inverted, numbers that none can be
             raise InputError(f"{path}: the affine cannot be inverted; align the images again") from None
     else:
-        rows = [line.split() for line in text.splitlines() if line.strip()]
-        numbers = [number for row in rows for number in row]
-        if [len(row) for row in rows] != [4] * 4 or not all(re.fullmatch(_NUMBER, number) for number in numbers):
-            return None
-        flirt = np.reshape([float(number) for number in numbers], (4, 4))
-        if not np.array_equal(flirt[3], (0, 0, 0, 1)):
+        flirt = _matrix(text.splitlines())
+        if flirt is None or not np.array_equal(flirt[3], (0, 0, 0, 1)):
             return None
         if grids is None:
             raise InputError(
@@ -95,17 +93,28 @@ def _fsl_to_world(shape: tuple[int, int, int], affine: Matrix) -> Matrix:
 def _lta(path: Path, text: str) -> Matrix:
     """Moving world -> fixed world."""
     kind = re.search(r"^type\s*=\s*(\d+)", text, re.M)
-    rows = re.search(rf"^1 4 4\s*\n((?:\s*(?:{_NUMBER}\s+){{3}}{_NUMBER}\s*\n){{4}})", text, re.M)
-    if kind is None or int(kind[1]) not in (_VOXELS, _WORLD) or rows is None:
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    matrix = _matrix(lines[lines.index("1 4 4") + 1 :][:4]) if "1 4 4" in lines else None
+    if kind is None or int(kind[1]) not in (_VOXELS, _WORLD) or matrix is None:
         raise InputError(
             f"{path}: an LTA of another kind than voxels to voxels or world to world; convert it by "
             "lta_convert --outitk"
         )
-    matrix = np.reshape([float(number) for number in rows[1].split()], (4, 4))
     if int(kind[1]) == _WORLD:
         return matrix
     moving, fixed = (_lta_grid(path, text, name) for name in ("src", "dst"))
     return np.asarray(fixed @ matrix @ np.linalg.inv(moving), dtype=np.float64)
+
+
+def _matrix(lines: Sequence[str]) -> NDArray[np.float64] | None:
+    """The ``(4, 4)`` matrix that lines of text hold, empty ones apart; None if they hold anything else."""
+    rows = [line.split() for line in lines if line.strip()]
+    numbers = [number for row in rows for number in row]
+    if [len(row) for row in rows] != [4] * 4:
+        return None
+    if not all(len(number) <= _LONGEST_NUMBER and re.fullmatch(_NUMBER, number) for number in numbers):
+        return None
+    return np.reshape([float(number) for number in numbers], (4, 4))
 
 
 def _lta_grid(path: Path, text: str, name: str) -> Matrix:

@@ -14,7 +14,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.bounded import Unpacked, check_regular, check_voxels
+from sitreg_lumir.io.bounded import check_regular, check_voxels, unpacking
 from sitreg_lumir.io.checksum import record_volume
 from sitreg_lumir.io.other_formats import (
     FREESURFER_HEADER,
@@ -120,7 +120,7 @@ def open_nifti(
     """
     path = Path(path)
     try:
-        size = check_regular(path)
+        check_regular(path)
         if has_suffix(path.name, *ITK_SUFFIXES):
             file = NiftiFile(path, *read_itk(path, header_only), False, remedy, apart=True)
             record_volume(path)
@@ -133,8 +133,7 @@ def open_nifti(
                 pair = replace(pair, content=_voxels_apart(voxels, pair, count))
                 record_volume(path)
             return pair
-        with path.open("rb") as raw:
-            unpacked = Unpacked(raw, path, size)
+        with unpacking(path) as unpacked:
             freesurfer = has_suffix(path.name, *FREESURFER_SUFFIXES)
             start = unpacked.start(FREESURFER_HEADER if freesurfer else nibabel.Nifti2Header.sizeof_hdr)
             if not start:
@@ -167,10 +166,8 @@ def open_nifti(
 def _voxels_apart(path: Path, file: NiftiFile, count: int) -> bytearray:
     """The content of the file that holds the voxels of a pair."""
     dtype, offset = _layout(file.path, file.header, file.remedy)
-    with path.open("rb") as raw:
-        return Unpacked(raw, path, check_regular(path)).up_to(
-            max(offset, 0) + count * dtype.itemsize, begin=max(offset, 0)
-        )
+    with unpacking(path) as unpacked:
+        return unpacked.up_to(max(offset, 0) + count * dtype.itemsize, begin=max(offset, 0))
 
 
 def _layout(path: Path, header: nibabel.Nifti1Header, remedy: str) -> tuple[np.dtype[Any], int]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import temporary_folder
-from sitreg_lumir.io.bounded import Unpacked, check_regular, check_voxels, record_checksum_of
+from sitreg_lumir.io.bounded import Unpacked, check_voxels, record_checksum_of, unpacking
 from sitreg_lumir.io.text_headers import TextHeader, check_text_header, read_text_header
 from sitreg_lumir.io.volume_files import ITK_SUFFIXES, PAIR_SUFFIXES, has_suffix, pair_files, volume_files
 
@@ -84,8 +84,7 @@ def read_pair(path: Path) -> tuple[nibabel.Nifti1Header, Path]:
         OSError, ValueError: a file is missing or unreadable.
     """
     named, voxels = pair_files(path)
-    with named.open("rb") as raw:
-        unpacked = Unpacked(raw, named, check_regular(named))
+    with unpacking(named) as unpacked:
         header = unpacked.start(nibabel.Nifti2Header.sizeof_hdr)
         unpacked.up_to(0)
     kinds: tuple[Any, ...] = (nibabel.Nifti1Header, nibabel.Nifti2Header)

@@ -9,7 +9,9 @@ from typing import Any
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import writing
+from sitreg_lumir.io.bounded import read_bytes
 
+_LARGEST = 1 << 28  # bytes
 DELIMITERS = (",", ";", "\t")
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # bytes that no text holds
 
@@ -40,10 +42,10 @@ def read_table(path: Path, remedy: str) -> Table:
         remedy: what the error tells users to do with an unreadable file.
 
     Raises:
-        InputError: the file is missing or no text, or its quotes do not match.
+        InputError: the file is missing, too large or no text, or its quotes do not match.
     """
     try:
-        lines = _text(path.read_bytes()).splitlines(keepends=True)
+        lines = _text(read_bytes(path, _LARGEST, "a table")).splitlines(keepends=True)
         first = next((number for number, line in enumerate(lines) if line.strip()), 0)
         stated = re.fullmatch(r"sep=(.)\s*", lines[first]) if lines else None  # a line that Excel understands
         start = first + 1 if stated else first
@@ -52,6 +54,8 @@ def read_table(path: Path, remedy: str) -> Table:
         rows = [(start + reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except InputError:
+        raise
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: not a readable CSV file ({reason}); {remedy}") from None

@@ -7,6 +7,7 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.bounded import DEFLATE_RATIO, check_regular, check_voxels
 
 _MOST_LINES, _LONGEST_LINE = 500, 1 << 16
+_LONGEST_FIELD = 500  # letters of a line of NRRD: ITK copies what it does not understand into 1024 bytes, and ends
 _MOST_AXES = 5
 _NRRD_BYTES = {
     **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
@@ -57,6 +58,8 @@ def read_text_header(path: Path) -> TextHeader:
                 raise ValueError("no header: a line has no end")
             text = line.decode("latin-1").strip()
             name, _, value = text.partition(":" if nrrd else "=")
+            if nrrd and len(line) > _LONGEST_FIELD and not (text.startswith("#") or value.startswith("=")):
+                raise ValueError(f"a field of {len(line)} letters")
             name = name.strip().lower()
             if name in fields and not name.startswith(("#", "comment")):
                 raise ValueError(f"two fields {name[:40]!r}")

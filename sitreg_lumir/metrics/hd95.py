@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sitreg_lumir.metrics.labels import Floats, Volume, as_volume, count_labels
+from sitreg_lumir.metrics.labels import LARGEST_COUNTED, Floats, Volume, as_volume, count_labels
 from sitreg_lumir.metrics.surface import robust_hausdorff
 
 
@@ -47,7 +47,13 @@ def hd95(
 
 def _bounding_boxes(labels: NDArray[Any]) -> dict[int, tuple[slice, ...]]:
     """Bounding box of each label that occurs; that of 0 is the whole volume."""
-    boxes = {i: box for i, box in enumerate(ndimage.find_objects(labels), start=1) if box is not None}
+    objects: Iterable[tuple[int, Any]]
+    if labels.max() > LARGEST_COUNTED:
+        found, numbers = np.unique(labels, return_inverse=True)
+        objects = zip(found.tolist(), ndimage.find_objects(1 + numbers.reshape(labels.shape)), strict=True)
+    else:
+        objects = enumerate(ndimage.find_objects(labels), start=1)
+    boxes = {label: box for label, box in objects if box is not None}
     if (labels == 0).any():
         boxes[0] = tuple(slice(0, size) for size in labels.shape)
     return boxes

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+LARGEST_COUNTED = 1 << 20
+"""Up to this label, arrays of one entry for each label are made; beyond it labels are numbered first."""
+
 Volume = NDArray[Any] | Tensor
 Floats = NDArray[np.float64]
 
@@ -45,6 +48,9 @@ def values_outside(labels: Sequence[int], *maps: Volume) -> set[int]:
 
 def count_labels(labels: NDArray[Any]) -> dict[int, int]:
     """Number of voxels of each label that occurs."""
+    if labels.size and labels.max() > LARGEST_COUNTED:
+        found, times = np.unique(labels, return_counts=True)
+        return dict(zip(found.tolist(), times.tolist(), strict=True))
     counts = np.bincount(labels.ravel())
     return {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
 

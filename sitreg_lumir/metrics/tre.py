@@ -32,9 +32,6 @@ def tre(fixed_landmarks: Volume, warped_landmarks: Volume, spacing: Sequence[flo
 def _centroids(landmarks: NDArray[Any]) -> dict[int, Floats]:
     """Centre of mass of each non-zero label, voxels."""
     where = np.nonzero(landmarks)
-    labels = landmarks[where].astype(np.int64)
-    if not len(labels):
-        return {}
-    counts = np.bincount(labels)
-    sums = [np.bincount(labels, weights=axis) for axis in where]
-    return {int(label): np.array([axis[label] for axis in sums]) / counts[label] for label in np.flatnonzero(counts)}
+    labels, numbers, counts = np.unique(landmarks[where], return_inverse=True, return_counts=True)
+    centres = np.array([np.bincount(numbers.ravel(), weights=axis, minlength=len(labels)) for axis in where]) / counts
+    return dict(zip(map(int, labels), centres.T, strict=True))

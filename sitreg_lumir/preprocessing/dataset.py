@@ -242,7 +242,7 @@ def _stored(out: Path, scan: RawScan) -> dict[str, Any] | None:
     """What a prepared volume was made from; None if there is none, or if it is not whole."""
     with suppress(InputError, KeyError):
         stored = read_json(_entry_path(out, scan), "what a volume was made from", "")["made_from"]
-        if isinstance(stored, dict) and _files(out, scan).volume.is_file():
+        if isinstance(stored, dict) and isinstance(stored.get("options"), dict) and _files(out, scan).volume.is_file():
             return stored
     return None
 
@@ -257,7 +257,7 @@ def _differs(scan: RawScan, out: Path, options: DatasetOptions) -> str:
     except InputError:
         return ""  # the scan is gone: the volume is of when it was there
     differences = compare(stored, wanted)
-    if (stored.get("options") or {}).get("strip") is None:  # a brain alone, or a mask: stripping changes nothing
+    if stored["options"].get("strip") is None:  # a brain alone, or a mask: stripping changes nothing
         differences = [difference for difference in differences if difference.entry != "options.strip"]
     return in_words(differences)
 

@@ -128,12 +128,16 @@ def find_scans(source: Path, *, labels: Path | None = None, without: Path | None
 
 def _volumes(folder: Path, without: Path | None, skipped: Sequence[str] = ()) -> Iterator[Path]:
     """All volumes below a folder, links to files included; of two files of one volume the header."""
-    excluded = None if without is None else without.resolve()
+    excluded = None if without is None else Path(os.path.realpath(without))
     for file in folder.rglob("*"):
         parts = file.relative_to(folder).parts
         if not has_suffix(file.name, *IMAGE_SUFFIXES) or any(part.startswith(".") for part in parts):
             continue
-        if parts[0] in skipped or file.is_dir() or (excluded is not None and file.resolve().is_relative_to(excluded)):
+        if (
+            parts[0] in skipped
+            or file.is_dir()
+            or (excluded is not None and Path(os.path.realpath(file)).is_relative_to(excluded))
+        ):
             continue
         if has_suffix(file.name, ".img", ".img.gz"):
             continue  # its header is the volume
@@ -227,7 +231,7 @@ def _of_table(table: Path) -> list[RawScan]:
     columns = [name.lower() for name in content.names]
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown or "image" not in columns or len(set(columns)) < len(columns):
-        problem = f"unknown column {unknown[0]!r}" if unknown else "no column image, or one twice"
+        problem = f"unknown column {unknown[0][:40]!r}" if unknown else "no column image, or one twice"
         raise InputError(f"{table}: {problem}; the header is image and if wanted {','.join(COLUMNS[1:])}")
     rows = []
     for number, cells in content.rows:

@@ -4,6 +4,7 @@ The brain mask and the applied affine are written beside the volume, so that res
 to the raw scans.
 """
 
+import os
 import shlex
 import tempfile
 from dataclasses import dataclass, replace
@@ -267,8 +268,10 @@ def prepare_volume(
 def _check_outputs(files: "VolumeFiles", inputs: list[Path]) -> None:
     """Checks that no output is an input, and that they can be written, before the work begins."""
     out = files.volume
-    resolved = {path.resolve() for path in inputs}
-    taken = next((path for path in (files.volume, files.mask, files.raw_mask) if path.resolve() in resolved), None)
+    resolved = {os.path.realpath(path) for path in inputs}
+    taken = next(
+        (path for path in (files.volume, files.mask, files.raw_mask) if os.path.realpath(path) in resolved), None
+    )
     if taken is not None:
         raise InputError(f"{taken}: is an input, too; give the result a name of its own")
     folder = next(parent for parent in out.absolute().parents if parent.exists())

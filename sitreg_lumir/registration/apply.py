@@ -5,6 +5,7 @@ grid it goes to, while points, which move with it, take the transform on the gri
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,7 +331,7 @@ def _move_points(path: Path, maps: Sequence[Transform], out: Path, lps: bool) ->
 def _check_output(out: Path, inputs: Sequence[Path], points: bool) -> None:
     if not out.name.endswith(".csv" if points else (".nii", ".nii.gz")):
         raise InputError(f"{out}: the name must end in {'.csv' if points else '.nii.gz or .nii'}")
-    if out.resolve() in {path.resolve() for path in inputs}:
+    if os.path.realpath(out) in map(os.path.realpath, inputs):
         raise InputError(f"{out}: is an input, too; give the result a name of its own")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from sitreg_lumir import __version__
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import reason_of, writing
+from sitreg_lumir.io.json_file import read_json
 from sitreg_lumir.io.maps import DESCRIPTION, MAP
 from sitreg_lumir.io.other_formats import without_suffix
 from sitreg_lumir.registration.outputs import (
@@ -33,6 +34,7 @@ from sitreg_lumir.registration.outputs import (
     UNCERTAINTY,
     WARPED,
 )
+from sitreg_lumir.registration.pair_rows import read_summary
 from sitreg_lumir.registration.scan import MNI152
 
 REGISTRATIONS = "registrations"
@@ -135,8 +137,8 @@ def prepare_dataset(root: Path) -> None:
     """
     path = root / DATASET_DESCRIPTION
     if path.exists():
-        with suppress(OSError, ValueError, AttributeError, TypeError):
-            made_by = json.loads(path.read_text(encoding="utf-8")).get("GeneratedBy", [])
+        with suppress(InputError, AttributeError, TypeError):
+            made_by = read_json(path, "a description", "").get("GeneratedBy", [])
             if any(generator.get("Name") == _GENERATOR for generator in made_by):
                 return
         raise InputError(
@@ -165,9 +167,9 @@ def lay_out(root: Path, folder: Path, fixed: str | Path, moving: str | Path) -> 
         moving: the moving scan's file.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: a file cannot be written, or the summary is damaged.
     """
-    verdict = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["verdict"]
+    verdict = read_summary(folder)["verdict"]
     for derivative in _derivatives(fixed, moving):
         source, target = folder / derivative.source, root / derivative.target
         sidecar = target.with_name(without_suffix(target.name) + ".json")

@@ -46,7 +46,7 @@ def read_pairs(table: Path, *, check_files: bool = True) -> list[PairRow]:
     unknown = [column for column in columns if column not in ("name", *FILE_COLUMNS)]
     twice = next((column for column in columns if columns.count(column) > 1), None)
     if unknown or twice or not {"fixed", "moving"} <= set(columns):
-        problem = f"unknown column {unknown[0]!r}" if unknown else "no columns fixed and moving"
+        problem = f"unknown column {unknown[0][:40]!r}" if unknown else "no columns fixed and moving"
         problem = f"two columns {twice}" if twice else problem
         raise InputError(
             f"{table}: {problem}; the header is fixed,moving and if wanted name,{','.join(FILE_COLUMNS[2:])}"
@@ -68,7 +68,9 @@ def read_pairs(table: Path, *, check_files: bool = True) -> list[PairRow]:
         name = row.get("name", "") or f"{_stem(files['fixed'])}_{_stem(files['moving'])}"
         no_folder = _name_problem(name)
         if no_folder:
-            raise InputError(f"{table}, line {number}: the name {name!r} {no_folder}; add a column `name` with others")
+            raise InputError(
+                f"{table}, line {number}: the name {name[:200]!r} {no_folder}; add a column `name` with others"
+            )
         if name.casefold() in names:
             raise InputError(
                 f"{table}, line {number}: a second pair called {name}; add a column `name` with different names"

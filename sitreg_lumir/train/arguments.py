@@ -1,6 +1,7 @@
 """Arguments for LightningCLI from what users write: short forms, and what they may leave out."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,9 @@ def _without_missing_lists(args: Sequence[str], root: Path) -> list[str]:
         elif name == "--data" and Path(value).is_file():
             content = read_config(Path(value))
         if "validation" in content:
-            shipped = name != "--data" and Path(argument).resolve().is_relative_to(configs_folder().resolve())
+            shipped = name != "--data" and Path(os.path.realpath(argument)).is_relative_to(
+                os.path.realpath(configs_folder())
+            )
             lists = content["validation"] if shipped else None
         elif name.rstrip("+") == "--data.validation":
             lists = None

@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sitreg_lumir.io.atomic import reason_of, writing
+from sitreg_lumir.io.table import read_table
+from sitreg_lumir.train.start_again import step_of
 
 _PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path")  # of ModelCheckpoint's state
 
@@ -19,17 +21,18 @@ def drop_rows_from(file: Path, step: int) -> None:
     Args:
         file: the CSV.
         step: the first step that comes again.
+
+    Raises:
+        InputError: it is no table.
     """
     if not file.is_file():
         return
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        names = list(reader.fieldnames or [])
-        rows = [row for row in reader if int(float(row.get("step") or 0)) < step]
+    table = read_table(file, "move it away, the run goes on without its rows")
+    rows = [cells for _, cells in table.rows if step_of(table, cells) < step]
     with writing(file) as partial, partial.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, names)
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(stream)
+        writer.writerow(table.names)
+        writer.writerows(cells[: len(table.names)] for cells in rows)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

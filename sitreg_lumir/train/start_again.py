@@ -1,10 +1,14 @@
 """What a run leaves that was ended before its first checkpoint, and how the same command starts again."""
 
-import csv
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.io.table import Table, read_table
 
 _RESOLVED = "# lightning.pytorch"  # how the resolved config that a run writes begins
 
@@ -61,7 +65,16 @@ def _is_of_run(config: Path) -> bool:
 def _last_step(metrics: Path) -> float:
     """The last step that a run has logged; a table that cannot be read counts as a long one."""
     try:
-        with metrics.open(newline="") as stream:
-            return max((int(float(row.get("step") or 0)) for row in csv.DictReader(stream)), default=0)
-    except (OSError, ValueError):
-        return float("inf")
+        table = read_table(metrics, "")
+    except InputError:
+        return math.inf
+    return max((step_of(table, cells) for _, cells in table.rows), default=0)
+
+
+def step_of(table: Table, cells: Sequence[str]) -> float:
+    """The step of a row of ``metrics.csv``; 0 where it has none, infinity where it is damaged."""
+    try:
+        step = float(dict(zip(table.names, cells, strict=False)).get("step") or 0)
+    except ValueError:
+        return math.inf
+    return math.inf if math.isnan(step) else step

@@ -4,7 +4,7 @@ import gzip
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
@@ -13,10 +13,13 @@ import SimpleITK as sitk  # noqa: N813 (its usual name)
 import torch
 from data_samples import make_dataset
 
+from sitreg_lumir.challenge.provenance import make_provenance, save_field
+from sitreg_lumir.data.lumir import read_dataset
 from sitreg_lumir.deform.splines import SplineUpdates
 from sitreg_lumir.geometry.spline_map import SplineMap
 from sitreg_lumir.io.itk import save_itk_field
 from sitreg_lumir.io.maps import save_map
+from sitreg_lumir.io.read import load_disp
 from sitreg_lumir.io.write import save_disp
 from sitreg_lumir.network.card import CARD_KEY, ModelCard
 from sitreg_lumir.network.sitreg import SITReg
@@ -34,14 +37,18 @@ class Door:
         file: that is changed, from the working folder.
         arguments: of the command line; the file is named among them.
         form: ``binary`` or ``text``; ``gzip`` and ``zip:RECORD`` are also changed inside of their container.
-        beside: a JSON that holds the file's checksum, which follows the change in half of the cases.
+        beside: a JSON that holds the file's checksum, which follows the change in most cases.
+        code: that the command ends with if the file is as it should be; 2 where a later file is none, so that the
+            command ends soon.
+        leaves: whether the command writes something even if it is refused.
     """
 
     file: str
     arguments: tuple[str, ...]
     form: str = "binary"
     beside: str = ""
-    more: tuple[str, ...] = field(default=())
+    code: int = 0
+    leaves: bool = False
 
 
 def _apply(*transform: str, image: str = "scan.nii.gz", more: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -56,6 +63,12 @@ def _scan(name: str, form: str = "binary") -> Door:
 APPLY, SCORE, FIXED = ("apply", "-t", "affine.tfm"), ("evaluate", "fields"), ("--to", "fixed")
 EXPORT, GROUPS = ("export", "-o", "out.safetensors"), "x_evaluation_config.json"
 EVALUATE = ("evaluate", "--identity", "-o", "scores", "--data")
+REGISTER = ("register", "--fixed", "head.nii.gz", "--moving", "text.nii", "-o", "out", "--align", "none")
+REGISTER = (*REGISTER, "--members", "whole.safetensors", "--fixed-mask", "mask.nii.gz")
+ENTRY = "made2/made/T1_points-csv_0000.json"
+BIDS = ("register", "--fixed", "sub-1_T1w.nii", "--moving", "text.nii", "-o", "bids", "--bids")
+TEMPLATE = ("template", "--images", "text.nii", "points.csv", "-o", "template")
+COLLECT = ("register", "--pairs", "collected.csv", "-o", "collected", "--collect")
 DOORS = {
     "scan .nii": _scan("scan.nii"),
     "scan .nii.gz": _scan("scan.nii.gz", "gzip"),
@@ -88,7 +101,20 @@ DOORS = {
     "labels of a data set": Door("data/labelsVal/LUMIRMRI_0100_0000.nii.gz", (*EVALUATE, "data"), "gzip"),
     "image of a data set": Door("data/imagesVal/LUMIRMRI_0100_0000.nii.gz", (*EVALUATE, "data"), "gzip"),
     "field that is scored": Door("fields/disp_0100_0101.nii.gz", (*SCORE, "--data", "data", "-o", "scores"), "gzip"),
-    "pairs table": Door("pairs.csv", ("register", "--pairs", "pairs.csv", "-o", "pairs"), "text"),
+    "landmarks": Door("data/landmarksVal/LUMIRMRI_0100_0000.nii.gz", (*EVALUATE, "data"), "gzip"),
+    "provenance": Door("fields/disp_0100_0101.json", ("submit", "fields", "--data", "data", "-o", "out.zip"), "text"),
+    "field of submit": Door("fields/disp_0100_0101.nii.gz", ("submit", "fields", "--data", "data", "-o", "out.zip"),
+                            "gzip"),
+    "mask": Door("mask.nii.gz", REGISTER, "gzip", code=2),
+    "lesion": Door("lesion.nii.gz", (*REGISTER, "--refine", "1", "--fixed-lesion", "lesion.nii.gz"), "gzip", code=2),
+    "alignment": Door("affine.tfm", (*REGISTER, "--fixed-to-template", "affine.tfm"), "text", code=2),
+    "pairs table": Door("pairs.csv", ("register", "--pairs", "pairs.csv", "-o", "pairs"), "text", "", 2, True),
+    "summary": Door("collected/a/summary.json", COLLECT, "text", "", 2, True),
+    "error of a pair": Door("collected/.pairs/b.error.json", COLLECT, "text", "", 2, True),
+    "scans table": Door("scans.csv", ("dataset", "scans.csv", "-o", "made"), "text", "", 2, True),
+    "entry of a scan": Door(ENTRY, ("dataset", "scans.csv", "-o", "made2"), "text", "", 2, True),
+    "BIDS description": Door("bids/dataset_description.json", BIDS, "text", "", 2, True),
+    "template's summary": Door("template/summary.json", TEMPLATE, "text", "", 2),
 }  # fmt: skip
 """By name; in the order of the documentation's table."""
 
@@ -142,8 +168,66 @@ def make(folder: Path) -> None:
     methods = [{"metric": "dice", "labels": [1, 2]}, {"metric": "ndv"}]
     evaluation = {"eval_pairs": [images], "evaluation_methods": methods}
     (folder / "x_evaluation_config.json").write_text(json.dumps(evaluation))
+    _write_results(folder)
+    _write_head(folder)
     (folder / "text.nii").write_text("no scan")
+    (folder / "sub-1_T1w.nii").write_text("no scan")
     (folder / "pairs.csv").write_text("name,fixed,moving\na,text.nii,text.nii\nb,text.nii,points.csv\n")
+
+
+def _write_results(folder: Path) -> None:
+    """What earlier commands left, and later ones read."""
+    dataset = read_dataset(folder / "data", validation=True)
+    for pair in dataset.validation:
+        provenance = make_provenance(pair, [{"name": "m", "sha256": "0" * 64}], {"exact": False})
+        field = folder / f"fields/disp_{pair.name}.nii.gz"
+        disp, affine = load_disp(field)
+        save_field(field, disp, affine, provenance)
+    for pair in ("0100", "0101"):
+        image = nibabel.load(folder / f"data/imagesVal/LUMIRMRI_{pair}_0000.nii.gz")  # type: ignore[attr-defined]
+        (folder / "data/landmarksVal").mkdir(exist_ok=True)
+        points = (np.asarray(image.dataobj) > 200).astype(np.uint16) * np.arange(1, SHAPE[2] + 1, dtype=np.uint16)
+        name = f"data/landmarksVal/LUMIRMRI_{pair}_0000.nii.gz"
+        nibabel.Nifti1Image(points, image.affine).to_filename(folder / name)
+    summary = {
+        "made_from": {"files": {"fixed": {"name": "a"}, "moving": {"name": "b"}}, "options": {"refine": 0}},
+        "verdict": "ok",
+        "reasons": [],
+        "seconds": {"predict": 1.5},
+        "similarity": {"aligned": {"mind": 0.3}, "registered": {"mind": 0.2}},
+        "inverse_error_mm": {"median": 0.001},
+        "rounds": [],
+    }
+    (folder / "collected.csv").write_text("name,fixed,moving\na,gone,gone\nb,gone,gone\n")
+    (folder / "scans.csv").write_text("image,subject\npoints.csv,one\n")
+    entry = {"made_from": {"files": {"image": {"name": "a"}}, "options": {"strip": None}}}
+    for name, content in {
+        "collected/a/summary.json": summary,
+        "collected/.pairs/b.error.json": {"name": "b", "reason": "no scan"},
+        ENTRY: entry,
+        "bids/dataset_description.json": {"Name": "a", "GeneratedBy": [{"Name": "sitreg-lumir"}]},
+        "template/summary.json": summary,
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    (folder / "made2/images").mkdir()
+    (folder / "made2/images/T1_points-csv_0000.nii.gz").touch()
+
+
+def _write_head(folder: Path) -> None:
+    """A brain alone, its mask, a lesion, and a member whose grid holds it."""
+    shape = (24, 32, 24)
+    affine = np.diag([8.0, 8.0, 8.0, 1.0])
+    affine[:3, 3] = (-92, -142, -88)
+    inside = sum(((np.indices(shape)[axis] - (11.5, 15.5, 11.5)[axis]) / size) ** 2
+                 for axis, size in enumerate((8, 9, 7))) < 1  # fmt: skip
+    values = np.where(inside, np.random.default_rng(0).integers(50, 200, shape), 0).astype(np.uint8)
+    for name, content in (("head", values), ("mask", inside), ("lesion", inside & (values > 190))):
+        nibabel.Nifti1Image(content.astype(np.uint8), affine).to_filename(folder / f"{name}.nii.gz")
+    torch.manual_seed(0)
+    network = SITReg(in_channels=1, features=[4, 4], head_features=[4, 4])
+    card = ModelCard(network.architecture, None, list(shape), affine.tolist(), training={"seed": 1})
+    save_member(folder / "whole.safetensors", network, card)
 
 
 def _write_map(path: Path, affine: np.ndarray) -> None:

@@ -3,7 +3,8 @@
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     folder = tmp_path_factory.mktemp("doors")
     make(folder)
     for suffix in (".safetensors", ".json"):
-        shutil.copy(folder / f"m{suffix}", folder / f"w{suffix}")
+        shutil.copy(folder / f"whole{suffix}", folder / f"w{suffix}")
     worker = Worker(folder)
     yield worker
     worker.stop()
@@ -33,19 +34,31 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         print("\n".join(f"| {door} | {count} |" for door, count in worker.tried.items()))
 
 
-def check(worker: Worker, door: Door, files: dict[str, bytes]) -> None:
-    """Runs a door's command with other contents of files, which are put back."""
+def check(worker: Worker, door: Door, files: Mapping[str, bytes | Callable[[Path], object]]) -> None:
+    """Runs a door's command with other files, which are put back.
+
+    Args:
+        worker: that runs it.
+        door: of the first file.
+        files: the content of each, or what makes it.
+    """
     before = {name: (worker.folder / name).read_bytes() for name in files}
+    kept = _stamps(worker.folder, files)
     try:
         for name, content in files.items():
-            (worker.folder / name).write_bytes(content)
+            (worker.folder / name).unlink()
+            content(worker.folder / name) if callable(content) else (worker.folder / name).write_bytes(content)
         answer = worker.run(door.arguments)
     finally:
-        for name, content in before.items():
-            (worker.folder / name).write_bytes(content)
+        for name, whole in before.items():
+            path = worker.folder / name
+            path.rmdir() if path.is_dir() else path.unlink()
+            path.write_bytes(whole)
     lines = [line for line in answer["stderr"].splitlines() if line.strip()]
     assert answer["code"] in (0, 2), (answer["code"], answer["stderr"][-3000:])
     if answer["code"] == 2:
+        assert "not enough memory" not in answer["stderr"], answer["stderr"]
+        assert door.leaves or _stamps(worker.folder, files) == kept
         errors = [line for line in lines if line.startswith("sitreg-lumir: error: ")]
         assert len(errors) == 1 and lines[-1] == errors[0] and "Traceback" not in answer["stderr"], answer["stderr"]
         assert errors[0].isprintable() and len(errors[0]) < 4000, errors[0]
@@ -54,7 +67,7 @@ def check(worker: Worker, door: Door, files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize("name", DOORS)
 def test_a_valid_file_goes_through(worker: Worker, name: str) -> None:
     answer = worker.run(DOORS[name].arguments)
-    assert answer["code"] == (2 if name == "pairs table" else 0), answer["stderr"]
+    assert answer["code"] == DOORS[name].code, answer["stderr"]
 
 
 @pytest.mark.parametrize("name", DOORS)
@@ -80,6 +93,27 @@ def test_a_changed_file_ends_well_or_in_one_line(worker: Worker, name: str) -> N
         check(worker, door, files)
 
     change()
+
+
+def _stamps(folder: Path, without: Collection[str]) -> dict[Path, int]:
+    """All files and when they were changed."""
+    paths = (path for path in folder.rglob("*") if str(path.relative_to(folder)) not in without)
+    return {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "folder": lambda path: path.mkdir(),
+    "pipe": os.mkfifo,
+    "/dev/zero": lambda path: path.symlink_to("/dev/zero"),
+    "nowhere": lambda path: path.symlink_to("nowhere"),
+    "itself": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_what_is_no_file_is_refused_and_not_waited_for(worker: Worker, name: str) -> None:
+    for make_one in NO_FILES.values():
+        check(worker, DOORS[name], {DOORS[name].file: make_one})
 
 
 @pytest.mark.parametrize("name", bombs())

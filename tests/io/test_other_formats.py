@@ -206,3 +206,16 @@ def test_integers_beyond_float32_keep_all_digits(tmp_path: Path) -> None:
 
 def test_every_ending_is_a_volume_s() -> None:
     assert all(without_suffix(f"name{suffix.upper()}") == "name" for suffix in IMAGE_SUFFIXES)
+
+
+@pytest.mark.parametrize("field", ["type", "sizes", "space directions", "kinds", "of nobody"])
+def test_long_fields_do_not_reach_itk(tmp_path: Path, field: str) -> None:
+    path = save(tmp_path / "a.nrrd", voxels())
+    before, _, after = path.read_bytes().partition(b"encoding:")
+    for line, fits in ((f"{field}: {'9' * 2000}", False), (f"{field}:={'9' * 2000}", True), (f"#{'9' * 2000}", True)):
+        path.write_bytes(before + f"{line}\nencoding:".encode() + after)
+        if fits:
+            np.testing.assert_array_equal(read_image(path).data, voxels())
+        else:
+            with pytest.raises(InputError, match=r"a field of 20|two fields"):  # ITK would end the process
+                read_image(path)

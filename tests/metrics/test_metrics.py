@@ -1,6 +1,7 @@
 """Metrics and folded volume on small synthetic volumes."""
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -189,3 +190,17 @@ def test_the_table_counts_infinite_distances() -> None:
     result = table.means()
     assert result["hd95/T1-T1"].isinf() and result["hd95/in-domain"].isinf()
     assert result["hd95_infinite/T1-T1"] == 1
+
+
+def test_a_large_label_takes_no_memory_for_those_below() -> None:
+    first, second = (np.random.default_rng(seed).integers(0, 3, (6, 7, 8), dtype=np.int32) for seed in (0, 1))
+    large = [np.where(volume == 2, 2**31 - 1, volume).astype(np.int32) for volume in (first, second)]
+    names = {0: 0, 1: 1, 2: 2**31 - 1}
+    tracemalloc.start()
+    of_large = [metric(large[0], large[1], large[1], names.values()) for metric in (dsc, hd95)]
+    distance = tre(*large)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    for metric, values in zip((dsc, hd95), of_large, strict=True):
+        np.testing.assert_array_equal(metric(first, second, second, names), values)
+    assert tre(first, second) == distance
