@@ -61,6 +61,7 @@ verbs, each with an example:
 `sitreg-lumir VERB --help` tells a verb's options. Configs by name: see `sitreg-lumir fit --list`.
 """
 
+_LONGEST_LINE = 2000
 # verbs whose errors may have arguments of functions in backticks; in those of others, backticks are for keys of files
 _NAME_ARGUMENTS = ("register", "preprocess", "dataset", "template", "predict", "demo")
 
@@ -163,4 +164,6 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _one_line(message: str) -> str:
-    return printable(" ".join(message.split()))
+    """A message as a line, without what is too much to read of a name or value in its middle."""
+    line = printable(" ".join(message.split()))
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 500]} ... {line[-500:]}"

@@ -7,8 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from sitreg_lumir.errors import InputError
-from sitreg_lumir.io.bounded import check_regular, checksum_record
+from sitreg_lumir.io.bounded import check_regular, checksum_record, max_voxels
 from sitreg_lumir.io.volume_files import PAIR_SUFFIXES, has_suffix, volume_files
+
+_LARGEST_VOXEL = 3 * 8  # bytes, of a vector of float64
+_LARGEST_OTHER = 1 << 33  # bytes of members and maps
 
 
 def sha256_file(path: Path) -> str:
@@ -17,7 +20,7 @@ def sha256_file(path: Path) -> str:
     Of a volume whose voxels lie in another file it is that of both, see :func:`combined`.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or is larger than any that is used.
     """
     return combined([_of_one(file) for file in volume_files(path)])
 
@@ -40,7 +43,9 @@ def record_volume(path: Path) -> None:
 
 def _of_one(path: Path) -> str:
     try:
-        check_regular(path)
+        size, most = check_regular(path), max(max_voxels() * _LARGEST_VOXEL, _LARGEST_OTHER)
+        if size > most:
+            raise InputError(f"{path}: has {size} bytes, no file that is used has more than {most}; give another file")
         state = path.stat()
         return _sha256(str(path.absolute()), state.st_size, state.st_mtime_ns)
     except FileNotFoundError:

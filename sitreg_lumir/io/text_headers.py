@@ -51,6 +51,7 @@ def read_text_header(path: Path) -> TextHeader:
     """
     fields: dict[str, str] = {}
     nrrd = path.name.lower().endswith((".nrrd", ".nhdr"))
+    check_regular(path)
     with path.open("rb") as stream:
         for _ in range(_MOST_LINES):
             line = stream.readline(_LONGEST_LINE)

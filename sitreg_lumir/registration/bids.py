@@ -34,7 +34,6 @@ from sitreg_lumir.registration.outputs import (
     UNCERTAINTY,
     WARPED,
 )
-from sitreg_lumir.registration.pair_rows import read_summary
 from sitreg_lumir.registration.scan import MNI152
 
 REGISTRATIONS = "registrations"
@@ -169,7 +168,7 @@ def lay_out(root: Path, folder: Path, fixed: str | Path, moving: str | Path) -> 
     Raises:
         InputError: a file cannot be written, or the summary is damaged.
     """
-    verdict = read_summary(folder)["verdict"]
+    verdict = read_json(folder / SUMMARY, "a summary", "register the pair again").get("verdict")
     for derivative in _derivatives(fixed, moving):
         source, target = folder / derivative.source, root / derivative.target
         sidecar = target.with_name(without_suffix(target.name) + ".json")

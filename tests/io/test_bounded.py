@@ -15,7 +15,9 @@ import pytest
 
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.bounded import MAX_VOXELS, USUAL_MAX_VOXELS, check_voxels, recorded_checksums
+from sitreg_lumir.io.checksum import sha256_file
 from sitreg_lumir.io.itk import load_itk_field
+from sitreg_lumir.io.points import read_points
 from sitreg_lumir.io.read import load_disp, read_grid, read_image, read_labels, read_volume
 
 HUGE = (30000, 30000, 30000)
@@ -131,13 +133,23 @@ def test_headers_are_finite(tmp_path: Path, value: float) -> None:
 
 
 def test_pipes_and_devices_are_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.nii.gz")
-    for path in (tmp_path / "pipe.nii.gz", Path("/dev/zero")):
-        for read in (read_image, read_grid, load_disp, load_itk_field):
+    pair = tmp_path / "pair.img"
+    nibabel.Nifti1Pair(np.ones((4, 4, 4), np.uint8), np.eye(4)).to_filename(pair)
+    pair.with_suffix(".hdr").unlink()
+    for pipe in (tmp_path / "pipe.nii.gz", pair.with_suffix(".hdr")):
+        os.mkfifo(pipe)
+    for path in (tmp_path / "pipe.nii.gz", pair, Path("/dev/zero")):
+        for read in (read_image, read_grid, load_disp, load_itk_field, read_points, sha256_file):
+            if path == pair and read not in (read_image, read_grid):
+                continue
             with pytest.raises(InputError, match=r"pipe|device"):
                 read(path)  # type: ignore[operator]
     with pytest.raises(InputError, match="no such file"):
         read_image("a\0b.nii")
+    with (tmp_path / "endless.nii").open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(InputError, match="1099511627776 bytes"):
+        sha256_file(tmp_path / "endless.nii")
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.mgz", "a.nrrd", "a.mha"])

@@ -1,5 +1,6 @@
 """Affines of FreeSurfer and FLIRT lead where nitransforms leads, or are refused by name."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,21 @@ def test_apply_takes_flirt_with_its_two_images(
     points.write_text("x,y,z\n1,2,3\n")
     assert main(["apply", "-t", str(flirt), "--points", str(points), "-o", str(tmp_path / "out.csv")]) == 2
     assert "flirt.mat: a FLIRT matrix" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"type = 0\nsrc volume info\n1 4 4" + b"\n" * 1_000_000,
+        b"type = 0\nsrc volume info\n1 4 4\n" + b"1 0 0 0\n\n" * 100_000,
+        b"1 0 0 0\n0 1 0 0\n0 0 1 " + b"1" * 1_000_000 + b"x\n0 0 0 1\n",
+        b"1" * 1_000_000,
+    ],
+)
+def test_what_takes_a_pattern_hours_is_refused_at_once(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "affine.lta"
+    path.write_bytes(content)
+    start = time.process_time()
+    with pytest.raises(InputError, match=r"affine\.lta: "):
+        load_affine(path, GRIDS)
+    assert time.process_time() - start < 5

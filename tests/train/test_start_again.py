@@ -9,6 +9,8 @@ import torch
 from cli_calls import SMALL, TINY, refused
 
 from sitreg_lumir.cli import main
+from sitreg_lumir.errors import InputError
+from sitreg_lumir.train.callbacks import drop_rows_from
 from sitreg_lumir.train.start_again import holds_run, remove_unfinished_start
 
 RESOLVED = "# lightning.pytorch==2.6.6\nseed_everything: 0\n"
@@ -32,6 +34,8 @@ def folder_with(folder: Path, **files: str) -> Path:
         ({"config_yaml": RESOLVED, "panels__epoch-000_png": ""}, False),
         ({"config_yaml": RESOLVED, "metrics_csv": "step,train/loss\n59,1\n"}, True),
         ({"config_yaml": RESOLVED, "metrics_csv": "step,train/loss\nx,1\n"}, True),
+        ({"config_yaml": RESOLVED, "metrics_csv": "step,train/loss\ninf,1\n"}, True),
+        ({"config_yaml": RESOLVED, "metrics_csv": 'step,"train/loss\n9,1\n'}, True),
         ({"config_yaml": RESOLVED, "checkpoints__last_ckpt": ""}, True),
         ({"config_yaml": RESOLVED, "checkpoints__member_safetensors": ""}, True),
         ({"config_yaml": "data: mine\n"}, True),
@@ -73,3 +77,13 @@ def test_checkpoints_hold_no_paths_and_moved_runs_resume(tmp_path: Path, capsys:
     saved = sorted(path.name for path in (tmp_path / "runs" / "second" / "checkpoints").iterdir())
     assert saved == ["last.ckpt"]
     refused(capsys, [*arguments, "--name", "second", *TINY, *SMALL], "holds a run already")
+
+
+def test_damaged_rows_go_with_those_that_come_again(tmp_path: Path) -> None:
+    table = tmp_path / "metrics.csv"
+    table.write_text("step,loss\n9,1\n,2\nnan,3\n1e999,4\nx,5\n8,6,,7\n10,8\n7\n")
+    drop_rows_from(table, 10)
+    assert table.read_text().split() == ["step,loss", "9,1", ",2", "8,6", "7"]
+    table.write_bytes(b"step\0")
+    with pytest.raises(InputError, match=r"metrics\.csv: .*move it away"):
+        drop_rows_from(table, 10)
