@@ -17,6 +17,12 @@ def save(path: Path, values: np.ndarray) -> Path:
     return path
 
 
+def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels of a volume, and its voxel-to-world matrix."""
+    image = nibabel.load(path)
+    return np.asarray(image.dataobj), np.asarray(image.affine)
+
+
 def head(seed: int) -> np.ndarray:
     """A box of random intensities 1..255 in an empty background, uint8."""
     values = np.zeros(SHAPE, np.uint8)

@@ -1,8 +1,6 @@
 """`register`: both ways at once, whatever the headers, and one clear line for what cannot be result."""
 
-import csv
 import dataclasses
-import inspect
 import json
 import shutil
 from pathlib import Path
@@ -13,25 +11,20 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (its usual name)
 import torch
+from data_samples import load
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 import sitreg_lumir
-from sitreg_lumir.cli import command_line, main
-from sitreg_lumir.cli.parsing import with_flags
+from sitreg_lumir.cli import main
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.geometry.transforms import map_points
-from sitreg_lumir.io import itk as transforms
 from sitreg_lumir.io.itk import load_affine, load_itk_field, save_affine_tfm
-from sitreg_lumir.network.shipped import VARIABLE
 from sitreg_lumir.network.sitreg import run_stages
-from sitreg_lumir.registration.options import RegisterOptions
 from sitreg_lumir.registration.outputs import DEFAULT, FILES, OUTPUTS
 from sitreg_lumir.registration.pair import meet_half_way, pair_on_finer_grid, pair_on_grid
-from sitreg_lumir.registration.pairs_table import read_pairs
 from sitreg_lumir.registration.quality import brain_points
 from sitreg_lumir.registration.register import register
-from sitreg_lumir.registration.verdict import judge
 
 Array = NDArray[Any]
 SHAPE = (40, 56, 48)
@@ -45,17 +38,6 @@ def result(t1: Path, t2: Path, members: Path) -> sitreg_lumir.Registration:
 @pytest.fixture(scope="module")
 def folder(result: sitreg_lumir.Registration, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return result.save(tmp_path_factory.mktemp("out") / "registration", save="all")
-
-
-@pytest.fixture
-def coarse_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transforms on the images' own 4 mm grid instead of 1 mm: 64 times fewer voxels to write."""
-    monkeypatch.setattr(transforms, "_LARGEST_SPACING", 4.0)
-
-
-def load(path: Path) -> tuple[Array, Array]:
-    image: Any = nib.load(path)  # type: ignore[attr-defined]
-    return np.asarray(image.dataobj), np.asarray(image.affine)
 
 
 def changed(path: Path, out: Path, axes: tuple[int, ...] = (0, 1, 2), flips: tuple[int, ...] = ()) -> Path:
@@ -353,290 +335,6 @@ def test_pictures_in_jupyter(result: sitreg_lumir.Registration) -> None:
     assert "data:image/png;base64," in html and "LUMIRMRI_0101_0001.nii.gz onto LUMIRMRI_0100_0000.nii.gz" in html
 
 
-def test_the_api_is_the_packages() -> None:
-    assert sitreg_lumir.register is register
-    assert sitreg_lumir.apply.__module__ == "sitreg_lumir.registration.apply"
-    with pytest.raises(AttributeError):
-        _ = sitreg_lumir.nothing
-
-
-SUMMARY: dict[str, Any] = {
-    "fixed": {"alignment": None},
-    "moving": {"alignment": {"turn": "", "part": False, "scales": [1.1, 1.05, 1.0]}},
-    "template_match": {
-        "fixed": {"correlation": 0.45, "by_chance": 0.15},
-        "moving": {"correlation": 0.12, "by_chance": 0.05},
-    },
-    "similarity": {
-        "aligned": {"mind": 0.4, "mind_by_chance": 0.45, "lncc": 0.2, "brain_overlap": 0.9},
-        "registered": {"mind": 0.1, "mind_by_chance": 0.45, "lncc": 0.5, "brain_overlap": 0.98},
-    },
-    "ndv_percent": 0.0,
-    "inverse_error_mm": {"median": 0.01, "p99": 0.001},
-    "coverage_fixed": {"in_model_grid": 1.0, "seen_by_other": 1.0},
-    "coverage_moving": {"in_model_grid": 1.0, "seen_by_other": 1.0},
-}
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "verdict", "reason"),
-    [
-        ("ndv_percent", 0.0, "ok", ""),
-        ("similarity/registered/mind", 0.45, "failed", "match less than before"),
-        ("similarity/registered/mind_by_chance", 0.09, "failed", "hardly match"),
-        ("similarity/registered/mind_by_chance", 0.113, "check", "hardly match"),
-        ("similarity/registered/mind", None, "failed", "do not overlap"),
-        ("similarity/registered/brain_overlap", 0.5, "failed", "overlap by 0.50"),
-        ("template_match/moving/correlation", 0.05, "failed", "moving brain hardly agrees with the template"),
-        ("template_match/fixed/correlation", 0.25, "check", "fixed brain hardly agrees with the template"),
-        ("template_match/fixed/by_chance", None, "failed", "fixed brain misses the template's"),
-        ("moving/alignment/turn", "180 degrees about the left-right axis", "check", "left and right are exchanged"),
-        ("moving/alignment/scales", [1.76, 1.1, 1.0], "check", "stretches the moving brain by 1.00 to 1.76"),
-        ("moving/alignment/scales", [1.7, 1.65, 1.6], "check", "check its voxel size"),
-        ("ndv_percent", 2.0, "check", "2.000 % of the brain folds"),
-        ("inverse_error_mm/p99", 3.0, "check", "inverse to 3.00 mm"),
-        ("coverage_moving/in_model_grid", 0.8, "check", "80% of the moving brain"),
-        ("coverage_fixed/seen_by_other", 0.2, "failed", "20% of the fixed brain"),
-    ],
-)
-def test_the_verdict_and_its_reasons(place: str, value: Any, verdict: str, reason: str) -> None:
-    summary = json.loads(json.dumps(SUMMARY))
-    *parents, key = place.split("/")
-    inner = summary
-    for parent in parents:
-        inner = inner[parent]
-    inner[key] = value
-    judged, reasons = judge(summary)
-    assert judged == verdict
-    assert reason in "; ".join(reasons)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("coarse_fields")
-def test_a_failed_registration_ends_with_its_own_exit_code(
-    t1: Path, t2: Path, members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    values, affine = load(t2)
-    for file in (t1, t2):
-        shutil.copy(file, tmp_path / file.name)
-    nib.Nifti1Image(np.ascontiguousarray(values[:, :, ::-1]), affine).to_filename(tmp_path / "upside_down.nii.gz")
-    table = tmp_path / "pairs.csv"
-    table.write_text(f"name,fixed,moving\nwrong,{t1.name},upside_down.nii.gz\nright,{t1.name},{t2.name}\n")
-    command = ["register", "--pairs", str(table), "-o", str(tmp_path / "out"), "--members", str(members)]
-    assert main([*command, "--align", "none", "--no-report"]) == 3
-    assert "2 pairs: 0 ok, 0 check, 2 failed, 0 error" in capsys.readouterr().out
-    summary = json.loads((tmp_path / "out" / "wrong" / "summary.json").read_text())
-    assert summary["verdict"] == "failed" and "moving brain hardly agrees" in "; ".join(summary["reasons"])
-    assert (tmp_path / "out" / "wrong" / "warped_moving.nii.gz").is_file()  # nothing is lost
-
-
-@pytest.mark.usefixtures("coarse_fields")
-def test_pairs_go_on_after_a_bad_one(
-    t1: Path, t2: Path, members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copy(t1, tmp_path / "a.nii.gz")
-    shutil.copy(t2, tmp_path / "b.nii.gz")
-    values, affine = load(t1)
-    nib.Nifti1Image(values[..., None].repeat(3, -1), affine).to_filename(tmp_path / "frames.nii.gz")
-    table = tmp_path / "pairs.csv"
-    table.write_text("name,fixed,moving\n,a.nii.gz,b.nii.gz\nbad,a.nii.gz,frames.nii.gz\nback,b.nii.gz,a.nii.gz\n")
-    command = ["register", "--pairs", str(table), "-o", str(tmp_path / "out"), "--members", str(members)]
-    assert main([*command, "--align", "none", "--no-report"]) == 2
-    assert "1 of 3 pairs failed" in capsys.readouterr().err
-    with (tmp_path / "out" / "pairs.csv").open(newline="") as stream:
-        rows = {row["name"]: row for row in csv.DictReader(stream)}
-    assert [*rows] == ["a_b", "bad", "back"]
-    assert rows["bad"]["verdict"] == "error" and "4-D" in rows["bad"]["reasons"]
-    assert float(rows["a_b"]["mind_registered"]) > 0 and not (tmp_path / "out" / "bad").exists()
-    made = (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns
-    table.write_text("name,fixed,moving\n,a.nii.gz,b.nii.gz\n")
-    assert main([*command, "--align", "none"]) == 3
-    assert (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns == made  # skipped
-    capsys.readouterr()
-    values, affine = load(tmp_path / "b.nii.gz")
-    for change, expected in (
-        (
-            lambda: nib.Nifti1Image(np.maximum(values, 1) - 1, affine).to_filename(tmp_path / "b.nii.gz"),
-            "files.moving.sha256",
-        ),
-        (lambda: command.extend(["--padding", "5"]), "options.padding_mm is 0.0 there, 5.0 now"),
-    ):
-        change()
-        assert main([*command, "--align", "none", "--no-report"]) == 2
-        message = capsys.readouterr().err
-        assert "a_b: was registered otherwise" in message and expected in message and message.count("\n") == 1
-        assert (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns == made
-        assert main([*command, "--align", "none", "--no-report", "--overwrite"]) == 3
-        again = (tmp_path / "out" / "a_b" / "summary.json").stat().st_mtime_ns
-        assert again > made
-        made = again
-
-
-def test_tables_of_spreadsheets(t1: Path, tmp_path: Path) -> None:
-    """Semicolons, tabs, quotes, blanks, empty rows and columns, byte order marks, UTF-16, other letters."""
-    names = ["a b.nii.gz", "c (1) [2].nii.gz", "M\udcfcller;x.nii.gz", "Ä.nii.gz"]
-    for name in names:
-        shutil.copy(t1, tmp_path / name)
-    lines = {
-        "utf-8": 'Fixed , moving\n\n a b.nii.gz , "c (1) [2].nii.gz"\n,\n',
-        "utf-8-sig": "fixed;moving;name;;\r\na b.nii.gz;c (1) [2].nii.gz;;;\r\n;;;;\r\n",
-        "utf-16": 'moving\tfixed\n"c (1) [2].nii.gz"\ta b.nii.gz\n',
-        "latin-1": "sep=;\nfixed;moving\na b.nii.gz;c (1) [2].nii.gz",
-    }
-    for encoding, text in lines.items():
-        (tmp_path / "pairs.csv").write_bytes(text.encode(encoding))
-        (pair,) = read_pairs(tmp_path / "pairs.csv")
-        assert pair.name == "a b_c (1) [2]"
-        assert pair.files == {"fixed": str(tmp_path / names[0]), "moving": str(tmp_path / names[1])}
-    for content in ('fixed;moving\n"Müller;x.nii.gz";Ä.nii.gz\n'.encode("latin-1"),):
-        (tmp_path / "pairs.csv").write_bytes(content)
-        (pair,) = read_pairs(tmp_path / "pairs.csv")
-        assert pair.files == {"fixed": str(tmp_path / names[2]), "moving": str(tmp_path / names[3])}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "no columns fixed and moving"),
-        ("fixed,moving\n", "holds no pair"),
-        ("fixed,moving,colour\na,b,c\n", "unknown column 'colour'"),
-        ("fixed,moving\na.nii.gz\n", "line 2"),
-        ("fixed,moving\na.nii.gz,gone.nii.gz\n", "no such file"),
-        ("fixed,moving,name\na.nii.gz,a.nii.gz,../x\n", "no folder's"),
-        ("fixed,moving,Fixed\na.nii.gz,a.nii.gz,a.nii.gz\n", "two columns fixed"),
-        ("fixed,moving\na.nii.gz,a.nii.gz,a.nii.gz\n", "line 2: more values"),
-        ("fixed,moving\na.nii.gz,a.nii.gz\na.nii.gz,a.nii.gz\n", "a second pair called a_a"),
-    ],
-)
-def test_tables_that_are_none(
-    text: str, expected: str, t1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copy(t1, tmp_path / "a.nii.gz")
-    (tmp_path / "pairs.csv").write_text(text)
-    assert main(["register", "--pairs", str(tmp_path / "pairs.csv"), "-o", str(tmp_path / "out")]) == 2
-    message = capsys.readouterr().err
-    assert expected in message and message.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def degrade(kind: str, t1: Path, folder: Path) -> Path:
-    """A file that cannot be result."""
-    path = folder / f"{kind}.nii.gz"
-    values, affine = load(t1)
-    values = values.astype(np.float32)
-    if kind == "missing":
-        return path
-    if kind == "text":
-        path.write_text("not an image")
-        return path
-    if kind == "truncated":
-        path.write_bytes(t1.read_bytes()[:2000])
-        return path
-    if kind == "nan":
-        values[20, 20, 20] = np.nan
-    elif kind == "empty":
-        values[:] = 0
-    elif kind == "flat":
-        values = values[:, :, 20]
-    elif kind == "frames":
-        values = values[..., None].repeat(2, -1)
-    elif kind == "complex":
-        values = values.astype(np.complex64)
-    elif kind == "rgb":
-        image = nib.Nifti1Image(np.zeros(SHAPE, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])), affine)
-        image.to_filename(path)
-        return path
-    elif kind == "shear":
-        affine = affine @ np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    elif kind == "far":
-        affine = affine.copy()
-        affine[:3, 3] += 1000
-    image = nib.Nifti1Image(values, affine)
-    if kind == "shear":
-        image.header.set_sform(affine, code=1)
-        image.header.set_qform(None, code=0)
-    image.to_filename(path)
-    if kind == "spacing":
-        import gzip
-
-        content = bytearray(gzip.decompress(path.read_bytes()))
-        content[80:84] = bytes(4)  # pixdim[1]
-        content[254:256] = bytes(2)  # no sform
-        content[252:254] = (1).to_bytes(2, "little")
-        path.write_bytes(gzip.compress(bytes(content)))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("missing", "no such file"),
-        ("text", "no NIfTI"),
-        ("truncated", "truncated"),
-        ("nan", "NaN"),
-        ("empty", "all voxels are 0"),
-        ("flat", "single slice"),
-        ("frames", "4-D"),
-        ("complex", "complex"),
-        ("rgb", "RGB"),
-        ("shear", "not orthogonal"),
-        ("spacing", "voxel size"),
-        ("far", "no brain in the model's field of view"),
-    ],
-)
-def test_wrong_input_is_one_line_and_leaves_nothing(
-    kind: str, expected: str, t1: Path, t2: Path, members: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wrong = degrade(kind, t1, tmp_path)
-    out = tmp_path / "out"
-    command = ["register", "--fixed", str(t2), "--moving", str(wrong), "-o", str(out), "--members", str(members)]
-    assert main([*command, "--align", "none"]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("sitreg-lumir: error: ") and message.count("\n") == 1
-    assert expected in message and wrong.name in message
-    assert not out.exists() and not list(tmp_path.glob(".out*"))
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["--moving", "T2"], "name --fixed and --moving"),
-        (["--fixed", "MNI152", "--moving", "T2", "--fixed-mask", "T1"], "leave the options for it out"),
-        (["--fixed", "T1", "--moving", "T2", "--refine", "-1"], "--refine must be 0 or more steps, got -1"),
-        (["--fixed", "T1", "--moving", "T2", "--fixed-lesion", "T1"], "--refine N"),
-        (
-            ["--fixed", "T1", "--moving", "T2", "--padding", "-3"],
-            "--padding must be 0 or more and below 1000 mm, got -3",
-        ),
-        (["--fixed", "T1", "--moving", "T2", "--initial-transform", "T1"], "not a readable ITK transform"),
-        (["--fixed", "T1", "--moving", "T2", "--members", "gone"], "gone: no such file"),
-        (["--fixed", "T1", "--moving", "T2", "--device", "tpu"], "no such device"),
-        (["--fixed", "T1", "--moving", "T2", "--header", "qform"], "no qform is set"),
-    ],
-)
-def test_options_that_do_not_fit(
-    options: list[str],
-    expected: str,
-    t1: Path,
-    t2: Path,
-    members: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv(VARIABLE, str(members))
-    only_sform = tmp_path / "only_sform.nii.gz"
-    values, affine = load(t1)
-    image = nib.Nifti1Image(values, affine)
-    image.header.set_qform(None, code=0)
-    image.to_filename(only_sform)
-    arguments = [{"T1": str(only_sform), "T2": str(t2)}.get(option, option) for option in options]
-    assert main(["register", *arguments, "-o", str(tmp_path / "out"), "--align", "none"]) == 2
-    message = capsys.readouterr().err
-    assert expected in message and message.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("coarse_fields")
 def test_an_earlier_result_is_kept_unless_asked(
@@ -676,33 +374,3 @@ def test_a_full_disk_leaves_nothing(
     with pytest.raises(InputError, match="No space left on device"):
         result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_cannot_be_written(t1: Path, t2: Path, members: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot be written"):
-        register(t1, t2, "/proc/registration", model=members, align="none")
-
-
-def test_the_command_line_says_options_where_the_library_says_arguments(t1: Path) -> None:
-    options = command_line().parse_args(["register", "--fixed", str(t1), "--moving", str(t1), "-o", "out"])
-    message = "add `overwrite=True` or `align=none`, `padding_mm` or `out`; see `sitreg-lumir register` and `name`"
-    assert with_flags(message, options) == (
-        "add --overwrite or --align none, --padding or -o; see `sitreg-lumir register` and `name`"
-    )
-
-
-def test_the_options_are_those_of_register() -> None:
-    """And checked when they are made, before a model is loaded."""
-    arguments = inspect.signature(register).parameters
-    fields = {field.name: field.default for field in dataclasses.fields(RegisterOptions)}
-    assert [*arguments] == ["fixed", "moving", "out", "model", *fields]
-    assert {name: arguments[name].default for name in fields} == fields
-    for wrong, message in (
-        ({"align": "both"}, "`align` must be auto, each or none, got both"),
-        ({"refine_similarity": "ssd"}, "`refine_similarity` must be lncc or mind"),
-        ({"padding_mm": float("nan")}, "`padding_mm` must be"),
-    ):
-        with pytest.raises(InputError, match=message):
-            RegisterOptions(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="`moving` is MNI152"):
-        RegisterOptions(moving_mask="mask.nii.gz").scan_files("moving", "MNI152")
