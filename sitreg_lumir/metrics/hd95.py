@@ -49,8 +49,8 @@ def _bounding_boxes(labels: NDArray[Any]) -> dict[int, tuple[slice, ...]]:
     """Bounding box of each label that occurs; that of 0 is the whole volume."""
     objects: Iterable[tuple[int, Any]]
     if labels.max() > LARGEST_COUNTED:
-        found, numbers = np.unique(labels, return_inverse=True)
-        objects = zip(found.tolist(), ndimage.find_objects(1 + numbers.reshape(labels.shape)), strict=True)
+        present, numbers = np.unique(labels, return_inverse=True)
+        objects = zip(present.tolist(), ndimage.find_objects(1 + numbers.reshape(labels.shape)), strict=True)
     else:
         objects = enumerate(ndimage.find_objects(labels), start=1)
     boxes = {label: box for label, box in objects if box is not None}

@@ -49,8 +49,8 @@ def values_outside(labels: Sequence[int], *maps: Volume) -> set[int]:
 def count_labels(labels: NDArray[Any]) -> dict[int, int]:
     """Number of voxels of each label that occurs."""
     if labels.size and labels.max() > LARGEST_COUNTED:
-        found, times = np.unique(labels, return_counts=True)
-        return dict(zip(found.tolist(), times.tolist(), strict=True))
+        present, times = np.unique(labels, return_counts=True)
+        return dict(zip(present.tolist(), times.tolist(), strict=True))
     counts = np.bincount(labels.ravel())
     return {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
 
