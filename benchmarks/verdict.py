@@ -71,6 +71,7 @@ def cases() -> list[Case]:
     table: list[tuple[str, Any, bool, int, int]] = [  # group, kinds, align, cases of a kind: choose, report
         ("good", made.GOOD, False, 4, 12),
         ("contrast", ("T2", "FLAIR"), False, 3, 9),
+        ("same person", ("T1 T2", "T1 FLAIR", "T2 FLAIR"), False, 2, 4),
         ("header", made.HEADERS, False, 4, 17),
         ("header", made.UNALIGNED, False, 6, 20),
         ("no brain", made.NO_BRAINS, False, 6, 16),
@@ -144,6 +145,12 @@ class Bench:
         names = self.files[case.half]
         first, second = rng.choice(len(names), 2, replace=False)
         fixed, model = self._placed(names[first]), self.model
+        if case.group == "same person":  # one to choose by, two to report, each way
+            person = PERSONS[case.number // 2 + HALVES.index(case.half)]
+            first_kind, second_kind = case.kind.split()[:: 1 - 2 * (case.number % 2)]
+            fixed = self._placed(self.contrasts / f"{person}_{first_kind}.nii.gz")
+            original = self.contrasts / f"{person}_{second_kind}.nii.gz"
+            return self._judge(case, model, fixed, _load(original), None, original)
         if case.group == "contrast":
             person = PERSONS[case.number % 3]
             values, affine = _load(self.contrasts / f"{person}_{case.kind}.nii.gz")
@@ -194,7 +201,10 @@ class Bench:
                 apart = (self.second.run(fixed=images[0], moving=images[1])[0].disp - disp).norm(dim=1, keepdim=True)
                 summary["members_apart_mm"] = float(apart[images[2]].double().median()) * model.spacing
         summary["truth"] = "wrong"
-        if case.group in ("good", "contrast") and not case.align:
+        if case.group == "same person" and disp is not None:  # both on one grid: the right map is none
+            summary["map_mm"] = error = float(disp.norm(dim=1, keepdim=True)[images[2]].double().mean()) * model.spacing
+            summary["truth"] = "wrong" if error > WRONG_MM else "right" if error < RIGHT_MM else "between"
+        elif case.group in ("good", "contrast") and not case.align:
             summary["truth"] = "right"
         elif known is not None:
             moved = transform_by(prealign, points.T) - transform_by(np.linalg.inv(known), points.T)

@@ -45,7 +45,7 @@ def add_dataset(verbs: Verbs) -> None:
     parser.add_argument(
         "--spacing", type=float, default=1.0, metavar="MM", help="voxel size of the volumes: 1, 2 or 4 (default: 1)"
     )
-    parser.add_argument("--labels", type=Path, metavar="FOLDER", help="label maps, named as the scans")
+    parser.add_argument("--labels", type=Path, metavar="FOLDER", help="folder of label maps, named as the scans")
     parser.add_argument(
         "--validation",
         type=int,

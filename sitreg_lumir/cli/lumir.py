@@ -57,7 +57,9 @@ def add_predict(verbs: Verbs) -> None:
         help="also write map_<pair>.safetensors (and .json), the exact map, for `submit --exact`, `apply -t`, load_map",
     )
     parser.add_argument("--overwrite", action="store_true", help="write fields again that were made otherwise")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: auto")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="what computes (default: auto)"
+    )
     parser.add_argument(
         "--devices", type=int, default=1, metavar="N", help="processes that share the pairs (default: 1)"
     )
@@ -109,7 +111,7 @@ def add_evaluate(verbs: Verbs) -> None:
         help="list(s) of pairs" + USUAL_DATA,
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", help="for evaluation.csv/.json (default: FOLDER)"
+        "-o", "--output", type=Path, metavar="FOLDER", help="where evaluation.csv and .json go (default: FOLDER)"
     )
     parser.add_argument(
         "--groups",
@@ -119,7 +121,10 @@ def add_evaluate(verbs: Verbs) -> None:
         "scored there; none: contrasts only, and all that the files allow",
     )
     parser.add_argument(
-        "--labels", nargs="+", metavar="LABEL", help="whole numbers: for Dice and HD95; found: those in both label maps"
+        "--labels",
+        nargs="+",
+        metavar="LABEL",
+        help="labels for Dice and HD95: whole numbers, or found: those in both label maps",
     )
     parser.add_argument("--identity", action="store_true", help="score no deformation at all (affine only)")
     parser.add_argument(
@@ -178,8 +183,13 @@ def add_submit(verbs: Verbs) -> None:
     parser.add_argument(
         "--data", "--dataset", dest="dataset", type=Path, metavar="DATA", help="the list of pairs" + USUAL_DATA
     )
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of the images (default: that of the JSON)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="ends in .zip")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that the JSON's paths start from (default: that of the JSON)",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="the archive to write, .zip")
     parser.add_argument(
         "--exact",
         action="store_true",
@@ -221,7 +231,9 @@ def add_container(verbs: Verbs) -> None:
         parser.add_argument(
             *names, dest=option[2:], type=Path, default=Path(path), metavar=name, help=f"{text} (default: {path})"
         )
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: auto")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="what computes (default: auto)"
+    )
     add_allow_imports(parser)
     parser.set_defaults(run=_container)
 
@@ -244,7 +256,14 @@ def add_demo(verbs: Verbs) -> None:
     """Adds the verb `demo`."""
     more = "example: sitreg-lumir demo -o demo"
     parser = verb(verbs, "demo", "Register an example pair; make small data, train a little, predict, evaluate.", more)
-    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="FOLDER", help="default: demo")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("demo"),
+        metavar="FOLDER",
+        help="where everything goes (default: demo)",
+    )
     parser.add_argument("--steps", type=int, default=None, help="training steps (default: the demo config's)")
     parser.set_defaults(run=_demo)
 

@@ -41,9 +41,15 @@ def verb(verbs: Verbs, name: str, summary: str, more: str, *, former: str | None
 
 def add_header_options(parser: argparse.ArgumentParser) -> None:
     """What to do with headers that contradict themselves or say nothing."""
-    parser.add_argument("--header", choices=("sform", "qform"), help="which to use, in every file, if they differ")
     parser.add_argument(
-        "--assume-orientation", metavar="RAS", help="of images whose header does not say where the axes point to"
+        "--header",
+        choices=("sform", "qform"),
+        help="which of the two orientations in a NIfTI header to use, in every file, where they differ",
+    )
+    parser.add_argument(
+        "--assume-orientation",
+        metavar="RAS",
+        help="letters that say where the axes of the voxels point to, for images whose header does not",
     )
 
 

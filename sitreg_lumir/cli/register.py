@@ -47,8 +47,8 @@ transforms reach further.
 a few mm; `each` always does, `none` trusts the headers. --initial-transform takes an affine that ANTs or ITK found for
 the pair (fixed to moving); --fixed-to-template and --moving-to-template take what `sitreg-lumir preprocess` found.
 
-PAIRS is a CSV with the columns fixed,moving and if wanted name,fixed_mask,moving_mask,...; results go to OUT/<name>, a
-table of all to OUT/pairs.csv; what is there already is skipped. --workers N shares the pairs out to N processes.
+The CSV of --pairs has the columns fixed,moving and if wanted name,fixed_mask,moving_mask,...; results go to OUT/<name>,
+a table of all to OUT/pairs.csv; what is there already is skipped. --workers N shares the pairs out to N processes.
 On several machines, --shard 1/N ... --shard N/N register a part each, into the same OUT, and --collect makes the table
 of what is there. A scan that several pairs share is aligned once. Results depend on none of this.
 
@@ -83,9 +83,9 @@ def add_register(verbs: Verbs) -> None:
         help="with --pairs: register nothing, make OUT/pairs.csv of what is there and name what is missing",
     )
     parser.add_argument("--fixed-mask", type=Path, metavar="FILE", help="brain mask of the fixed scan, any grid")
-    parser.add_argument("--moving-mask", type=Path, metavar="FILE", help="of the moving scan")
+    parser.add_argument("--moving-mask", type=Path, metavar="FILE", help="brain mask of the moving scan, any grid")
     add_strip(parser)
-    parser.add_argument("--align", choices=("auto", "each", "none"), default="auto", help="default: auto")
+    parser.add_argument("--align", choices=("auto", "each", "none"), default="auto", help="see below (default: auto)")
     parser.add_argument("--initial-transform", type=Path, metavar="XFM", help="ITK affine, fixed to moving")
     parser.add_argument("--fixed-to-template", type=Path, metavar="XFM", help="ITK affine, fixed to MNI152")
     parser.add_argument("--moving-to-template", type=Path, metavar="XFM", help="ITK affine, moving to MNI152")
@@ -108,7 +108,8 @@ def add_register(verbs: Verbs) -> None:
         "--refine-similarity",
         choices=("lncc", "mind"),
         default="lncc",
-        help="what these raise, for any contrasts: lncc, or mind, which stays nearer the prediction (default: lncc)",
+        help="what the steps of --refine raise, for any contrasts: lncc, or mind, which stays nearer the prediction "
+        "(default: lncc)",
     )
     parser.add_argument(
         "--refine-mm",
@@ -118,7 +119,7 @@ def add_register(verbs: Verbs) -> None:
         "the time (default: the members' voxel size alone)",
     )
     parser.add_argument("--fixed-lesion", type=Path, metavar="FILE", help="mask left out of what --refine compares")
-    parser.add_argument("--moving-lesion", type=Path, metavar="FILE", help="the same of the moving scan")
+    parser.add_argument("--moving-lesion", type=Path, metavar="FILE", help="the same mask of the moving scan")
     parser.add_argument(
         "--padding",
         dest="padding_mm",

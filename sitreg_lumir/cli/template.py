@@ -43,7 +43,9 @@ def add_template(verbs: Verbs) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--masks", nargs="+", metavar="FILE", help="a brain mask for each image, in their order")
     add_strip(parser)
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="at most so many (default: 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="of registering all to the mean, at most (default: 3)"
+    )
     parser.add_argument(
         "--tolerance",
         dest="tolerance_mm",

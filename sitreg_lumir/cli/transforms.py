@@ -32,7 +32,9 @@ def add_resample_field(verbs: Verbs) -> None:
     parser.add_argument(
         "--to", type=Path, required=True, metavar="GRID", help="NIfTI image with the new grid, e.g. the fixed image"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=".nii.gz or .nii")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="the field to write, .nii.gz or .nii"
+    )
     parser.add_argument("--itk", action="store_true", help="write an ITK displacement field, mm")
     parser.add_argument("--image", type=Path, metavar="MOVING", help="moving image, on any grid of the same world")
     parser.add_argument(
@@ -94,18 +96,35 @@ def add_apply(verbs: Verbs) -> None:
     summary = "Move an image, a label map or points by transforms, composed and sampled once."
     parser = verb(verbs, "apply", summary, more)
     parser.add_argument(
-        "-t", "--transform", action="append", required=True, metavar="XFM", help="folder or file; may be repeated"
+        "-t",
+        "--transform",
+        action="append",
+        required=True,
+        metavar="XFM",
+        help="a registration's folder, or a transform's file, see below; may be repeated",
     )
     parser.add_argument(
-        "--to", choices=("fixed", "moving"), help="where things go; needed with a folder, and only there"
+        "--to",
+        choices=("fixed", "moving"),
+        help="the scan that things are moved onto; needed with a folder, and only there",
     )
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--image", type=Path, metavar="FILE", help="NIfTI, interpolated linearly")
-    kind.add_argument("--labels", type=Path, metavar="FILE", help="NIfTI, nearest voxels")
+    kind.add_argument("--image", type=Path, metavar="FILE", help="the image to move, interpolated linearly")
+    kind.add_argument("--labels", type=Path, metavar="FILE", help="the label map to move, nearest voxels")
     kind.add_argument(
-        "--points", type=Path, metavar="CSV", help="header with x,y,z, RAS, mm; other columns and the order stay"
+        "--points",
+        type=Path,
+        metavar="CSV",
+        help="the points to move: columns x,y,z, RAS, mm; other columns and the order stay",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=".nii.gz, .nii; points: .csv")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="what is written: .nii.gz or .nii, for points .csv",
+    )
     parser.add_argument(
         "--reference",
         type=Path,
@@ -119,7 +138,10 @@ def add_apply(verbs: Verbs) -> None:
     )
     parser.add_argument("--lps", action="store_true", help="the points are in LPS (ITK's), as read and as written")
     parser.add_argument(
-        "--outside", type=float, metavar="VALUE", help="where the image does not reach (default: 0; nan for floats)"
+        "--outside",
+        type=float,
+        metavar="VALUE",
+        help="value where the image does not reach (default: 0; nan for floats)",
     )
     add_header_options(parser)
     parser.set_defaults(run=_apply)
