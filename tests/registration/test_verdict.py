@@ -30,6 +30,8 @@ SUMMARY: dict[str, Any] = {
     [
         ("ndv_percent", 0.0, "ok", ""),
         ("similarity/registered/mind", 0.45, "failed", "match less than before"),
+        ("similarity/aligned/mind", 0.085, "check", "match less than before"),
+        ("similarity/aligned/mind", 0.095, "ok", ""),  # two contrasts of one person
         ("similarity/registered/mind_by_chance", 0.09, "failed", "hardly match"),
         ("similarity/registered/mind_by_chance", 0.113, "check", "hardly match"),
         ("similarity/registered/mind", None, "failed", "do not overlap"),
