@@ -168,8 +168,7 @@ def _reconsidered(targets: list[Level], scan: _OwnFrame, usual: Matrix, header: 
     Where the header places the scan well, it is kept; turns, and places of parts, are tried where the usual place is
     doubtful, or the brain small.
     """
-    target, level = targets[1], scan.levels[1]
-    best = place(target, level, usual, scan.cut)
+    best = place(targets[-1], scan.levels[-1], usual, scan.cut)  # coarser ones leave good scans in doubt
     stretch = np.linalg.svd(usual[:3, :3], compute_uv=False)
     plausible = scan.cut or stretch.max() < _STRETCHED * stretch.min()
     if plausible and best.clear and not is_small(header):

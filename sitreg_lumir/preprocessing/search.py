@@ -30,7 +30,7 @@ PART_SCALES = (0.8, 1.25)
 
 _Start: TypeAlias = tuple[Matrix, Matrix]  # a turn (3, 3), and template -> scan after that turn (4, 4)
 _BRAIN = 32.0  # raised intensities above this are brain
-_SCORED = 1  # index of the level on which structures are compared
+_SCORED = 1  # index of the level on which structures are compared while places are refined, at last it is the finest
 _SMALLER = 0.85  # of the template along an axis: a part may lie at either end of it
 _NEAR_MM, _DEEP_MM = 9.0, 8.0
 _TRIED, _REFINED = 10, (4, 2, 1)  # starting points, and places that are kept of each level
@@ -86,7 +86,7 @@ def _size(matrix: Matrix) -> float:
 
 def by_header(targets: list[Level], levels: list[Level], header: Matrix) -> list[Placement]:
     """The place that the header says, and the best near it for a part of a brain; arguments as those of `search`."""
-    as_stored = place(targets[_SCORED], levels[_SCORED], header, True)
+    as_stored = place(targets[-1], levels[-1], header, True)
     return [as_stored, *(_refined(targets, levels, [(np.eye(3), header)], True) if as_stored.clear else [])]
 
 
@@ -135,7 +135,8 @@ def _refined(targets: list[Level], levels: list[Level], starts: list[_Start], pa
             else:
                 shown = _shown(target, level, to_matrix(turn) @ start) if part else target
                 transform, _ = optimise(shown, _turned(level, turn), start, even=part)
-            placement = place(targets[_SCORED], levels[_SCORED], to_matrix(turn) @ transform, part)
+            scored = max(index, _SCORED)
+            placement = place(targets[scored], levels[scored], to_matrix(turn) @ transform, part)
             if placement.score > 0 and np.linalg.det(transform[:3, :3]) > 0:
                 optimised.append((placement, (turn, transform)))
         optimised = sorted(optimised, key=lambda pair: -pair[0].score)[: _REFINED[index]]
