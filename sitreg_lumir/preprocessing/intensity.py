@@ -29,6 +29,7 @@ _MAD = 1.4826  # median absolute deviation -> standard deviation of a normal dis
 _RIPPLE, _FAINT = 0.04, 0.04
 _RIPPLES_BELOW = 0.25  # largest share of ripples darker than the background; in z-scored brains it is that of tissue
 _KEPT = 0.65  # least share of the foreground that is left without ripples; else its dim voxels are tissue
+_LEAST_LITRES = 0.01  # of a field of view: less comes from voxel sizes in another unit
 _SMALLEST_BRAIN = 1000.0  # mm^3; a smaller foreground is no brain (a newborn's has 300 000)
 
 
@@ -67,6 +68,11 @@ def support_mask(image: NDArray[Any], affine: Matrix, name: str = "image") -> Ma
         "nothing but background, or tissue up to the borders of its field of view; choose another image, or give the "
         "brain's mask (`fixed_mask` or `moving_mask`), with `align=none` if the headers place both scans"
     )
+    litres = values.size * abs(float(np.linalg.det(affine[:3, :3]))) / 1e6
+    if litres < _LEAST_LITRES:
+        problem = (
+            f"its field of view has {litres:.2g} litres, too few for a brain; correct the voxel size in the header"
+        )
     return _check_size(inside, affine, name, problem)
 
 

@@ -19,6 +19,7 @@ Refusal: TypeAlias = Callable[[Scan, str], InputError]
 LARGEST_LITRES = 2.6
 """A larger foreground is no brain: adults have up to 2.1 litres within the skull, heads 2.9 and more, even without face
 and neck."""
+_LARGEST_HEAD_LITRES = 20.0  # a head with neck and shoulders has less: a larger foreground has other units
 OUTSIDE_MM = 6.0
 """Distance from the template's brain, mm, beyond which an aligned, skull-stripped brain shows next to nothing."""
 OUTSIDE_SHARE = 0.03
@@ -56,6 +57,12 @@ def check_brain(
         InputError: the mask is too large, or has another shape than a brain.
     """
     litres = brain.sum() * scan.spacing.prod() / 1e6
+    if litres > _LARGEST_HEAD_LITRES:
+        spacing = " x ".join(f"{size:g}" for size in scan.spacing)
+        raise InputError(
+            f"{scan.path}: {litres:.0f} litres are too many for a head; correct the voxel size in the header "
+            f"({spacing} mm)"
+        )
     if litres > LARGEST_LITRES:
         raise refusal(scan, f"{litres:.1f} litres")
     outside = 0.0 if prealign is None else outside_share(brain, scan.affine, prealign, template)

@@ -129,6 +129,11 @@ def test_a_whole_head_is_distinguished_from_a_brain(whole: Sample, sample: Sampl
     small = turn((0, 0, 0), scale=0.8)  # a child's head: no larger than a grown-up's brain can be
     child = as_scan("child.nii", whole.image, small @ whole.affine)
     check_brain(child, visible, None, template)
+    tenfold = as_scan("cm.nii", whole.image, np.diag([10.0, 10, 10, 1]) @ whole.affine)
+    with pytest.raises(InputError, match=r"cm\.nii: \d+ litres are too many for a head; correct the voxel size"):
+        check_brain(tenfold, visible, None, template)
+    with pytest.raises(InputError, match=r"m\.nii: its field of view has .* litres.*correct the voxel size"):
+        support_mask(whole.image, np.diag([1e-3, 1e-3, 1e-3, 1]) @ whole.affine, "m.nii")
     with pytest.raises(InputError, match=r"child\.nii: looks like a whole head.*outside a brain"):
         align_brain(child, visible, template, refuse_head)
 
