@@ -100,6 +100,10 @@ def _lta(path: Path, text: str) -> Matrix:
             f"{path}: an LTA of another kind than voxels to voxels or world to world; convert it by "
             "lta_convert --outitk"
         )
+    if not np.array_equal(matrix[3], (0, 0, 0, 1)):
+        raise InputError(
+            f"{path}: the last row of its matrix is not 0 0 0 1, so it is no affine; align the images again"
+        )
     if int(kind[1]) == _WORLD:
         return matrix
     moving, fixed = (_lta_grid(path, text, name) for name in ("src", "dst"))

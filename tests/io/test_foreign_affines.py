@@ -109,6 +109,14 @@ def test_apply_takes_flirt_with_its_two_images(
     assert "flirt.mat: a FLIRT matrix" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_projective_matrix_is_no_affine(tmp_path: Path, kind: int) -> None:
+    path = tmp_path / "affine.lta"
+    path.write_text(f"type = {kind}\nsrc volume info\n1 4 4\n1 0 0 0\n0 1 0 0\n0 0 1 0\n-1 0 0 1\n")
+    with pytest.raises(InputError, match=r"the last row of its matrix is not 0 0 0 1"):
+        load_affine(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [
