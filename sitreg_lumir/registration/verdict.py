@@ -7,11 +7,8 @@ import numpy as np
 # Beyond these a registration is to be looked at (check), or did not work (failed). benchmarks/verdict.py: good pairs of
 # training images match at 0.65 to 0.73 and overlap by 0.97 and more, degraded ones of whole brains match at 0.843 on.
 CHECK_MATCH, FAILED_MATCH = 0.80, 0.89  # MIND difference, share of what chance gives
-CHECK_LOST, FAILED_LOST = (
-    0.025,
-    0.05,
-)  # MIND difference gained by the deformation, share of chance: two contrasts of one
-# person, which match before, gain up to 0.017
+# MIND difference that the deformation adds, share of chance: two contrasts of one person, in place: to 0.017.
+CHECK_LOST, FAILED_LOST = 0.025, 0.05
 CHECK_STRUCTURE, FAILED_STRUCTURE = 2.0, 1.6  # correlation of coarse structures, multiple of what chance gives
 CHECK_STRETCH = 1.35  # largest scale of an alignment against its smallest
 CHECK_SCALES = (0.7, 1.6)
