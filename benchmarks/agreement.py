@@ -20,7 +20,8 @@ from sitreg_lumir.data.views import clean_view
 from sitreg_lumir.deform.backends import use_backend
 from sitreg_lumir.io.read import read_volume
 from sitreg_lumir.network.ensemble import Ensemble
-from sitreg_lumir.network.weights import load_members, member_files
+from sitreg_lumir.network.shipped import member_files
+from sitreg_lumir.network.weights import load_members
 
 
 def main() -> None:

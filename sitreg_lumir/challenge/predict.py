@@ -36,13 +36,12 @@ from sitreg_lumir.errors import InputError
 from sitreg_lumir.io.atomic import alone, check_folder_is_writable, own_temporary_files
 from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.precision import turn_tf32_off
-from sitreg_lumir.network.shipped import default_members
+from sitreg_lumir.network.shipped import default_members, member_files
 from sitreg_lumir.network.sitreg import Update
 from sitreg_lumir.network.weights import (
     Member,
     ModelCard,
     load_members,
-    member_files,
 )
 from sitreg_lumir.train.configs import nearest
 from sitreg_lumir.train.settings import keep_freed_memory_of_small_grids, prepare_process

@@ -30,7 +30,10 @@ def add_predict(verbs: Verbs) -> None:
     )
     parser = verb(verbs, "predict", "Write a displacement field for each validation pair of a data set.", more)
     parser.add_argument(
-        "--members", nargs="+", metavar="PATH", help=".ckpt or .safetensors, or folders (default: the shipped members)"
+        "--members",
+        nargs="+",
+        metavar="PATH",
+        help="trained members: files, folders, or shipped ones by name, such as member1 (default: all shipped ones)",
     )
     parser.add_argument("--data", metavar="DATA", help="the data set: its folder or its JSON" + USUAL_DATA)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the fields go")

@@ -68,7 +68,10 @@ def add_strip(parser: argparse.ArgumentParser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The members that register scans, and how they compute."""
     parser.add_argument(
-        "--members", nargs="+", metavar="PATH", help="trained members, files or folders (default: the shipped ones)"
+        "--members",
+        nargs="+",
+        metavar="PATH",
+        help="trained members: files, folders, or shipped ones by name, such as member1 (default: all shipped ones)",
     )
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or gpu (default: auto)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")

@@ -26,6 +26,7 @@ from sitreg_lumir.network.card import CARD_KEY as CARD_KEY
 from sitreg_lumir.network.card import ModelCard as ModelCard
 from sitreg_lumir.network.input_transform import STATE_PREFIX, channels_of, make
 from sitreg_lumir.network.mind import Mind
+from sitreg_lumir.network.shipped import member_files
 from sitreg_lumir.network.sitreg import SITReg, shapes_of
 
 _LARGEST = 1 << 36  # bytes
@@ -193,28 +194,6 @@ def load_members(paths: Sequence[str | Path], allow_imports: bool | str | Sequen
                 "members of one ensemble see the same input"
             )
     return [member.build(allow_imports) for member in stored]
-
-
-def member_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The member files that ``paths`` (files and folders) stand for, in order.
-
-    Raises:
-        InputError: a path is missing, or a folder holds no member.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(path.glob("[!.]*.safetensors")) or sorted(path.glob("[!.]*.ckpt"))
-            if not inside:
-                raise InputError(f"{path}: the folder holds no .safetensors or .ckpt file")
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise InputError(f"{path}: no such file or folder; name trained members (.ckpt or .safetensors)")
-    if not files:
-        raise InputError("no member given; name one or more .ckpt or .safetensors files")
-    return files
 
 
 def save_member(

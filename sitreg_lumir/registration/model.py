@@ -16,9 +16,9 @@ from sitreg_lumir.geometry.orientation import spacing_of
 from sitreg_lumir.io.bounded import recorded_checksums
 from sitreg_lumir.network.ensemble import Ensemble
 from sitreg_lumir.network.precision import turn_tf32_off
-from sitreg_lumir.network.shipped import default_members
+from sitreg_lumir.network.shipped import default_members, member_files
 from sitreg_lumir.network.sitreg import Stage, Update
-from sitreg_lumir.network.weights import Member, ModelCard, load_members, member_files
+from sitreg_lumir.network.weights import Member, ModelCard, load_members
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -12,10 +12,9 @@ from sitreg_lumir.io.checksum import sha256_file
 from sitreg_lumir.network.card import ModelCard
 from sitreg_lumir.network.input_transform import named, same_transform
 from sitreg_lumir.network.official import read_official
-from sitreg_lumir.network.shipped import shipped_members
+from sitreg_lumir.network.shipped import member_files
 from sitreg_lumir.network.sitreg import SITReg
-from sitreg_lumir.network.weights import member_files, read_member
-from sitreg_lumir.train.configs import nearest
+from sitreg_lumir.network.weights import read_member
 from sitreg_lumir.train.registration import RegistrationModule
 
 _log = logging.getLogger(__name__)
@@ -108,16 +107,7 @@ def architecture_differences(start: SITReg, network: SITReg) -> list[str]:
 
 
 def _find(member: str) -> Path:
-    path = Path(member)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        files = member_files([path])
-        if len(files) > 1:
-            raise InputError(f"{path}: holds {len(files)} members; name one: {', '.join(file.name for file in files)}")
-        return files[0]
-    shipped = {file.stem: file for file in shipped_members()}
-    shipped_file = shipped.get(member.removesuffix(".safetensors"))
-    if shipped_file is None:
-        raise InputError(f"--init-from {member}: no such file or shipped member{nearest(member, shipped)}")
-    return shipped_file
+    files = member_files([member])
+    if len(files) > 1:
+        raise InputError(f"{member}: holds {len(files)} members; name one: {', '.join(file.name for file in files)}")
+    return files[0]

@@ -11,6 +11,7 @@ from sitreg_lumir.deform.ops import compose
 from sitreg_lumir.errors import InputError
 from sitreg_lumir.network import memory
 from sitreg_lumir.network.official import import_official, network_from_official, official_name
+from sitreg_lumir.network.shipped import SHIPPED, member_files
 from sitreg_lumir.network.sitreg import SITReg, run_stages
 from sitreg_lumir.network.weights import ModelCard, load_member, load_members, save_member
 
@@ -250,3 +251,12 @@ def test_members_of_an_ensemble_must_agree(tmp_path: Path):
         load_members([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
     with pytest.raises(InputError, match="no such file or folder"):
         load_members([tmp_path / "c.ckpt"])
+
+
+def test_shipped_members_are_named_where_files_of_that_name_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert member_files(["member2", "member1.safetensors"]) == [SHIPPED / f"member{k}.safetensors" for k in (2, 1)]
+    (tmp_path / "member1").touch()
+    assert member_files(["member1"]) == [Path("member1")]
+    with pytest.raises(InputError, match=r"membre1: .*shipped ones \(member1, "):
+        member_files(["membre1"])
